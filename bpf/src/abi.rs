@@ -1,0 +1,487 @@
+//! Mirrors of `bpf/c/abi.h`: same names, same order, same bytes (`tests/abi_btf.rs` compares them with
+//! the object's BTF). What a field means stands in the header.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Version of all layouts here, part of the pin path.
+pub const ABI_VERSION: u32 = 1;
+/// Addresses per family that a registration holds.
+pub const ENDPOINT_ADDRS: usize = 4;
+/// Added to a direction in policy keys: "some port of this protocol".
+pub const SOME_PORT: u8 = 2;
+/// Matched by no atom; entries for it hold for every peer.
+pub const CLASS_ANY: u32 = 0;
+/// Prefix bits of a policy key for every protocol.
+pub const POLICY_PREFIX_ANY: u32 = 72;
+/// Prefix bits for all ports of a protocol.
+pub const POLICY_PREFIX_PROTOCOL: u32 = 80;
+/// Prefix bits for one port.
+pub const POLICY_PREFIX_PORT: u32 = 96;
+/// Flow was allowed as the own node's.
+pub const FLOW_BY_OWN_NODE: u8 = 1;
+/// Slots of the counters per direction.
+pub const REASON_COUNT: u32 = 32;
+/// Reasons from here on are denials.
+pub const DENY_FIRST: u8 = 16;
+/// First slot of the notes.
+pub const NOTE_BASE: u32 = 2 * REASON_COUNT;
+/// Slots of the notes.
+pub const NOTE_COUNT: u32 = 8;
+/// All slots.
+pub const COUNTER_COUNT: u32 = NOTE_BASE + NOTE_COUNT;
+
+/// A C enum of one byte (or word) with its numbers, its stable name and the way back from a number.
+macro_rules! c_enum {
+    ($(#[$meta:meta])* $name:ident: $repr:ty { $($(#[$vmeta:meta])* $variant:ident = $value:literal => $text:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr($repr)]
+        pub enum $name { $($(#[$vmeta])* $variant = $value,)* }
+
+        impl $name {
+            /// Every variant, by number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The variant of a number, if there is one.
+            pub fn from_number(number: $repr) -> Option<Self> {
+                match number { $($value => Some(Self::$variant),)* _ => None }
+            }
+
+            /// Its name in metrics, JSON and tables; never changes.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+c_enum! {
+    /// Seen from the pod.
+    Direction: u8 {
+        /// From the pod: TC ingress of its host veth.
+        Egress = 0 => "egress",
+        /// To the pod.
+        Ingress = 1 => "ingress",
+    }
+}
+
+c_enum! {
+    /// What an endpoint without a policy map does.
+    Startup: u8 {
+        /// Only its own node may reach it.
+        Hold = 0 => "hold",
+        /// Everything passes.
+        Open = 1 => "open",
+    }
+}
+
+c_enum! {
+    /// What a denial does.
+    Mode: u32 {
+        /// The packet is dropped.
+        Enforce = 0 => "enforce",
+        /// It passes, is counted and told.
+        Audit = 1 => "audit",
+        /// It passes and is counted.
+        Off = 2 => "off",
+    }
+}
+
+c_enum! {
+    /// Why a packet passed or not.
+    Reason: u8 {
+        /// Of a flow already judged.
+        AllowFlow = 1 => "flow",
+        /// A rule, or no isolation, allows this new flow.
+        AllowPolicy = 2 => "policy",
+        /// Ingress that the pod's own node itself sends.
+        AllowOwnNode = 3 => "own-node",
+        /// A pod to itself.
+        AllowOwnAddress = 4 => "own-address",
+        /// ARP, neighbour discovery, multicast listener, DHCP.
+        AllowControl = 5 => "control",
+        /// ICMP error that quotes an allowed flow.
+        AllowRelated = 6 => "related",
+        /// Startup state `open`.
+        AllowStartup = 7 => "startup",
+        /// A fragment ahead of its first one.
+        AllowFragment = 8 => "fragment",
+        /// Would be denied, but the mode is not `enforce`.
+        AllowAudit = 9 => "audit",
+        /// Isolated, and no rule allows it.
+        DenyPolicy = 16 => "policy",
+        /// Startup state `hold`.
+        DenyStartup = 17 => "startup",
+        /// The source is not the pod's address.
+        DenySpoofed = 18 => "spoofed",
+        /// No transport header where one must be.
+        DenyMalformed = 19 => "malformed",
+        /// VLAN tag or foreign ethertype.
+        DenyNotIp = 20 => "not-ip",
+        /// Its first fragment was denied, or no port of that peer is allowed.
+        DenyFragment = 21 => "fragment",
+        /// The interface is not registered.
+        DenyNoEndpoint = 22 => "no-endpoint",
+    }
+}
+
+impl Reason {
+    /// Whether the packet was refused.
+    pub fn is_denial(self) -> bool {
+        self as u8 >= DENY_FIRST
+    }
+}
+
+c_enum! {
+    /// Things worth counting that are no verdicts.
+    Note: u32 {
+        /// An allowed flow could not be remembered.
+        FlowLost = 0 => "flow-lost",
+        /// The ring of events was full.
+        EventLost = 1 => "event-lost",
+        /// Events held back by the rate limit.
+        EventLimit = 2 => "event-limit",
+        /// Flows judged again after a change of policy.
+        JudgedAgain = 3 => "judged-again",
+    }
+}
+
+c_enum! {
+    /// What happened to a packet, or what an entry says.
+    Verdict: u8 {
+        /// Refused.
+        Deny = 0 => "deny",
+        /// Passed.
+        Allow = 1 => "allow",
+    }
+}
+
+/// Declares a mirror: plain bytes, no padding (zerocopy refuses a struct that has any).
+macro_rules! mirror {
+    ($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident: $ty:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
+    };
+}
+
+mirror! {
+    /// `struct pg_counter`.
+    Counter {
+        /// Packets.
+        packets: u64,
+        /// Bytes, Ethernet header included.
+        bytes: u64,
+    }
+}
+
+mirror! {
+    /// `struct pg_addr`: an address of either family; IPv4 is mapped.
+    Addr {
+        /// Network order.
+        bytes: [u8; 16],
+    }
+}
+
+impl From<IpAddr> for Addr {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(v4) => Self { bytes: v4.to_ipv6_mapped().octets() },
+            IpAddr::V6(v6) => Self { bytes: v6.octets() },
+        }
+    }
+}
+
+impl From<Addr> for IpAddr {
+    fn from(addr: Addr) -> Self {
+        IpAddr::V6(Ipv6Addr::from(addr.bytes)).to_canonical()
+    }
+}
+
+mirror! {
+    /// `struct pg_endpoint`: the whole registration; [`crate::maps::Registration`] is its readable form.
+    EndpointRecord {
+        /// Random, not 0; tells registrations apart.
+        owner: u32,
+        /// [`Startup`].
+        startup: u8,
+        /// 0 or 1.
+        anti_spoofing: u8,
+        /// Used slots of `addr4`.
+        addr4_count: u8,
+        /// Used slots of `addr6`.
+        addr6_count: u8,
+        /// Network order.
+        addr4: [[u8; 4]; ENDPOINT_ADDRS],
+        /// Network order.
+        addr6: [Addr; ENDPOINT_ADDRS],
+        /// 0 where the kernel has none.
+        netns_cookie: u64,
+        /// CNI_CONTAINERID.
+        container_id: [u8; 256],
+        /// CNI_IFNAME.
+        interface: [u8; 16],
+        /// Name of the host end.
+        host_interface: [u8; 16],
+        /// Name of the network configuration.
+        network: [u8; 128],
+        /// K8S_POD_NAMESPACE, or empty.
+        pod_namespace: [u8; 64],
+        /// K8S_POD_NAME, or empty.
+        pod_name: [u8; 256],
+        /// K8S_POD_UID, or empty.
+        pod_uid: [u8; 64],
+        /// CNI_NETNS at ADD.
+        netns: [u8; 256],
+    }
+}
+
+mirror! {
+    /// `struct pg_policy_key`: LPM key of an endpoint's inner map.
+    PolicyKey {
+        /// 72, 80..=96.
+        prefixlen: u32,
+        /// The endpoint's owner number.
+        owner: u32,
+        /// Class of the peer; 0 for every peer.
+        class: u32,
+        /// [`Direction`], or that + [`SOME_PORT`].
+        direction: u8,
+        /// IP protocol.
+        protocol: u8,
+        /// Network order.
+        port: [u8; 2],
+    }
+}
+
+mirror! {
+    /// `struct pg_policy_value`.
+    PolicyValue {
+        /// Number of the rule that decides.
+        rule: u32,
+        /// [`Verdict`].
+        verdict: u8,
+        /// Zero.
+        pad: [u8; 3],
+        /// New flows it decided; written by the programs.
+        hits: u64,
+    }
+}
+
+mirror! {
+    /// `struct pg_peer4_key`.
+    Peer4Key {
+        /// Network order.
+        addr: [u8; 4],
+    }
+}
+
+mirror! {
+    /// `struct pg_peer6_key`.
+    Peer6Key {
+        /// Network order.
+        addr: Addr,
+    }
+}
+
+mirror! {
+    /// `struct pg_net4_key`.
+    Net4Key {
+        /// 0..=32.
+        prefixlen: u32,
+        /// Network order.
+        addr: [u8; 4],
+    }
+}
+
+mirror! {
+    /// `struct pg_net6_key`.
+    Net6Key {
+        /// 0..=128.
+        prefixlen: u32,
+        /// Network order.
+        addr: Addr,
+    }
+}
+
+mirror! {
+    /// `struct pg_class`.
+    ClassValue {
+        /// The class.
+        class: u32,
+    }
+}
+
+mirror! {
+    /// `struct pg_node_addr`.
+    NodeAddr {
+        /// Zero.
+        pad: u32,
+    }
+}
+
+mirror! {
+    /// `struct pg_flow4_key`.
+    Flow4Key {
+        /// Host veth.
+        ifindex: u32,
+        /// Pod's side, network order.
+        pod: [u8; 4],
+        /// Peer's side.
+        peer: [u8; 4],
+        /// Network order; identifier of an echo; 0 without ports.
+        pod_port: [u8; 2],
+        /// Network order.
+        peer_port: [u8; 2],
+        /// IP protocol.
+        protocol: u8,
+        /// `enum pg_flow_kind`.
+        kind: u8,
+        /// Zero.
+        pad: [u8; 2],
+    }
+}
+
+mirror! {
+    /// `struct pg_flow6_key`.
+    Flow6Key {
+        /// Host veth.
+        ifindex: u32,
+        /// Pod's side.
+        pod: Addr,
+        /// Peer's side.
+        peer: Addr,
+        /// Network order; identifier of an echo; 0 without ports.
+        pod_port: [u8; 2],
+        /// Network order.
+        peer_port: [u8; 2],
+        /// IP protocol.
+        protocol: u8,
+        /// `enum pg_flow_kind`.
+        kind: u8,
+        /// Zero.
+        pad: [u8; 2],
+    }
+}
+
+mirror! {
+    /// `struct pg_flow`.
+    Flow {
+        /// Of its last judgement.
+        epoch: u32,
+        /// Coarse seconds.
+        expires: u32,
+        /// The endpoint's.
+        owner: u32,
+        /// That allowed it.
+        rule: u32,
+        /// [`Direction`] of its first packet.
+        direction: u8,
+        /// `enum pg_flow_state`.
+        state: u8,
+        /// `PG_FLOW_*`.
+        flags: u8,
+        /// Zero.
+        pad: u8,
+    }
+}
+
+mirror! {
+    /// `struct pg_frag_key`.
+    FragKey {
+        /// Host veth.
+        ifindex: u32,
+        /// Datagram's identification.
+        id: u32,
+        /// As in the packet.
+        source: Addr,
+        /// As in the packet.
+        destination: Addr,
+        /// IP protocol.
+        protocol: u8,
+        /// [`Direction`].
+        direction: u8,
+        /// Zero.
+        pad: [u8; 2],
+    }
+}
+
+mirror! {
+    /// `struct pg_frag`.
+    Frag {
+        /// Coarse seconds.
+        expires: u32,
+        /// Network order.
+        pod_port: [u8; 2],
+        /// Network order.
+        peer_port: [u8; 2],
+        /// `enum pg_flow_kind`.
+        kind: u8,
+        /// [`Verdict`].
+        verdict: u8,
+        /// Zero.
+        pad: [u8; 2],
+    }
+}
+
+mirror! {
+    /// `struct pg_control`.
+    ControlRecord {
+        /// Bumped with every change.
+        epoch: u32,
+        /// [`Mode`].
+        mode: u32,
+        /// Not 0: new allowed flows raise events.
+        tell_allowed: u32,
+        /// Per CPU.
+        events_per_second: u32,
+    }
+}
+
+mirror! {
+    /// `struct pg_event`.
+    EventRecord {
+        /// CLOCK_MONOTONIC, ns.
+        time: u64,
+        /// Host veth.
+        ifindex: u32,
+        /// The endpoint's owner number.
+        owner: u32,
+        /// That decided, 0 if none did.
+        rule: u32,
+        /// Class of the peer.
+        peer_class: u32,
+        /// Of the packet, bytes.
+        length: u32,
+        /// Pod's side.
+        pod: Addr,
+        /// Peer's side.
+        peer: Addr,
+        /// Network order.
+        pod_port: [u8; 2],
+        /// Network order.
+        peer_port: [u8; 2],
+        /// [`Direction`] of the packet.
+        direction: u8,
+        /// IP protocol.
+        protocol: u8,
+        /// [`Reason`].
+        reason: u8,
+        /// [`Verdict`].
+        verdict: u8,
+        /// 4, 6, or 0.
+        family: u8,
+        /// Zero.
+        pad: [u8; 3],
+    }
+}
+
+impl Peer4Key {
+    /// The key of an address.
+    pub fn new(addr: Ipv4Addr) -> Self {
+        Self { addr: addr.octets() }
+    }
+}

@@ -1,0 +1,96 @@
+//! What can go wrong between user space and the kernel's BPF side.
+
+use std::io;
+use std::path::PathBuf;
+
+/// This crate's results.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// "verb object: cause", naming the map, path or interface.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// bpffs is not there or not usable.
+    #[error("use {path} for pins: {reason}")]
+    Bpffs {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// Nobody has loaded the programs yet.
+    #[error("open pin {path}: not there (no podgate plugin or policyd has loaded the programs yet)")]
+    NotLoaded {
+        /// The first missing pin.
+        path: PathBuf,
+    },
+    /// A pinned map is not what this build needs.
+    #[error("use pinned map {path}: its {field} is {found}, this build needs {wanted}")]
+    Mismatch {
+        /// The pin.
+        path: PathBuf,
+        /// Which property.
+        field: &'static str,
+        /// As pinned.
+        found: u32,
+        /// As compiled or configured.
+        wanted: u32,
+    },
+    /// Loading or verifying the programs failed.
+    #[error("load programs: {0}")]
+    Load(String),
+    /// A system call on a file or pin failed.
+    #[error("{verb} {object}: {source}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        object: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A map has no room: the entry is not there, what the map held still is.
+    #[error("write map {map}: full ({max_entries} entries)")]
+    Full {
+        /// The map.
+        map: &'static str,
+        /// Its capacity.
+        max_entries: u32,
+    },
+    /// Attaching, detaching or asking about the gate of an interface failed.
+    #[error("{verb} gate of interface {ifindex}: {reason}")]
+    Attach {
+        /// What was tried.
+        verb: &'static str,
+        /// The host veth.
+        ifindex: u32,
+        /// Why not.
+        reason: String,
+    },
+    /// Text that does not fit the registry's record.
+    #[error("register endpoint: {field} is {length} bytes, at most {limit} fit")]
+    TooLong {
+        /// Which.
+        field: &'static str,
+        /// Its length.
+        length: usize,
+        /// The room.
+        limit: usize,
+    },
+    /// More addresses than the registry's record holds.
+    #[error("register endpoint: {count} {family} addresses on one interface, at most {limit} fit")]
+    TooManyAddresses {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// How many there are.
+        count: usize,
+        /// The room.
+        limit: usize,
+    },
+}
+
+impl Error {
+    /// Wraps the last step of an operation on `object`.
+    pub(crate) fn io(verb: &'static str, object: impl Into<String>, source: io::Error) -> Self {
+        Self::Io { verb, object: object.into(), source }
+    }
+}

@@ -1,0 +1,23 @@
+//! The contract between podgate's BPF programs and user space, and everything that touches the kernel's
+//! BPF side: byte layouts, pins, typed maps, loading, attaching, events. The only crate with `unsafe`.
+//!
+//! ```text
+//!   plugin  -- Gate::open_or_load, Maps::register, Gate::attach -->  pins under <bpfRoot>/v1
+//!   policyd -- Gate::open_or_load, Maps::{policies, peers, nets, ..}, Control::bump_epoch, Events -->  the same pins
+//! ```
+//!
+//! [`handshake`] is the one line that plugin and daemon exchange about a registration.
+
+pub mod abi;
+pub mod attach;
+pub mod error;
+pub mod events;
+pub mod handshake;
+pub mod loader;
+pub mod maps;
+pub mod pins;
+mod sys;
+
+pub use error::{Error, Result};
+pub use loader::Gate;
+pub use pins::PinRoot;

@@ -1,0 +1,90 @@
+//! Where the pins are, and the lock that lets one process at a time load or remove them.
+
+use std::fs::{self, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statfs::{self, FsType};
+
+use crate::abi::ABI_VERSION;
+use crate::{Error, Result};
+
+/// `bpfRoot` unless configured otherwise.
+pub const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf/podgate";
+
+/// BPF_FS_MAGIC of linux/magic.h.
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// The pin of the program at the pod's TC ingress hook.
+pub const FROM_POD: &str = "from_pod";
+/// The pin of the program at the pod's TC egress hook.
+pub const TO_POD: &str = "to_pod";
+
+/// The pins of this build's layout: `<bpfRoot>/v<ABI_VERSION>/`, with the links of TCX gates in `links/`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinRoot {
+    root: PathBuf,
+}
+
+impl PinRoot {
+    /// Pins under `bpf_root`; touches nothing yet.
+    pub fn new(bpf_root: impl Into<PathBuf>) -> Self {
+        Self { root: bpf_root.into() }
+    }
+
+    /// `bpfRoot` itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of this build's layout.
+    pub fn dir(&self) -> PathBuf {
+        self.root.join(format!("v{ABI_VERSION}"))
+    }
+
+    /// The pin of a map or program.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    /// The pin of one direction's TCX link of an interface.
+    pub(crate) fn link(&self, ifindex: u32, program: &str) -> PathBuf {
+        self.dir().join("links").join(format!("{ifindex}-{program}"))
+    }
+
+    /// Makes the directories, on a mounted bpffs.
+    pub fn create(&self) -> Result<()> {
+        let links = self.dir().join("links");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&links)
+            .map_err(|e| Error::io("create directory", links.display().to_string(), e))?;
+        let found = statfs::statfs(&self.root)
+            .map_err(|e| Error::io("examine", self.root.display().to_string(), e.into()))?;
+        if found.filesystem_type() != FsType(BPF_FS_MAGIC as _) {
+            return Err(Error::Bpffs {
+                path: self.root.clone(),
+                reason: "not on a BPF file system (mount one: mount -t bpf bpf /sys/fs/bpf)".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whoever loads or removes pins holds this; released when dropped, also by a crash.
+    pub fn lock(&self) -> Result<RootLock> {
+        self.create()?;
+        let dir = File::open(&self.root)
+            .map_err(|e| Error::io("open", self.root.display().to_string(), e))?;
+        Flock::lock(dir, FlockArg::LockExclusive)
+            .map(|held| RootLock { _held: held })
+            .map_err(|(_, e)| Error::io("lock", self.root.display().to_string(), e.into()))
+    }
+}
+
+/// The held lock of a pin root.
+#[derive(Debug)]
+pub struct RootLock {
+    _held: Flock<File>,
+}

@@ -1,0 +1,246 @@
+//! The cluster as podgate sees it: our own types, parsed once at the edge (see [`crate::convert`]).
+//!
+//! Nothing here can hold a state that the API's defaulting leaves open: a missing `from` is
+//! [`Peers::Any`], a missing protocol is TCP, a CIDR with host bits is masked.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::selector::Selector;
+
+/// Labels of a pod or a namespace.
+pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+
+/// Namespace and name of a namespaced object. Prints as `namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectKey {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The name inside it.
+    pub name: Arc<str>,
+}
+
+impl ObjectKey {
+    /// A key from its two parts.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The transport protocols that a policy can name (semantics 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// IP protocol 6.
+    Tcp,
+    /// IP protocol 17.
+    Udp,
+    /// IP protocol 132.
+    Sctp,
+}
+
+impl Protocol {
+    /// The IANA protocol number of the IP header.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        })
+    }
+}
+
+/// Seen from the pod: `Ingress` is traffic to it, `Egress` traffic from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// To the pod (the `to_pod` program).
+    Ingress,
+    /// From the pod (the `from_pod` program).
+    Egress,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+/// A namespace and its labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name; also what its `kubernetes.io/metadata.name` label always says (semantics 4).
+    pub name: Arc<str>,
+    /// Its labels, `kubernetes.io/metadata.name` included.
+    pub labels: Labels,
+}
+
+/// Where a pod stands in its life (semantics 11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PodLife {
+    /// Pending or running.
+    Live,
+    /// Has a deletion timestamp: still target and peer, but yields a disputed address to a live pod.
+    Terminating,
+    /// Succeeded or Failed: neither peer nor target; its address may belong to somebody else.
+    Finished,
+}
+
+/// A container port that has a name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamedPort {
+    /// The name, unique per protocol inside a pod (though the API server only warns).
+    pub name: Arc<str>,
+    /// Its protocol; `containerPort.protocol` defaults to TCP.
+    pub protocol: Protocol,
+    /// The number.
+    pub number: u16,
+}
+
+/// A pod, stripped to what policy needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// `metadata.uid`; empty in hand-written manifests. Tells a re-created pod from its predecessor.
+    pub uid: Arc<str>,
+    /// `metadata.creationTimestamp` in seconds since 1970, 0 if unknown: the newer of two pods that
+    /// claim one address has it.
+    pub created: i64,
+    /// Its labels.
+    pub labels: Labels,
+    /// Every address of `status.podIPs` (or `status.podIP`), both families, canonical.
+    pub addresses: Vec<IpAddr>,
+    /// Named ports of its containers and restartable init containers (semantics 6).
+    pub ports: Vec<NamedPort>,
+    /// Where it stands in its life.
+    pub life: PodLife,
+    /// A hostNetwork pod is its node: neither subject nor selector peer (semantics 9).
+    pub host_network: bool,
+    /// `spec.nodeName`, if scheduled.
+    pub node: Option<Arc<str>>,
+}
+
+/// Names a policy and the source that gave it: one name may come from two sources, and then both apply.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PolicyId {
+    /// `kubernetes`, `dir` or `local`.
+    pub source: Arc<str>,
+    /// Namespace and name.
+    pub key: ObjectKey,
+}
+
+impl fmt::Display for PolicyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.key.fmt(f)
+    }
+}
+
+/// A NetworkPolicy with all defaults applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Its name and source.
+    pub id: PolicyId,
+    /// Which pods of its namespace it selects.
+    pub selector: Selector,
+    /// `Some` if it isolates its pods for ingress: the rules, none of which means "nothing".
+    /// `None`: ingress is not in policyTypes and its rules, if any, were ignored.
+    pub ingress: Option<Vec<Rule>>,
+    /// The same for egress.
+    pub egress: Option<Vec<Rule>>,
+}
+
+/// One item of `ingress` or `egress`: peer AND port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Who.
+    pub peers: Peers,
+    /// To which ports.
+    pub ports: Ports,
+}
+
+/// The `from` or `to` of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peers {
+    /// Missing or empty: everybody, also outside the cluster.
+    Any,
+    /// Any of these.
+    Of(Vec<Peer>),
+}
+
+/// One item of `from` or `to`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    /// Pods, never an external address or a node.
+    Pods {
+        /// In which namespaces.
+        namespaces: NamespaceScope,
+        /// Which pods of those.
+        pods: Selector,
+    },
+    /// An ipBlock: the packet's address, pods included (semantics 5).
+    Block(Block),
+}
+
+/// The namespaces of a pod peer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NamespaceScope {
+    /// No namespaceSelector: the policy's own namespace (named, so that peers of two policies can be compared).
+    Own(Arc<str>),
+    /// Those whose labels match; the empty selector matches all.
+    Matching(Selector),
+}
+
+/// An ipBlock: masked, of one family. `except` only shrinks this block; it is no deny.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Block {
+    /// The range, host bits cleared.
+    pub cidr: IpNet,
+    /// Holes in it, host bits cleared, sorted.
+    pub except: Vec<IpNet>,
+}
+
+/// The `ports` of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// Missing or empty: every port of every protocol, protocols without ports included.
+    Any,
+    /// Any of these.
+    Of(Vec<Port>),
+}
+
+/// One item of `ports`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// No number: all ports of the protocol.
+    All(Protocol),
+    /// `port` or `port`..`endPort`, at the pod (after service translation).
+    Numbers(Protocol, RangeInclusive<u16>),
+    /// A name, looked up on the destination pod by (name, protocol). A name nobody has matches nothing.
+    Named(Protocol, Arc<str>),
+}

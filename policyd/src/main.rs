@@ -1,0 +1,3 @@
+//! The daemon of a node.
+
+fn main() {}
