@@ -12,9 +12,15 @@
 //! two such states so that no flow allowed by both is ever refused in between.
 //! The specification is `semantics.md`; the tests in `tests/semantics_*.rs` are named after its lines.
 
+mod blocks;
+mod classes;
 pub mod compile;
+mod compiler;
 pub mod convert;
 pub mod diff;
+pub mod explain;
 pub mod index;
 pub mod model;
+mod peers;
 pub mod selector;
+mod tables;

@@ -112,7 +112,7 @@ pub enum PodLife {
 }
 
 /// A container port that has a name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamedPort {
     /// The name, unique per protocol inside a pod (though the API server only warns).
     pub name: Arc<str>,
