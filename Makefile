@@ -1,0 +1,88 @@
+# Everything a person does with this tree. `make` alone lists it.
+# Each target installs what it needs first (scripts/setup.sh says what, and is quick when nothing is missing).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CARGO := scripts/cargo.sh
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+TRIPLE := $(shell uname -m)-unknown-linux-gnu
+# --target always: build scripts must not get the crt-static below
+BIN_DIR := $(TARGET_DIR)/$(TRIPLE)/release
+# libelf.a and libz.a of the -dev packages
+STATIC_LIBS := /usr/lib/$(shell uname -m)-linux-gnu
+BPF_SOURCES := $(wildcard bpf/c/*.c bpf/c/*.h)
+SCRIPTS := $(wildcard scripts/*.sh) .ci/run
+export PODGATE_BIN_DIR := $(abspath $(BIN_DIR))
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## install what any target here needs (the targets do it for themselves)
+	@scripts/setup.sh build demo test lint
+
+.PHONY: setup-build setup-demo setup-test setup-lint
+setup-build setup-demo setup-test setup-lint: setup-%:
+	@scripts/setup.sh build $*
+
+.PHONY: build
+build: setup-build ## podgate, policyd and podgatectl as static release binaries
+	LIBBPF_SYS_LIBRARY_PATH=$(STATIC_LIBS) RUSTFLAGS="-C target-feature=+crt-static" \
+	  $(CARGO) build --release --target $(TRIPLE) --bins \
+	    -p podgate-cni -p policyd --features podgate-cni/static,policyd/static
+	@ls -l $(BIN_DIR)/podgate $(BIN_DIR)/policyd $(BIN_DIR)/podgatectl
+
+.PHONY: demo
+demo: setup-demo ## the example worlds: real packets between real namespaces, who reaches whom and why (root)
+	@scripts/preflight.sh
+	@$(MAKE) build
+	@scripts/demo.sh $(BIN_DIR) $(WORLD)
+
+.PHONY: test
+test: setup-test ## all tiers: unit, kernel and runtime (root)
+	@scripts/preflight.sh runtime
+	@$(MAKE) build
+	@scripts/test.sh unit kernel runtime
+
+.PHONY: test-unit
+test-unit: setup-test ## the tier that needs nothing
+	@scripts/test.sh unit
+
+.PHONY: test-kernel
+test-kernel: setup-test ## the programs in this kernel, packets between namespaces (root)
+	@scripts/preflight.sh
+	@$(MAKE) build
+	@scripts/test.sh kernel
+
+.PHONY: test-runtime
+test-runtime: setup-test ## pods made by containerd with the chain installed (root)
+	@scripts/preflight.sh runtime
+	@$(MAKE) build
+	@scripts/test.sh runtime
+
+.PHONY: lint
+lint: setup-lint ## rustfmt, clippy, clang-format, shellcheck, cargo deny: nothing is changed
+	$(CARGO) fmt --all --check
+	clang-format --dry-run --Werror $(BPF_SOURCES)
+	shellcheck $(SCRIPTS)
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	scripts/deny.sh
+
+.PHONY: fmt
+fmt: setup-lint ## format the Rust and the C in place
+	$(CARGO) fmt --all
+	clang-format -i $(BPF_SOURCES)
+
+.PHONY: bench
+bench: setup-build ## the numbers, measured on this machine (root)
+	@scripts/preflight.sh
+	@$(MAKE) build
+	@scripts/bench.sh
+
+.PHONY: clean
+clean: ## remove what was built
+	$(CARGO) clean

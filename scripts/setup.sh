@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Installs what a set of targets needs and the machine lacks; says first what that will be.
+# Usage: scripts/setup.sh build|demo|test|lint ...     A second run finds everything and is quick.
+set -euo pipefail
+
+fail() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+# One line each: the group that needs it, what proves it is there (command, or path glob), Debian's package.
+# Probed by command and file, not by package: a machine may have them from elsewhere (containerd.io, say).
+needs='
+build gcc gcc
+build /usr/include/*/asm/types.h linux-libc-dev
+build /usr/lib/*/libc.a libc6-dev
+build pkg-config pkg-config
+build clang clang
+build /usr/include/libelf.h libelf-dev
+build /usr/lib/*/libelf.a libelf-dev
+build /usr/lib/*/libz.a zlib1g-dev
+build /etc/ssl/certs/ca-certificates.crt ca-certificates
+demo ip iproute2
+demo unshare util-linux
+demo /usr/lib/cni/bridge containernetworking-plugins
+demo /usr/lib/cni/static containernetworking-plugins
+test tc iproute2
+test jq jq
+test containerd containerd
+test runc runc
+test /usr/share/doc/busybox-static busybox-static
+test ps procps
+lint clang-format clang-format
+lint shellcheck shellcheck
+'
+
+present() {
+    case $1 in
+    /*) compgen -G "$1" >/dev/null ;;
+    *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
+    esac
+}
+
+groups=" $* "
+missing=()
+while read -r group probe package; do
+    [[ -n $group && $groups == *" $group "* ]] || continue
+    present "$probe" && continue
+    [[ " ${missing[*]:-} " == *" $package "* ]] || missing+=("$package")
+done <<<"$needs"
+
+as_root=()
+if [[ $(id -u) -ne 0 ]]; then
+    as_root=(sudo)
+fi
+
+apt_refreshed=no
+apt_install() {
+    command -v apt-get >/dev/null ||
+        fail "this machine has no apt-get: install the equivalents of these Debian packages yourself: $*"
+    [[ ${#as_root[@]} -eq 0 ]] || command -v sudo >/dev/null ||
+        fail "not root, and there is no sudo: run as root, or install these packages yourself: $*"
+    echo "setup: will install with apt-get: $*"
+    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600)
+    if [[ $apt_refreshed == no ]]; then
+        # one unreachable third-party repository must not stop us; a package it hides is reported below
+        "${apt[@]}" -q update || echo "setup: apt-get update had errors, going on with what it got" >&2
+        apt_refreshed=yes
+    fi
+    "${apt[@]}" install -q -y --no-install-recommends "$@" </dev/null ||
+        fail "apt-get could not install: $* (its reason stands above)"
+}
+
+if [[ ${#missing[@]} -gt 0 ]]; then
+    apt_install "${missing[@]}"
+fi
+
+# Rust. Debian 12's rustc is years too old and has no rustup package; we run no installer from the web
+# as root unasked, so that one step is told instead.
+[[ $groups == *" build "* ]] || exit 0
+cargo="$(dirname "$0")/cargo.sh"
+if ! "$cargo" --version >/dev/null 2>&1; then
+    if [[ -n $(apt-cache madison rustup 2>/dev/null) ]]; then
+        apt_install rustup
+        rustup toolchain install # the version and components of rust-toolchain.toml
+    else
+        fail "there is no cargo, and this Debian has no rustup package. Install Rust the way its
+       makers describe (https://rustup.rs), for yourself or for root:
+           curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal
+       then run the same make target again; it picks ~/.cargo/bin up by itself."
+    fi
+fi
+found=$("$cargo" --version | awk '{ print $2 }')
+wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
+[[ $(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1) == "$wanted" ]] ||
+    fail "cargo is $found, podgate needs $wanted or newer: install rustup (https://rustup.rs); it will fetch
+       the version that rust-toolchain.toml names"
