@@ -23,12 +23,12 @@ inventory() {
     find /run/podgate /run/containerd /var/lib/cni /etc/cni -mindepth 1 -printf 'file %p\n' 2>/dev/null || true
     [[ -z $tmp ]] || find "$tmp" -mindepth 1 -maxdepth 1 -printf 'file %p\n'
     [[ -n $mark ]] || return 0
-    for environ in /proc/[0-9]*/environ; do
-        tr '\0' '\n' <"$environ" 2>/dev/null | grep -qx "PODGATE_TEST_RUN=$mark" || continue
+    # grep's own environment has no mark: it came as an argument
+    while read -r environ; do
         pid=${environ#/proc/}
         pid=${pid%/environ}
         printf 'process %s %s\n' "$pid" "$(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" || true)"
-    done
+    done < <(grep -lszx "PODGATE_TEST_RUN=$mark" /proc/[0-9]*/environ || true)
 }
 
 case ${1:-} in
