@@ -1,0 +1,88 @@
+//! However the objects of a world come in, and whatever came before and went, the index is the same and
+//! so is what a fresh compiler makes of it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use podgate_policy::compile::Compiler;
+use podgate_policy::index::{Change, Index};
+use podgate_tests::compiling::{changes, endpoints, index};
+use podgate_tests::oracle::World;
+use podgate_tests::worlds::{successive_worlds, worlds};
+use proptest::prelude::*;
+
+fn gone(change: &Change) -> Change {
+    match change {
+        Change::PodSet(pod) => Change::PodGone(pod.key.clone()),
+        Change::NamespaceSet(namespace) => Change::NamespaceGone(namespace.name.clone()),
+        Change::PolicySet(policy) => Change::PolicyGone(policy.id.clone()),
+        other => other.clone(),
+    }
+}
+
+/// A world, and events that lead to it: its objects may have been others before, or gone in between, and
+/// those of an earlier world have come and gone. Only the events of one object keep their order.
+fn histories() -> impl Strategy<Value = (World, Vec<Change>)> {
+    (successive_worlds(), any::<u64>())
+        .prop_map(|((first, last), flips)| {
+            let mut queues: BTreeMap<String, VecDeque<Change>> = BTreeMap::new();
+            for change in changes(&first).unwrap() {
+                let gone = gone(&change);
+                queues.insert(format!("{gone:?}"), VecDeque::from([change, gone]));
+            }
+            for (number, change) in changes(&last).unwrap().into_iter().enumerate() {
+                let queue = queues.entry(format!("{:?}", gone(&change))).or_default();
+                if flips >> (number % 64) & 1 == 1 {
+                    queue.truncate(1); // changed in place, not gone and come again
+                }
+                queue.push_back(change);
+            }
+            (last, queues.into_values().collect::<Vec<_>>())
+        })
+        .prop_flat_map(|(last, queues)| {
+            let turns = queues.iter().enumerate();
+            let turns = turns.flat_map(|(queue, events)| vec![queue; events.len()]);
+            (Just(last), Just(queues), Just(turns.collect::<Vec<_>>()).prop_shuffle())
+        })
+        .prop_map(|(last, mut queues, turns)| {
+            let events = turns.into_iter().map(|queue| queues[queue].pop_front().unwrap());
+            (last, events.collect())
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn any_event_order_gives_the_fresh_build((world, events) in histories()) {
+        let mut index_by_events = Index::new();
+        for event in events {
+            index_by_events.apply(event);
+        }
+        let fresh = index(&world).unwrap();
+        prop_assert_eq!(&index_by_events, &fresh);
+        let endpoints = endpoints(&world).unwrap();
+        prop_assert_eq!(
+            Compiler::new().compile(&index_by_events, &endpoints),
+            Compiler::new().compile(&fresh, &endpoints)
+        );
+    }
+
+    #[test]
+    fn endpoints_in_any_order_compile_alike(world in worlds()) {
+        let index = index(&world).unwrap();
+        let mut endpoints = endpoints(&world).unwrap();
+        let compiled = Compiler::new().compile(&index, &endpoints);
+        endpoints.reverse();
+        prop_assert_eq!(compiled, Compiler::new().compile(&index, &endpoints));
+    }
+
+    #[test]
+    fn an_event_that_says_nothing_new_changes_nothing(world in worlds()) {
+        let mut index = index(&world).unwrap();
+        let known = index.clone();
+        for change in changes(&world).unwrap() {
+            prop_assert!(!index.apply(change.clone()), "{:?}", change);
+        }
+        prop_assert_eq!(index, known);
+    }
+}
