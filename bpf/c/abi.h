@@ -84,7 +84,7 @@ struct pg_counter {
 
 /* An address of either family; IPv4 is mapped (::ffff:a.b.c.d). */
 struct pg_addr {
-	__u8 bytes[16];
+	__u8 bytes[16] __attribute__((aligned(4)));
 };
 
 #define PG_ENDPOINT_ADDRS 4 /* per family */
@@ -214,6 +214,7 @@ enum pg_flow_state {
 	PG_FLOW_ESTABLISHED = 1, /* both have */
 	PG_FLOW_CLOSING = 2,	 /* TCP: one side has sent FIN */
 	PG_FLOW_CLOSED = 3,	 /* TCP: both have, or one RST */
+	PG_FLOW_CUT = 4,	 /* policy no longer allows it: neither side's packets pass (conntrack.h) */
 };
 
 #define PG_FLOW_BY_OWN_NODE 1 /* allowed as the own node's; judged again as that */
@@ -237,7 +238,7 @@ struct pg_frag_key {
 	__u32 id;
 	struct pg_addr source;
 	struct pg_addr destination;
-	__u8 protocol;
+	__u8 protocol; /* IPv4 only, see gate.h */
 	__u8 direction;
 	__u8 pad[2];
 };
@@ -248,7 +249,8 @@ struct pg_frag {
 	__be16 peer_port;
 	__u8 kind; /* enum pg_flow_kind */
 	__u8 verdict; /* enum pg_verdict */
-	__u8 pad[2];
+	__u8 protocol;
+	__u8 pad;
 };
 
 /* control: one entry, mapped into user space. */

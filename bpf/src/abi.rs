@@ -422,8 +422,10 @@ mirror! {
         kind: u8,
         /// [`Verdict`].
         verdict: u8,
+        /// IP protocol.
+        protocol: u8,
         /// Zero.
-        pad: [u8; 2],
+        pad: u8,
     }
 }
 

@@ -10,14 +10,27 @@
 
 pub mod abi;
 pub mod attach;
+mod control;
 pub mod error;
 pub mod events;
+mod filters;
 pub mod handshake;
 pub mod loader;
 pub mod maps;
 pub mod pins;
+mod registration;
 mod sys;
+mod typed;
 
 pub use error::{Error, Result};
 pub use loader::Gate;
 pub use pins::PinRoot;
+
+use std::os::fd::AsFd;
+
+/// The kernel's number of the calling thread's network namespace, never used twice; 0 where it has none (before 5.14).
+pub fn current_netns_cookie() -> u64 {
+    std::os::unix::net::UnixDatagram::unbound()
+        .and_then(|socket| sys::netns_cookie(socket.as_fd()))
+        .unwrap_or(0)
+}

@@ -54,22 +54,23 @@ impl PinRoot {
     }
 
     /// Makes the directories, on a mounted bpffs.
-    pub fn create(&self) -> Result<()> {
-        let links = self.dir().join("links");
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&links)
-            .map_err(|e| Error::io("create directory", links.display().to_string(), e))?;
-        let found = statfs::statfs(&self.root)
-            .map_err(|e| Error::io("examine", self.root.display().to_string(), e.into()))?;
+    fn create(&self) -> Result<()> {
+        // Looked at before anything is made: a directory on another file system would be left behind.
+        let standing = self.root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        let found = statfs::statfs(standing)
+            .map_err(|e| Error::io("examine", standing.display().to_string(), e.into()))?;
         if found.filesystem_type() != FsType(BPF_FS_MAGIC as _) {
             return Err(Error::Bpffs {
                 path: self.root.clone(),
                 reason: "not on a BPF file system (mount one: mount -t bpf bpf /sys/fs/bpf)".into(),
             });
         }
-        Ok(())
+        let links = self.dir().join("links");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&links)
+            .map_err(|e| Error::io("create directory", links.display().to_string(), e))
     }
 
     /// Whoever loads or removes pins holds this; released when dropped, also by a crash.

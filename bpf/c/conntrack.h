@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Flows: what was allowed is remembered, in one entry for both directions, from a pod's first packet on.
+ *
+ * Every change of policy bumps the epoch; a flow of another epoch is judged once more at its next packet,
+ * by the direction of its first. If it is no longer allowed it stays as PG_FLOW_CUT: without that, the
+ * answering side's next segment would look like a new flow of its own and, at a pod not isolated for
+ * egress, revive the connection that policy has just forbidden.
+ */
+#pragma once
+
+#include "clock.h"
+#include "event.h"
+#include "maps.h"
+#include "packet.h"
+
+#define PG_IPPROTO_ICMP 1
+#define PG_IPPROTO_TCP 6
+#define PG_IPPROTO_UDP 17
+#define PG_IPPROTO_ICMPV6 58
+#define PG_IPPROTO_SCTP 132
+
+static __always_inline __u8 pg_protocol(const struct pg_packet *packet)
+{
+	return packet->family == 4 ? packet->key.v4.protocol : packet->key.v6.protocol;
+}
+
+static __always_inline struct pg_flow *pg_flow_find(struct pg_packet *packet)
+{
+	if (packet->family == 4)
+		return bpf_map_lookup_elem(&flows4, &packet->key.v4);
+	return bpf_map_lookup_elem(&flows6, &packet->key.v6);
+}
+
+static __always_inline int pg_flow_expired(const struct pg_flow *flow, __u32 now)
+{
+	return (__s32)(flow->expires - now) < 0;
+}
+
+/* How long a flow is remembered after its last packet, in coarse seconds; the values of nf_conntrack,
+ * except that a closed connection goes sooner. */
+static __always_inline __u32 pg_flow_lifetime(__u8 protocol, __u8 state)
+{
+	if (protocol == PG_IPPROTO_TCP) {
+		switch (state) {
+		case PG_FLOW_NEW:
+			return 120;
+		case PG_FLOW_CLOSING:
+			return 600;
+		case PG_FLOW_CLOSED:
+			return 10;
+		default: /* established and cut: as long as the ends may still think it lives */
+			return 432000;
+		}
+	}
+	if (state == PG_FLOW_CUT)
+		return 30;
+	if (protocol == PG_IPPROTO_SCTP)
+		return state == PG_FLOW_NEW ? 60 : 432000;
+	if (protocol == PG_IPPROTO_ICMP || protocol == PG_IPPROTO_ICMPV6)
+		return 30;
+	if (protocol == PG_IPPROTO_UDP)
+		return state == PG_FLOW_NEW ? 60 : 180;
+	return 600;
+}
+
+/* Moves the flow's life on. Written only when it changes, about once a second: a store per packet would make
+ * the entry's cache line bounce between CPUs. */
+static __always_inline void pg_flow_extend(struct pg_flow *flow, __u8 protocol, __u32 now)
+{
+	__u32 expires = now + pg_flow_lifetime(protocol, flow->state);
+
+	if (flow->expires != expires)
+		flow->expires = expires;
+}
+
+/* The state machine of one more packet of an allowed flow. */
+static __always_inline void pg_flow_track(struct pg_flow *flow, __u8 protocol, __u8 tcp_flags, __u32 direction,
+					  __u32 now)
+{
+	__u8 fin = direction == PG_EGRESS ? PG_FLOW_FIN_FROM_POD : PG_FLOW_FIN_TO_POD;
+
+	if ((tcp_flags & (PG_TCP_SYN | PG_TCP_ACK)) == PG_TCP_SYN) {
+		/* The opener begins anew, on a tuple that was closed or that its other end forgot. */
+		flow->state = PG_FLOW_NEW;
+		flow->flags &= ~(PG_FLOW_FIN_FROM_POD | PG_FLOW_FIN_TO_POD);
+	} else if (tcp_flags & PG_TCP_RST) {
+		if (flow->state != PG_FLOW_CLOSED) {
+			flow->state = PG_FLOW_CLOSED;
+			flow->expires = now + pg_flow_lifetime(protocol, PG_FLOW_CLOSED);
+		}
+		return;
+	} else if (flow->state == PG_FLOW_CLOSED) {
+		if ((flow->flags & PG_FLOW_FIN_FROM_POD) && (flow->flags & PG_FLOW_FIN_TO_POD))
+			return; /* last acknowledgements: its end is fixed */
+		/* The RST was not believed (a blind one, out of window): the connection goes on. */
+		flow->state = PG_FLOW_CLOSING;
+	} else if (tcp_flags & PG_TCP_FIN) {
+		flow->flags |= fin;
+		if ((flow->flags & PG_FLOW_FIN_FROM_POD) && (flow->flags & PG_FLOW_FIN_TO_POD))
+			flow->state = PG_FLOW_CLOSED;
+		else
+			flow->state = PG_FLOW_CLOSING;
+	} else if (flow->state == PG_FLOW_NEW && direction != flow->direction) {
+		flow->state = PG_FLOW_ESTABLISHED;
+	}
+	pg_flow_extend(flow, protocol, now);
+}
+
+static __always_inline void pg_flow_remember(struct pg_packet *packet, __u32 direction, __u32 epoch,
+					     __u8 state, __u32 now)
+{
+	struct pg_flow flow = {
+		.epoch = epoch,
+		.expires = now + pg_flow_lifetime(pg_protocol(packet), state),
+		.owner = packet->owner,
+		.rule = packet->rule,
+		.direction = direction,
+		.state = state,
+		.flags = packet->by_own_node ? PG_FLOW_BY_OWN_NODE : 0,
+	};
+	long failed;
+
+	if (packet->family == 4)
+		failed = bpf_map_update_elem(&flows4, &packet->key.v4, &flow, BPF_ANY);
+	else
+		failed = bpf_map_update_elem(&flows6, &packet->key.v6, &flow, BPF_ANY);
+	if (failed)
+		pg_note(PG_NOTE_FLOW_LOST);
+}

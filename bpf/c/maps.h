@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Every map: key, value, who writes, who reads, what happens when it is full.
+ * Sizes here are the defaults; the loader may set others before the first load (podgate_bpf::loader::Sizes).
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+
+/* ifindex -> registration. Writer: plugin. Reader: programs (new flows only), policyd.
+ * Full: ADD fails and says so. An interface without an entry passes nothing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct pg_endpoint);
+} endpoints SEC(".maps");
+
+/* The template of an endpoint's own map. It grows entry by entry, so the bound costs nothing. */
+struct pg_policy_map {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20);
+	__type(key, struct pg_policy_key);
+	__type(value, struct pg_policy_value);
+};
+
+/* ifindex -> policy map. Writer: policyd (plugin deletes at DEL). Reader: programs (new flows only).
+ * Full: the endpoint stays in its startup state and is reported. A full inner map: the endpoint keeps
+ * its last complete policy and is reported. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__array(values, struct pg_policy_map);
+} policies SEC(".maps");
+
+/* Never read: clang writes whole BTF only for types of maps and globals, and libbpf (the template above) and
+ * bpf/tests/abi_btf.rs need these. */
+struct {
+	struct pg_policy_key policy_key;
+	struct pg_policy_value policy_value;
+	struct pg_event event;
+} pg_layouts;
+
+/* Address -> class, exact. Writer: policyd. Reader: programs (new flows only).
+ * Full: no class changes at all until there is room, reported; verdicts stay those of the last policy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20);
+	__type(key, struct pg_peer4_key);
+	__type(value, struct pg_class);
+} peers4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20);
+	__type(key, struct pg_peer6_key);
+	__type(value, struct pg_class);
+} peers6 SEC(".maps");
+
+/* Prefix -> class, consulted where the exact maps have nothing. Writer, reader, full: as above. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20);
+	__type(key, struct pg_net4_key);
+	__type(value, struct pg_class);
+} nets4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20);
+	__type(key, struct pg_net6_key);
+	__type(value, struct pg_class);
+} nets6 SEC(".maps");
+
+/* Addresses of the node itself. Writer: policyd, plugin (adds only). Reader: programs, for new flows that
+ * the node's own stack sends. Full: reported; that address' probes are judged by policy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct pg_addr);
+	__type(value, struct pg_node_addr);
+} node_addrs SEC(".maps");
+
+/* Flows. Writer and reader: programs. Full: the least recently used flow is forgotten and judged anew
+ * at its next packet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct pg_flow4_key);
+	__type(value, struct pg_flow);
+} flows4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct pg_flow6_key);
+	__type(value, struct pg_flow);
+} flows6 SEC(".maps");
+
+/* First fragments. Writer and reader: programs. Full: the oldest is forgotten; its later fragments are
+ * judged as ones that came early. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct pg_frag_key);
+	__type(value, struct pg_frag);
+} frags SEC(".maps");
+
+/* Packets and bytes by direction and reason, then notes. Writer: programs. Reader: policyd. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, PG_COUNTER_COUNT);
+	__type(key, __u32);
+	__type(value, struct pg_counter);
+} counters SEC(".maps");
+
+/* The epoch and the switches. Writer: user space, through shared memory. Reader: programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pg_control);
+} control SEC(".maps");
+
+/* Verdicts to tell. Writer: programs. Reader: policyd. Full: the event is lost and counted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+} events SEC(".maps");
+
+/* Events told in the running second, per CPU. Not pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pg_limiter);
+} limiter SEC(".maps");

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What is known of the packet in hand: filled by parse.h, read by everything after it. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+
+/*
+ * A global function: the verifier checks it once, for any argument, and not again at every call with all that
+ * the caller knows (which is a million instructions and more here). It must take NULL into account. Kernel 5.13.
+ */
+#define PG_VERIFIED_ALONE __attribute__((noinline))
+
+#define PG_ETH_HLEN 14
+
+#define PG_TCP_FIN 0x01
+#define PG_TCP_SYN 0x02
+#define PG_TCP_RST 0x04
+#define PG_TCP_ACK 0x10
+
+enum pg_fragment {
+	PG_WHOLE = 0,
+	PG_FIRST_FRAGMENT,
+	PG_LATER_FRAGMENT,
+};
+
+/* What the parser found the packet to be. */
+enum pg_shape {
+	PG_SHAPE_FLOW = 0,  /* belongs to the flow in `key` */
+	PG_SHAPE_CONTROL,   /* always passes */
+	PG_SHAPE_MALFORMED,
+};
+
+struct pg_packet {
+	union {
+		struct pg_flow4_key v4;
+		struct pg_flow6_key v6;
+	} key;
+	__u32 fragment_id;
+	__u32 rule;	 /* of the judgement */
+	__u32 class;	 /* of the peer, where a judgement looked it up */
+	__u32 owner;	 /* of the endpoint */
+	__u8 family;	 /* 4 or 6 */
+	__u8 tcp_flags;	 /* 0 unless TCP */
+	__u8 fragment;	 /* enum pg_fragment */
+	__u8 related;	 /* an ICMP error: `key` is the quoted flow's, if that is known */
+	__u8 forgettable; /* allowed or not, it opens no flow (echo reply without its request) */
+	__u8 by_own_node;
+	__u8 unspoofed;	 /* the source needs no check: it is link-local */
+	__u8 pad;
+};
+
+
+/* 0 if the two are the same. Without branches, of which the verifier would follow every combination. */
+static __always_inline __u32 pg_addr_differs(const void *a, const void *b)
+{
+	const __u32 *x = a, *y = b;
+
+	return (x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]);
+}

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Judging a flow by its first packet's direction: endpoint, exceptions, class of the peer, the pod's table. */
+#pragma once
+
+#include "maps.h"
+#include "packet.h"
+
+enum pg_judge_flag {
+	PG_JUDGE_AGAIN = 1,	   /* the flow was allowed once: who sent its first packet is known */
+	PG_JUDGE_OWN_NODE = 2,	   /* with AGAIN: that was the pod's own node */
+	PG_JUDGE_SOME_PORT = 4,	   /* a fragment without ports */
+	PG_JUDGE_WITHOUT_PEER = 8, /* nothing is known of the packet: only "everything" allows it */
+};
+
+/* Unused slots hold 0.0.0.0, which is nobody's address. */
+static __always_inline int pg_is_own4(const struct pg_endpoint *endpoint, __be32 addr)
+{
+	const __be32 *own = endpoint->addr4;
+
+	return addr != 0 && (addr == own[0] || addr == own[1] || addr == own[2] || addr == own[3]);
+}
+
+static __always_inline int pg_is_own6(const struct pg_endpoint *endpoint, const struct pg_addr *addr)
+{
+	int i;
+
+	for (i = 0; i < PG_ENDPOINT_ADDRS; i++) {
+		if (i < endpoint->addr6_count && !pg_addr_differs(&endpoint->addr6[i], addr))
+			return 1;
+	}
+	return 0;
+}
+
+static __always_inline int pg_is_own(const struct pg_endpoint *endpoint, const struct pg_packet *packet,
+				     int the_peer)
+{
+	if (packet->family == 4)
+		return pg_is_own4(endpoint, the_peer ? packet->key.v4.peer : packet->key.v4.pod);
+	return pg_is_own6(endpoint, the_peer ? &packet->key.v6.peer : &packet->key.v6.pod);
+}
+
+static __always_inline int pg_is_node(const struct pg_packet *packet)
+{
+	struct pg_addr addr;
+
+	if (packet->family == 4)
+		pg_map_addr4(&addr, packet->key.v4.peer);
+	else
+		addr = packet->key.v6.peer;
+	return bpf_map_lookup_elem(&node_addrs, &addr) != NULL;
+}
+
+static __always_inline __u32 pg_class_of_peer(const struct pg_packet *packet)
+{
+	struct pg_class *found;
+
+	if (packet->family == 4) {
+		struct pg_peer4_key peer = { .addr = packet->key.v4.peer };
+
+		found = bpf_map_lookup_elem(&peers4, &peer);
+		if (!found) {
+			struct pg_net4_key net = { .prefixlen = 32, .addr = packet->key.v4.peer };
+
+			found = bpf_map_lookup_elem(&nets4, &net);
+		}
+	} else {
+		found = bpf_map_lookup_elem(&peers6, &packet->key.v6.peer);
+		if (!found) {
+			struct pg_net6_key net = { .prefixlen = 128, .addr = packet->key.v6.peer };
+
+			found = bpf_map_lookup_elem(&nets6, &net);
+		}
+	}
+	return found ? found->class : PG_CLASS_ANY;
+}
+
+/* Returns the reason; leaves rule, class and owner in the packet. */
+PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction, __u32 flags)
+{
+	struct pg_policy_key key = { .prefixlen = PG_POLICY_PREFIX_PORT };
+	struct pg_policy_value *entry = NULL;
+	struct pg_endpoint *endpoint;
+	__u32 ifindex = skb->ifindex;
+	void *table;
+
+	if (!packet)
+		return PG_DENY_MALFORMED;
+	packet->rule = 0;
+	packet->class = PG_CLASS_ANY;
+	endpoint = bpf_map_lookup_elem(&endpoints, &ifindex);
+	if (!endpoint)
+		return PG_DENY_NO_ENDPOINT;
+	packet->owner = endpoint->owner;
+
+	key.owner = endpoint->owner;
+	key.direction = direction;
+	if (flags & PG_JUDGE_WITHOUT_PEER) {
+		key.protocol = 255;
+	} else {
+		if (direction == PG_EGRESS && !(flags & PG_JUDGE_AGAIN) && endpoint->anti_spoofing &&
+		    !packet->unspoofed && !pg_is_own(endpoint, packet, 0))
+			return PG_DENY_SPOOFED;
+		if (pg_is_own(endpoint, packet, 1))
+			return PG_ALLOW_OWN_ADDRESS;
+		/* A packet that the node's own stack made has no ingress interface; one that it forwards and
+		 * masquerades has the node's address but came in somewhere. */
+		if (direction == PG_INGRESS &&
+		    ((flags & PG_JUDGE_AGAIN) ? !!(flags & PG_JUDGE_OWN_NODE) : skb->ingress_ifindex == 0) &&
+		    pg_is_node(packet)) {
+			packet->by_own_node = 1;
+			return PG_ALLOW_OWN_NODE;
+		}
+		if (packet->family == 4) {
+			key.protocol = packet->key.v4.protocol;
+			key.port = direction == PG_INGRESS ? packet->key.v4.pod_port : packet->key.v4.peer_port;
+		} else {
+			key.protocol = packet->key.v6.protocol;
+			key.port = direction == PG_INGRESS ? packet->key.v6.pod_port : packet->key.v6.peer_port;
+		}
+		if (flags & PG_JUDGE_SOME_PORT) {
+			key.direction += PG_SOME_PORT;
+			key.port = 0;
+		}
+	}
+
+	table = bpf_map_lookup_elem(&policies, &ifindex);
+	if (!table)
+		return endpoint->startup == PG_STARTUP_OPEN ? PG_ALLOW_STARTUP : PG_DENY_STARTUP;
+
+	if (!(flags & PG_JUDGE_WITHOUT_PEER))
+		packet->class = pg_class_of_peer(packet);
+	if (packet->class != PG_CLASS_ANY) {
+		key.class = packet->class;
+		entry = bpf_map_lookup_elem(table, &key);
+	}
+	if (!entry) {
+		key.class = PG_CLASS_ANY;
+		entry = bpf_map_lookup_elem(table, &key);
+	}
+	if (!entry)
+		return PG_DENY_POLICY;
+	packet->rule = entry->rule;
+	if (entry->verdict != PG_VERDICT_ALLOW)
+		return PG_DENY_POLICY;
+	if (!(flags & PG_JUDGE_AGAIN))
+		__sync_fetch_and_add(&entry->hits, 1);
+	return PG_ALLOW_POLICY;
+}

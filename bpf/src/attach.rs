@@ -1,0 +1,303 @@
+//! Standing the gate at an interface: TCX links or clsact filters, always first in order.
+//!
+//! `from_pod` sits at TC ingress of the host veth, `to_pod` at TC egress. Our programs answer "next", so
+//! whatever stands behind them still runs; whatever stood ahead could let packets past us, so being first is
+//! part of being attached, and [`Gate::verify`] says so.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::str::FromStr;
+
+use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder};
+
+use crate::loader::reroute_libbpf_log;
+use crate::pins::{FROM_POD, TO_POD};
+use crate::typed::errno;
+use crate::{Error, Gate, Result, filters, sys};
+
+/// How to attach (`attach` of the network configuration).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttachMode {
+    /// See [`Gate::attach`].
+    #[default]
+    Auto,
+    /// TCX links; kernel 6.6.
+    Tcx,
+    /// Filters on the clsact qdisc.
+    Clsact,
+}
+
+impl FromStr for AttachMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "tcx" => Ok(Self::Tcx),
+            "clsact" => Ok(Self::Clsact),
+            other => Err(format!("unknown attach mode {other:?}: auto, tcx or clsact")),
+        }
+    }
+}
+
+impl fmt::Display for AttachMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+/// How a gate is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// By TCX links.
+    Tcx,
+    /// By clsact filters.
+    Clsact,
+}
+
+/// The number of our filters, so that nobody else's is taken for ours: "pg".
+pub(crate) const FILTER_HANDLE: u32 = 0x7067;
+/// The first priority there is.
+pub(crate) const FILTER_PRIORITY: u32 = 1;
+
+/// One of the two hooks of an interface.
+#[derive(Clone, Copy, Debug)]
+struct Hook {
+    program: &'static str,
+    tcx: u32,
+    clsact: TcAttachPoint,
+    /// Parent of its filters (TC_H_CLSACT and TC_H_MIN_INGRESS or TC_H_MIN_EGRESS of pkt_sched.h).
+    parent: u32,
+}
+
+const HOOKS: [Hook; 2] = [
+    Hook { program: FROM_POD, tcx: sys::TCX_INGRESS, clsact: TC_INGRESS, parent: 0xffff_fff2 },
+    Hook { program: TO_POD, tcx: sys::TCX_EGRESS, clsact: TC_EGRESS, parent: 0xffff_fff3 },
+];
+
+impl Gate {
+    fn program(&self, hook: &Hook) -> BorrowedFd<'_> {
+        if hook.program == FROM_POD { self.from_pod.as_fd() } else { self.to_pod.as_fd() }
+    }
+
+    /// Attaches both programs, first in order; an interface that has its gate keeps it. If one cannot be
+    /// attached, neither stays.
+    ///
+    /// `Auto` is clsact, unless somebody has TCX programs on the interface already: those run before any
+    /// filter, so there only TCX can be first. Where both would do clsact attaches some 500 times quicker (two
+    /// TCX links wait for two RCU grace periods with the RTNL lock held, for every pod in turn) and costs the
+    /// packet the same (`make bench`).
+    pub fn attach(&self, ifindex: u32, mode: AttachMode) -> Result<Attached> {
+        if let Ok(attached) = self.verify(ifindex) {
+            let wanted = match mode {
+                AttachMode::Auto => attached,
+                AttachMode::Tcx => Attached::Tcx,
+                AttachMode::Clsact => Attached::Clsact,
+            };
+            if attached == wanted {
+                return Ok(attached);
+            }
+        }
+        let kind = match mode {
+            AttachMode::Tcx => Attached::Tcx,
+            AttachMode::Clsact => Attached::Clsact,
+            AttachMode::Auto => {
+                if has_foreign_tcx(self, ifindex)? { Attached::Tcx } else { Attached::Clsact }
+            }
+        };
+        let done = match kind {
+            Attached::Tcx => HOOKS.iter().try_for_each(|hook| self.attach_tcx(ifindex, hook)),
+            Attached::Clsact => self.attach_clsact(ifindex),
+        };
+        if let Err(error) = done {
+            if let Err(also) = self.detach(ifindex) {
+                tracing::warn!(ifindex, error = %also, "cannot undo a half-attached gate");
+            }
+            return Err(error);
+        }
+        // The kind that was there before, if it was the other, goes last: a gate is never missing.
+        match kind {
+            Attached::Tcx => self.detach_clsact(ifindex)?,
+            Attached::Clsact => self.detach_tcx(ifindex)?,
+        }
+        self.verify(ifindex)
+    }
+
+    fn attach_tcx(&self, ifindex: u32, hook: &Hook) -> Result<()> {
+        let fault = |e: io::Error| {
+            let reason = match e.raw_os_error() {
+                Some(nix::libc::EINVAL) => {
+                    format!("TCX {}: this kernel has none (6.6 or later does)", hook.program)
+                }
+                _ => format!("TCX {}: {e}", hook.program),
+            };
+            Error::Attach { verb: "attach", ifindex, reason }
+        };
+        let pin = self.root.link(ifindex, hook.program);
+        // A link that is dead, or no longer first, makes room: a second one of the same program is EEXIST.
+        if let Ok(link) = sys::open_pin(&pin) {
+            let _ = sys::link_detach(link.as_fd());
+            fs::remove_file(&pin).map_err(fault)?;
+        }
+        let link = sys::tcx_attach_first(self.program(hook), ifindex, hook.tcx).map_err(fault)?;
+        sys::pin(link.as_fd(), &pin).map_err(fault)
+    }
+
+    fn attach_clsact(&self, ifindex: u32) -> Result<()> {
+        reroute_libbpf_log();
+        for hook in &HOOKS {
+            let fault = |e: libbpf_rs::Error| Error::Attach {
+                verb: "attach",
+                ifindex,
+                reason: format!("clsact {}: {}", hook.program, errno(&e)),
+            };
+            let mut tc = self.filter(ifindex, hook);
+            // Answers "exists" where the qdisc is there already, which libbpf-rs turns into Ok.
+            tc.create().map_err(fault)?;
+            // Never replaced in place: a replaced filter would keep its place behind another's.
+            if tc.query().is_ok() {
+                tc.detach().map_err(fault)?;
+            }
+            self.filter(ifindex, hook).attach().map_err(fault)?;
+        }
+        Ok(())
+    }
+
+    fn filter(&self, ifindex: u32, hook: &Hook) -> TcHook {
+        TcHookBuilder::new(self.program(hook))
+            .ifindex(ifindex as i32)
+            .handle(FILTER_HANDLE)
+            .priority(FILTER_PRIORITY)
+            .hook(hook.clsact)
+    }
+
+    /// Removes whatever of ours is at the interface, of either kind. Nothing there, or no such interface,
+    /// is fine.
+    pub fn detach(&self, ifindex: u32) -> Result<()> {
+        let tcx = self.detach_tcx(ifindex);
+        self.detach_clsact(ifindex)?;
+        tcx
+    }
+
+    fn detach_tcx(&self, ifindex: u32) -> Result<()> {
+        for hook in &HOOKS {
+            let pin = self.root.link(ifindex, hook.program);
+            let link = match sys::open_pin(&pin) {
+                Ok(link) => link,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(Error::io("open pin", pin.display().to_string(), e)),
+            };
+            // The pin outlives the device; detaching a dead link is an error without meaning.
+            let _ = sys::link_detach(link.as_fd());
+            fs::remove_file(&pin).map_err(|e| Error::io("remove pin", pin.display().to_string(), e))?;
+        }
+        Ok(())
+    }
+
+    fn detach_clsact(&self, ifindex: u32) -> Result<()> {
+        reroute_libbpf_log();
+        for hook in &HOOKS {
+            let mut tc = self.filter(ifindex, hook);
+            if tc.query().is_err() {
+                continue; // no filter of ours, no qdisc or no interface
+            }
+            // The qdisc itself stays: others may have filters on it.
+            tc.detach().map_err(|e| Error::Attach {
+                verb: "detach",
+                ifindex,
+                reason: format!("clsact {}: {}", hook.program, errno(&e)),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// How the gate of an interface is attached, or what is wrong with it: a program that is missing, not ours
+    /// or not the first of its hook.
+    pub fn verify(&self, ifindex: u32) -> Result<Attached> {
+        let fault = |reason: String| Error::Attach { verb: "verify", ifindex, reason };
+        let io_fault = |e: io::Error| fault(e.to_string());
+        let mut kinds = Vec::with_capacity(2);
+        for hook in &HOOKS {
+            let name = hook.program;
+            let ours = sys::program_id(self.program(hook)).map_err(io_fault)?;
+            let tcx = match sys::tcx_programs(ifindex, hook.tcx) {
+                Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => {
+                    return Err(fault("no such interface".into()));
+                }
+                programs => programs.map_err(io_fault)?,
+            };
+            if let Some(&first) = tcx.first() {
+                if first == ours {
+                    kinds.push(Attached::Tcx);
+                    continue;
+                }
+                let place = if tcx.contains(&ours) { "behind" } else { "missing, and there is" };
+                return Err(fault(format!("{name} is {place} TCX program {first}")));
+            }
+            let filters = filters::list(ifindex, hook.parent).map_err(io_fault)?;
+            let Some(first) = filters.first() else {
+                return Err(fault(format!("{name} is not attached")));
+            };
+            if (first.handle, first.priority) != (FILTER_HANDLE, FILTER_PRIORITY) {
+                return Err(fault(format!(
+                    "{name} is not the first filter: that is priority {} handle {:#x}",
+                    first.priority, first.handle
+                )));
+            }
+            if self.filter_program(ifindex, hook)? != ours {
+                return Err(fault(format!("{name} is not this build's program")));
+            }
+            kinds.push(Attached::Clsact);
+        }
+        if kinds[0] == kinds[1] { Ok(kinds[0]) } else { Err(fault("its two hooks differ in kind".into())) }
+    }
+
+    fn filter_program(&self, ifindex: u32, hook: &Hook) -> Result<u32> {
+        self.filter(ifindex, hook).query().map_err(|e| Error::Attach {
+            verb: "verify",
+            ifindex,
+            reason: errno(&e).to_string(),
+        })
+    }
+
+    /// Puts this build's programs into a gate that stands: links are updated, filters replaced, in place.
+    pub(crate) fn renew(&self, ifindex: u32) -> Result<()> {
+        for hook in &HOOKS {
+            let fault =
+                |reason: String| Error::Attach { verb: "renew", ifindex, reason: format!("{}: {reason}", hook.program) };
+            if let Ok(link) = sys::open_pin(&self.root.link(ifindex, hook.program)) {
+                sys::link_update(link.as_fd(), self.program(hook)).map_err(|e| fault(e.to_string()))?;
+            }
+            let mut tc = self.filter(ifindex, hook);
+            if tc.query().is_ok() {
+                tc.replace(true).attach().map_err(|e| fault(errno(&e).to_string()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether somebody else's TCX program is at the interface.
+fn has_foreign_tcx(gate: &Gate, ifindex: u32) -> Result<bool> {
+    let fault = |e: io::Error| Error::Attach { verb: "attach", ifindex, reason: e.to_string() };
+    for hook in &HOOKS {
+        let ours = sys::program_id(gate.program(hook)).map_err(fault)?;
+        if sys::tcx_programs(ifindex, hook.tcx).map_err(fault)?.iter().any(|&id| id != ours) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+impl Gate {
+    /// The program descriptors, for BPF_PROG_TEST_RUN: (from_pod, to_pod).
+    pub fn programs(&self) -> (&OwnedFd, &OwnedFd) {
+        (&self.from_pod, &self.to_pod)
+    }
+}

@@ -1,0 +1,229 @@
+//! Loading the programs once per boot, and opening what is pinned ever after.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use libbpf_rs::{MapCore, MapHandle, ObjectBuilder, OpenObject, PrintLevel};
+
+use crate::maps::{Maps, PINNED};
+use crate::pins::{FROM_POD, TO_POD};
+use crate::typed::errno;
+use crate::{Error, PinRoot, Result, sys};
+
+/// The compiled programs.
+static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/podgate.bpf.o"));
+
+/// Events of one CPU in a second, until somebody sets another limit.
+const EVENTS_PER_SECOND: u32 = 1000;
+
+/// How many entries the maps may hold, where that is decided before they are made. What is pinned already
+/// keeps its size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Gated interfaces of the node.
+    pub endpoints: u32,
+    /// IPv4 flows of the node; about 110 bytes each, taken at once.
+    pub flows4: u32,
+    /// IPv6 flows; about 140 bytes each, taken at once.
+    pub flows6: u32,
+    /// Exact addresses with a class, per family; memory is taken as needed.
+    pub peers: u32,
+    /// Prefixes with a class, per family; memory is taken as needed.
+    pub nets: u32,
+    /// Fragmented datagrams under way.
+    pub frags: u32,
+    /// Addresses of the node.
+    pub node_addrs: u32,
+    /// Bytes of the ring of events; a power of two of at least a page.
+    pub events: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            endpoints: 4096,
+            flows4: 131_072,
+            flows6: 65_536,
+            peers: 1 << 20,
+            nets: 1 << 20,
+            frags: 8192,
+            node_addrs: 65_536,
+            events: 1 << 18,
+        }
+    }
+}
+
+impl Sizes {
+    /// The size of a map, if it can be chosen.
+    fn of(&self, map: &str) -> Option<u32> {
+        match map {
+            "endpoints" | "policies" => Some(self.endpoints),
+            "flows4" => Some(self.flows4),
+            "flows6" => Some(self.flows6),
+            "peers4" | "peers6" => Some(self.peers),
+            "nets4" | "nets6" => Some(self.nets),
+            "frags" => Some(self.frags),
+            "node_addrs" => Some(self.node_addrs),
+            "events" => Some(self.events),
+            _ => None,
+        }
+    }
+}
+
+/// The loaded programs and their maps.
+#[derive(Debug)]
+pub struct Gate {
+    /// Every map.
+    pub maps: Maps,
+    pub(crate) root: PinRoot,
+    pub(crate) from_pod: OwnedFd,
+    pub(crate) to_pod: OwnedFd,
+}
+
+impl Gate {
+    /// Opens what is pinned; [`Error::NotLoaded`] if any of it is missing.
+    pub fn open(root: &PinRoot) -> Result<Self> {
+        let missing = PINNED.iter().chain(&[FROM_POD, TO_POD]).find(|name| !root.path(name).exists());
+        if let Some(name) = missing {
+            return Err(Error::NotLoaded { path: root.path(name) });
+        }
+        let program = |name: &str| {
+            sys::open_pin(&root.path(name))
+                .map_err(|e| Error::io("open pin", root.path(name).display().to_string(), e))
+        };
+        Ok(Self {
+            maps: Maps::open(root)?,
+            root: root.clone(),
+            from_pod: program(FROM_POD)?,
+            to_pod: program(TO_POD)?,
+        })
+    }
+
+    /// Opens what is pinned, or loads and pins it. One process at a time loads, under the lock of the root. A
+    /// directory that an earlier loader left half written is completed: maps that are there are used.
+    pub fn open_or_load(root: &PinRoot, sizes: &Sizes) -> Result<Self> {
+        match Self::open(root) {
+            Err(Error::NotLoaded { .. }) => {}
+            opened => return opened,
+        }
+        let _lock = root.lock()?;
+        match Self::open(root) {
+            Err(Error::NotLoaded { .. }) => {}
+            opened => return opened,
+        }
+        load(root, sizes)?;
+        let gate = Self::open(root)?;
+        gate.maps.control().events_per_second(EVENTS_PER_SECOND);
+        Ok(gate)
+    }
+
+    /// Puts this build's programs in the place of pinned ones of the same layout: each gate changes over
+    /// atomically, flows and policies stay. For an upgrade; interfaces are those with a registration.
+    pub fn replace_programs(root: &PinRoot, sizes: &Sizes) -> Result<Self> {
+        let _lock = root.lock()?;
+        let before = Self::open(root);
+        for name in [FROM_POD, TO_POD] {
+            remove_pin(&root.path(name))?;
+        }
+        load(root, sizes)?;
+        let gate = Self::open(root)?;
+        if before.is_ok() {
+            for registration in gate.maps.registrations()? {
+                gate.renew(registration.ifindex)?;
+            }
+        }
+        Ok(gate)
+    }
+
+    /// Removes every pin of this layout. Attached programs go with their links and filters: detach first.
+    pub fn unload(root: &PinRoot) -> Result<()> {
+        let _lock = root.lock()?;
+        let dir = root.dir();
+        fs::remove_dir_all(&dir).map_err(|e| Error::io("remove", dir.display().to_string(), e))
+    }
+}
+
+fn remove_pin(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("remove pin", path.display().to_string(), e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// libbpf's chatter goes to the log: the plugin's stdout and stderr belong to the protocol and the operator.
+fn log_libbpf(level: PrintLevel, text: String) {
+    let text = text.trim_end();
+    match level {
+        PrintLevel::Warn => tracing::debug!(target: "libbpf", "{text}"),
+        PrintLevel::Info | PrintLevel::Debug => tracing::trace!(target: "libbpf", "{text}"),
+    }
+}
+
+pub(crate) fn reroute_libbpf_log() {
+    libbpf_rs::set_print(Some((PrintLevel::Warn, log_libbpf)));
+}
+
+fn load(root: &PinRoot, sizes: &Sizes) -> Result<()> {
+    reroute_libbpf_log();
+    let mut open = ObjectBuilder::default()
+        .name("podgate")
+        .and_then(|builder| builder.open_memory(OBJECT))
+        .map_err(|e| Error::Load(format!("{e:#}")))?;
+    prepare_maps(&mut open, root, sizes)?;
+    let object = open.load().map_err(|e| Error::Load(load_failure(&e)))?;
+    for program in object.progs_mut() {
+        let path = root.path(&program.name().to_string_lossy());
+        // The other of the two may be left of a loader that was killed.
+        remove_pin(&path)?;
+        sys::pin(program.as_fd(), &path)
+            .map_err(|e| Error::io("pin program", path.display().to_string(), e))?;
+    }
+    Ok(())
+}
+
+/// The cause, with what an operator can do about the usual ones.
+fn load_failure(error: &libbpf_rs::Error) -> String {
+    let hint = match errno(error).raw_os_error() {
+        Some(nix::libc::EPERM) => " (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or root)",
+        Some(nix::libc::EINVAL | nix::libc::EOPNOTSUPP) => " (needs kernel 5.13 or later with BTF)",
+        _ => "",
+    };
+    format!("{error:#}{hint}")
+}
+
+fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<()> {
+    for mut map in open.maps_mut() {
+        let name = map.name().to_string_lossy().into_owned();
+        if !PINNED.contains(&name.as_str()) {
+            continue;
+        }
+        let path = root.path(&name);
+        let fault = |e: libbpf_rs::Error| Error::io("prepare map", name.clone(), errno(&e));
+        if path.exists() {
+            let pinned = MapHandle::from_pinned_path(&path)
+                .map_err(|e| Error::io("open pin", path.display().to_string(), errno(&e)))?;
+            let wanted = [
+                ("type", u32::from(pinned.map_type()), u32::from(map.map_type())),
+                ("key size", pinned.key_size(), map.key_size()),
+                ("value size", pinned.value_size(), map.value_size()),
+            ];
+            for (field, found, wanted) in wanted {
+                if found != wanted {
+                    return Err(Error::Mismatch { path, field, found, wanted });
+                }
+            }
+            if sizes.of(&name).is_some_and(|size| size != pinned.max_entries()) {
+                tracing::info!(map = name, size = pinned.max_entries(), "pinned map keeps its size");
+            }
+            map.set_max_entries(pinned.max_entries()).map_err(fault)?;
+        } else if let Some(size) = sizes.of(&name) {
+            map.set_max_entries(size).map_err(fault)?;
+        }
+        map.set_pin_path(&path).map_err(fault)?;
+    }
+    Ok(())
+}

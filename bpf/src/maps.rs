@@ -1,0 +1,313 @@
+//! Typed access to every pinned map. Who may write which stands in `c/maps.h`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys};
+use zerocopy::IntoBytes;
+
+use crate::abi::{
+    Addr, ClassValue, EndpointRecord, Flow, Flow4Key, Flow6Key, Net4Key, Net6Key, NodeAddr, Peer4Key,
+    Peer6Key, PolicyKey, PolicyValue,
+};
+pub use crate::control::{Control, Counters};
+pub use crate::registration::{PodRef, Registration};
+use crate::sys::SharedControl;
+use crate::typed::{TypedMap, errno, write_error};
+use crate::{Error, PinRoot, Result};
+
+/// Most entries one endpoint's policy map may hold; it grows as needed, so the bound costs nothing.
+pub const POLICY_MAP_MAX: u32 = 1 << 20;
+
+/// A prefix: address and length.
+pub type Net = (IpAddr, u8);
+
+/// All pinned maps, open.
+#[derive(Debug)]
+pub struct Maps {
+    endpoints: TypedMap<u32, EndpointRecord>,
+    policies: MapHandle,
+    peers4: TypedMap<Peer4Key, ClassValue>,
+    peers6: TypedMap<Peer6Key, ClassValue>,
+    nets4: TypedMap<Net4Key, ClassValue>,
+    nets6: TypedMap<Net6Key, ClassValue>,
+    node_addrs: TypedMap<Addr, NodeAddr>,
+    flows4: TypedMap<Flow4Key, Flow>,
+    flows6: TypedMap<Flow6Key, Flow>,
+    counters: MapHandle,
+    events: MapHandle,
+    control: Control,
+}
+
+/// The pinned maps, by the names they have in `c/maps.h` and under the pin root.
+pub(crate) const PINNED: &[&str] = &[
+    "endpoints", "policies", "peers4", "peers6", "nets4", "nets6", "node_addrs", "flows4", "flows6", "frags",
+    "counters", "control", "events",
+];
+
+impl Maps {
+    pub(crate) fn open(root: &PinRoot) -> Result<Self> {
+        let pinned = |name: &'static str| {
+            MapHandle::from_pinned_path(root.path(name))
+                .map_err(|e| Error::io("open pin", root.path(name).display().to_string(), errno(&e)))
+        };
+        let control = pinned("control")?;
+        let shared = SharedControl::map(control.as_fd())
+            .map_err(|e| Error::io("map into memory", "control", e))?;
+        Ok(Self {
+            endpoints: TypedMap::new("endpoints", pinned("endpoints")?),
+            policies: pinned("policies")?,
+            peers4: TypedMap::new("peers4", pinned("peers4")?),
+            peers6: TypedMap::new("peers6", pinned("peers6")?),
+            nets4: TypedMap::new("nets4", pinned("nets4")?),
+            nets6: TypedMap::new("nets6", pinned("nets6")?),
+            node_addrs: TypedMap::new("node_addrs", pinned("node_addrs")?),
+            flows4: TypedMap::new("flows4", pinned("flows4")?),
+            flows6: TypedMap::new("flows6", pinned("flows6")?),
+            counters: pinned("counters")?,
+            events: pinned("events")?,
+            control: Control::new(shared),
+        })
+    }
+
+    /// The epoch and the switches.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Reads all counters.
+    pub fn counters(&self) -> Result<Counters> {
+        Counters::read(&self.counters)
+    }
+
+    pub(crate) fn events(&self) -> &MapHandle {
+        &self.events
+    }
+
+    /// Writes a registration. Bumps the epoch: flows that an earlier pod of this ifindex left are then
+    /// compared with the new owner before they serve anybody.
+    pub fn register(&self, registration: &Registration) -> Result<()> {
+        self.endpoints.set(&registration.ifindex, &registration.to_record()?)?;
+        self.control.bump_epoch();
+        Ok(())
+    }
+
+    /// The registration of an interface.
+    pub fn registration(&self, ifindex: u32) -> Result<Option<Registration>> {
+        Ok(self.endpoints.get(&ifindex)?.map(|record| Registration::from_record(ifindex, &record)))
+    }
+
+    /// All registrations.
+    pub fn registrations(&self) -> Result<Vec<Registration>> {
+        let entries = self.endpoints.entries()?;
+        Ok(entries.iter().map(|(ifindex, record)| Registration::from_record(*ifindex, record)).collect())
+    }
+
+    /// Removes a registration and the policy map. An interface that still has its gate then passes nothing.
+    pub fn unregister(&self, ifindex: u32) -> Result<()> {
+        self.endpoints.remove(&ifindex)?;
+        self.remove_policy_maps(&[ifindex])?;
+        self.control.bump_epoch();
+        Ok(())
+    }
+
+    /// Addresses that count as the node's own.
+    pub fn node_addrs(&self) -> Result<BTreeSet<IpAddr>> {
+        Ok(self.node_addrs.keys().into_iter().map(IpAddr::from).collect())
+    }
+
+    /// Adds an address of the node.
+    pub fn add_node_addr(&self, address: IpAddr) -> Result<()> {
+        self.node_addrs.set(&Addr::from(address), &NodeAddr { pad: 0 })
+    }
+
+    /// Removes an address of the node.
+    pub fn remove_node_addr(&self, address: IpAddr) -> Result<()> {
+        self.node_addrs.remove(&Addr::from(address)).map(drop)
+    }
+
+    /// Sets the class of an exact address.
+    pub fn set_peer(&self, address: IpAddr, class: u32) -> Result<()> {
+        let value = ClassValue { class };
+        match address {
+            IpAddr::V4(ip) => self.peers4.set(&Peer4Key::new(ip), &value),
+            IpAddr::V6(_) => self.peers6.set(&Peer6Key { addr: address.into() }, &value),
+        }
+    }
+
+    /// Forgets the class of an exact address.
+    pub fn remove_peer(&self, address: IpAddr) -> Result<()> {
+        match address {
+            IpAddr::V4(ip) => self.peers4.remove(&Peer4Key::new(ip)),
+            IpAddr::V6(_) => self.peers6.remove(&Peer6Key { addr: address.into() }),
+        }
+        .map(drop)
+    }
+
+    /// All exact addresses and their classes.
+    pub fn peers(&self) -> Result<BTreeMap<IpAddr, u32>> {
+        let v4 = self.peers4.entries()?.into_iter().map(|(key, value)| (IpAddr::from(key.addr), value.class));
+        let v6 = self.peers6.entries()?.into_iter().map(|(key, value)| (v6_of(key.addr), value.class));
+        Ok(v4.chain(v6).collect())
+    }
+
+    /// Sets the class of a prefix.
+    pub fn set_net(&self, net: Net, class: u32) -> Result<()> {
+        let value = ClassValue { class };
+        let prefixlen = net.1.into();
+        match net.0 {
+            IpAddr::V4(ip) => self.nets4.set(&Net4Key { prefixlen, addr: ip.octets() }, &value),
+            IpAddr::V6(_) => self.nets6.set(&Net6Key { prefixlen, addr: net.0.into() }, &value),
+        }
+    }
+
+    /// Forgets a prefix.
+    pub fn remove_net(&self, net: Net) -> Result<()> {
+        let prefixlen = net.1.into();
+        match net.0 {
+            IpAddr::V4(ip) => self.nets4.remove(&Net4Key { prefixlen, addr: ip.octets() }),
+            IpAddr::V6(_) => self.nets6.remove(&Net6Key { prefixlen, addr: net.0.into() }),
+        }
+        .map(drop)
+    }
+
+    /// All prefixes and their classes.
+    pub fn nets(&self) -> Result<BTreeMap<Net, u32>> {
+        let v4 = self
+            .nets4
+            .entries()?
+            .into_iter()
+            .map(|(key, value)| ((IpAddr::from(key.addr), key.prefixlen as u8), value.class));
+        let v6 = self
+            .nets6
+            .entries()?
+            .into_iter()
+            .map(|(key, value)| ((v6_of(key.addr), key.prefixlen as u8), value.class));
+        Ok(v4.chain(v6).collect())
+    }
+
+    /// Makes and fills a policy map that no packet meets yet.
+    pub fn new_policy_map(&self, entries: &[(PolicyKey, PolicyValue)]) -> Result<PolicyMap> {
+        let opts = libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+            map_flags: libbpf_sys::BPF_F_NO_PREALLOC,
+            ..Default::default()
+        };
+        let handle = MapHandle::create(
+            MapType::LpmTrie,
+            Some("pg_policy"),
+            size_of::<PolicyKey>() as u32,
+            size_of::<PolicyValue>() as u32,
+            POLICY_MAP_MAX,
+            &opts,
+        )
+        .map_err(|e| Error::io("create", "policy map", errno(&e)))?;
+        let map = PolicyMap { map: TypedMap::new("policy map", handle) };
+        for (key, value) in entries {
+            map.set(key, value)?;
+        }
+        Ok(map)
+    }
+
+    /// Puts policy maps in force, each atomically in place of its endpoint's earlier one. The batch waits
+    /// for one RCU grace period (about 10 ms), however many there are.
+    pub fn install_policy_maps(&self, maps: &[(u32, &PolicyMap)]) -> Result<()> {
+        if maps.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<u8> = maps.iter().flat_map(|(ifindex, _)| ifindex.to_ne_bytes()).collect();
+        let fds: Vec<u8> =
+            maps.iter().flat_map(|(_, map)| map.map.handle().as_fd().as_raw_fd().to_ne_bytes()).collect();
+        self.policies
+            .update_batch(&keys, &fds, maps.len() as u32, MapFlags::ANY, MapFlags::ANY)
+            .map_err(|e| write_error("policies", self.policies.max_entries(), &e))
+    }
+
+    /// Takes policy maps out of force; missing ones are fine.
+    pub fn remove_policy_maps(&self, ifindexes: &[u32]) -> Result<()> {
+        for ifindex in ifindexes {
+            match self.policies.delete(ifindex.as_bytes()).map_err(|e| errno(&e)) {
+                Ok(()) => {}
+                Err(cause) if cause.raw_os_error() == Some(nix::libc::ENOENT) => {}
+                Err(cause) => return Err(Error::io("write map", "policies", cause)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reopens the policy map in force at an interface.
+    pub fn policy_map(&self, ifindex: u32) -> Result<Option<PolicyMap>> {
+        let mut id = 0_u32;
+        let found = self
+            .policies
+            .lookup_into(ifindex.as_bytes(), id.as_mut_bytes(), MapFlags::ANY)
+            .map_err(|e| Error::io("read map", "policies", errno(&e)))?;
+        if !found {
+            return Ok(None);
+        }
+        match MapHandle::from_map_id(id).map_err(|e| errno(&e)) {
+            Ok(handle) => Ok(Some(PolicyMap { map: TypedMap::new("policy map", handle) })),
+            // It was replaced or removed since.
+            Err(cause) if cause.raw_os_error() == Some(nix::libc::ENOENT) => Ok(None),
+            Err(cause) => Err(Error::io("open", format!("policy map of interface {ifindex}"), cause)),
+        }
+    }
+
+    /// The interfaces that have a policy map.
+    pub fn installed_policy_maps(&self) -> Result<Vec<u32>> {
+        Ok(self
+            .policies
+            .keys()
+            .filter_map(|key| key.try_into().ok().map(u32::from_ne_bytes))
+            .collect())
+    }
+
+    /// All IPv4 flows, for display and tests.
+    pub fn flows4(&self) -> Result<Vec<(Flow4Key, Flow)>> {
+        self.flows4.entries()
+    }
+
+    /// All IPv6 flows.
+    pub fn flows6(&self) -> Result<Vec<(Flow6Key, Flow)>> {
+        self.flows6.entries()
+    }
+
+    /// Forgets an IPv4 flow: what eviction from the full map does.
+    pub fn forget_flow4(&self, key: &Flow4Key) -> Result<()> {
+        self.flows4.remove(key).map(drop)
+    }
+}
+
+/// Keys of the v6 maps are v6, also where the bytes look like a mapped IPv4 address.
+fn v6_of(addr: Addr) -> IpAddr {
+    IpAddr::V6(addr.bytes.into())
+}
+
+/// One endpoint's table.
+#[derive(Debug)]
+pub struct PolicyMap {
+    map: TypedMap<PolicyKey, PolicyValue>,
+}
+
+impl PolicyMap {
+    /// Adds or changes an entry, in place: about a microsecond, at once in force.
+    pub fn set(&self, key: &PolicyKey, value: &PolicyValue) -> Result<()> {
+        self.map.set(key, value)
+    }
+
+    /// Removes an entry; a missing one is fine.
+    pub fn remove(&self, key: &PolicyKey) -> Result<()> {
+        self.map.remove(key).map(drop)
+    }
+
+    /// What the programs would find: the longest entry that is a prefix of `key`.
+    pub fn get(&self, key: &PolicyKey) -> Result<Option<PolicyValue>> {
+        self.map.get(key)
+    }
+
+    /// All entries, with their hit counters.
+    pub fn entries(&self) -> Result<Vec<(PolicyKey, PolicyValue)>> {
+        self.map.entries()
+    }
+}

@@ -1,0 +1,201 @@
+//! Every `unsafe` of podgate: calls that libbpf-rs does not wrap, each behind a safe function.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use libbpf_rs::libbpf_sys;
+
+use crate::abi::ControlRecord;
+
+/// TC ingress of a device, as TCX.
+pub(crate) const TCX_INGRESS: u32 = libbpf_sys::BPF_TCX_INGRESS;
+/// TC egress of a device, as TCX.
+pub(crate) const TCX_EGRESS: u32 = libbpf_sys::BPF_TCX_EGRESS;
+
+/// libbpf's calls return a negative errno.
+fn check(ret: i32) -> io::Result<i32> {
+    if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(ret) }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
+}
+
+/// Opens a pinned program or link.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    // SAFETY: the path is a live NUL-terminated string.
+    let fd = check(unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) })?;
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins a program or link.
+pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: the path is a live NUL-terminated string, the descriptor is borrowed for the call.
+    check(unsafe { libbpf_sys::bpf_obj_pin(fd.as_raw_fd(), path.as_ptr()) }).map(drop)
+}
+
+/// Attaches a program to a device as the first of its TCX hook. EINVAL: the kernel has no TCX (before 6.6).
+pub(crate) fn tcx_attach_first(program: BorrowedFd<'_>, ifindex: u32, hook: u32) -> io::Result<OwnedFd> {
+    let opts = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as _,
+        flags: libbpf_sys::BPF_F_BEFORE,
+        ..Default::default()
+    };
+    // SAFETY: opts is a whole, zero-extended structure of the size it names.
+    let fd =
+        check(unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex as i32, hook, &opts) })?;
+    // SAFETY: as in open_pin.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes an existing link run another program, atomically.
+pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both descriptors are borrowed for the call; NULL options are allowed.
+    check(unsafe {
+        libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null())
+    })
+    .map(drop)
+}
+
+/// Cuts a link from its device, whoever else holds it open.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed for the call.
+    check(unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) }).map(drop)
+}
+
+/// The ids of a TCX hook's programs, in the order in which they run. Empty where the kernel has no TCX.
+pub(crate) fn tcx_programs(ifindex: u32, hook: u32) -> io::Result<Vec<u32>> {
+    let mut ids = vec![0_u32; 64];
+    let mut opts = libbpf_sys::bpf_prog_query_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_query_opts>() as _,
+        prog_ids: ids.as_mut_ptr(),
+        ..Default::default()
+    };
+    opts.__bindgen_anon_1.count = ids.len() as u32;
+    // SAFETY: prog_ids points to `count` writable words that outlive the call.
+    let ret = unsafe { libbpf_sys::bpf_prog_query_opts(ifindex as i32, hook, &mut opts) };
+    match check(ret) {
+        Ok(_) => {
+            // SAFETY: on success the kernel has set the count of either union member, both u32.
+            ids.truncate(unsafe { opts.__bindgen_anon_1.count } as usize);
+            Ok(ids)
+        }
+        Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+/// The kernel's id of a program.
+pub(crate) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut length = size_of::<libbpf_sys::bpf_prog_info>() as u32;
+    // SAFETY: info is a writable structure of `length` bytes.
+    check(unsafe {
+        libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &mut info, &mut length)
+    })?;
+    Ok(info.id)
+}
+
+/// SO_NETNS_COOKIE: the kernel's never-reused number of the calling thread's network namespace.
+pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as nix::libc::socklen_t;
+    // SAFETY: the option is 8 bytes long and so is the buffer.
+    let ret = unsafe {
+        nix::libc::getsockopt(
+            socket.as_raw_fd(),
+            nix::libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &mut length,
+        )
+    };
+    if ret == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The `control` map's only value, shared with the programs and with every other process that maps it.
+#[derive(Debug)]
+pub(crate) struct SharedControl {
+    record: NonNull<ControlRecord>,
+}
+
+// SAFETY: every field is reached through atomics only.
+unsafe impl Send for SharedControl {}
+// SAFETY: as above.
+unsafe impl Sync for SharedControl {}
+
+/// A word of the control record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ControlWord {
+    Epoch,
+    Mode,
+    TellAllowed,
+    EventsPerSecond,
+}
+
+impl SharedControl {
+    const LENGTH: usize = 4096;
+
+    /// Maps the array; it must have been created with BPF_F_MMAPABLE.
+    pub(crate) fn map(map: BorrowedFd<'_>) -> io::Result<Self> {
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
+        let at = unsafe {
+            nix::libc::mmap(
+                std::ptr::null_mut(),
+                Self::LENGTH,
+                nix::libc::PROT_READ | nix::libc::PROT_WRITE,
+                nix::libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if at == nix::libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(at.cast())
+            .map(|record| Self { record })
+            .ok_or_else(|| io::Error::other("mapped at address 0"))
+    }
+
+    fn word(&self, word: ControlWord) -> &AtomicU32 {
+        let record = self.record.as_ptr();
+        // SAFETY: the mapping is page-aligned, at least as long as the record and lives as long as self;
+        // each field is an aligned u32 that all sides change atomically.
+        unsafe {
+            AtomicU32::from_ptr(match word {
+                ControlWord::Epoch => &raw mut (*record).epoch,
+                ControlWord::Mode => &raw mut (*record).mode,
+                ControlWord::TellAllowed => &raw mut (*record).tell_allowed,
+                ControlWord::EventsPerSecond => &raw mut (*record).events_per_second,
+            })
+        }
+    }
+
+    pub(crate) fn load(&self, word: ControlWord) -> u32 {
+        self.word(word).load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn store(&self, word: ControlWord, value: u32) {
+        self.word(word).store(value, Ordering::SeqCst);
+    }
+
+    pub(crate) fn add(&self, word: ControlWord, value: u32) -> u32 {
+        self.word(word).fetch_add(value, Ordering::SeqCst).wrapping_add(value)
+    }
+}
+
+impl Drop for SharedControl {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map` with this length, and no reference into it outlives self.
+        unsafe { nix::libc::munmap(self.record.as_ptr().cast(), Self::LENGTH) };
+    }
+}

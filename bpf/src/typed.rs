@@ -1,0 +1,94 @@
+//! A map handle that knows its key and value types.
+
+use std::io;
+use std::marker::PhantomData;
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::{Error, Result};
+
+/// The errno behind a libbpf-rs error; its own `kind()` lacks ENOSPC.
+pub(crate) fn errno(error: &libbpf_rs::Error) -> io::Error {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(at) = cause {
+        if let Some(code) = at.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return io::Error::from_raw_os_error(code);
+        }
+        cause = at.source();
+    }
+    io::Error::other(format!("{error:#}"))
+}
+
+/// Turns a failed write into `Full` where that is what it means: a hash says E2BIG, an LPM trie ENOSPC.
+pub(crate) fn write_error(map: &'static str, max_entries: u32, error: &libbpf_rs::Error) -> Error {
+    let cause = errno(error);
+    match cause.raw_os_error() {
+        Some(nix::libc::E2BIG | nix::libc::ENOSPC) => Error::Full { map, max_entries },
+        _ => Error::io("write map", map, cause),
+    }
+}
+
+/// A map of the kernel with plain keys and values.
+#[derive(Debug)]
+pub(crate) struct TypedMap<K, V> {
+    name: &'static str,
+    handle: MapHandle,
+    types: PhantomData<fn(K) -> V>,
+}
+
+impl<K, V> TypedMap<K, V>
+where
+    K: IntoBytes + FromBytes + Immutable + Copy,
+    V: IntoBytes + FromBytes + Immutable + Copy,
+{
+    pub(crate) fn new(name: &'static str, handle: MapHandle) -> Self {
+        debug_assert_eq!(handle.key_size() as usize, size_of::<K>());
+        debug_assert_eq!(handle.value_size() as usize, size_of::<V>());
+        Self { name, handle, types: PhantomData }
+    }
+
+    pub(crate) fn handle(&self) -> &MapHandle {
+        &self.handle
+    }
+
+    pub(crate) fn get(&self, key: &K) -> Result<Option<V>> {
+        let mut value = V::new_zeroed();
+        self.handle
+            .lookup_into(key.as_bytes(), value.as_mut_bytes(), MapFlags::ANY)
+            .map(|found| found.then_some(value))
+            .map_err(|e| Error::io("read map", self.name, errno(&e)))
+    }
+
+    pub(crate) fn set(&self, key: &K, value: &V) -> Result<()> {
+        self.handle
+            .update(key.as_bytes(), value.as_bytes(), MapFlags::ANY)
+            .map_err(|e| write_error(self.name, self.handle.max_entries(), &e))
+    }
+
+    /// Whether there was something to remove.
+    pub(crate) fn remove(&self, key: &K) -> Result<bool> {
+        match self.handle.delete(key.as_bytes()) {
+            Ok(()) => Ok(true),
+            Err(e) => match errno(&e) {
+                cause if cause.raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),
+                cause => Err(Error::io("write map", self.name, cause)),
+            },
+        }
+    }
+
+    pub(crate) fn keys(&self) -> Vec<K> {
+        self.handle.keys().filter_map(|bytes| K::read_from_bytes(&bytes).ok()).collect()
+    }
+
+    /// A snapshot; entries that change meanwhile may be missing. Only for maps whose one writer asks.
+    pub(crate) fn entries(&self) -> Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        for key in self.keys() {
+            if let Some(value) = self.get(&key)? {
+                entries.push((key, value));
+            }
+        }
+        Ok(entries)
+    }
+}
