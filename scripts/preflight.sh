@@ -19,7 +19,8 @@ problem() { problems+=("$1"); }
 kernel=$(uname -r)
 older_than() { [[ $(printf '%s\n%s\n' "$1" "${kernel%%-*}" | sort -V | head -n 1) != "$1" ]]; }
 
-older_than 5.10 && problem "kernel $kernel: podgate needs 5.10 or newer"
+# the coarse clock came with 5.11, functions verified on their own that take pointers with 5.12
+older_than 5.12 && problem "kernel $kernel: podgate needs 5.12 or newer"
 [[ -e /proc/sys/kernel/unprivileged_bpf_disabled ]] ||
     problem "this kernel has no bpf() system call (CONFIG_BPF_SYSCALL)"
 if [[ -r /sys/kernel/security/lockdown ]] && grep -q '\[confidentiality\]' /sys/kernel/security/lockdown; then
@@ -36,13 +37,16 @@ attempt() { # what it proves, commands: in a mount and a network namespace of it
     output=$(unshare --mount --net --propagation private bash -euc "$2" 2>&1) ||
         problem "$1: ${output##*$'\n'}"
 }
-attempt "mount a BPF file system" 'mount -t bpf bpf /sys/fs/bpf'
-attempt "make a veth pair (CONFIG_VETH)" 'ip link add pg0 type veth peer name pg1'
-attempt "make a bridge (CONFIG_BRIDGE)" 'ip link add pg0 type bridge'
-attempt "attach to TC (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)" \
-    'ip link add pg0 type veth peer name pg1
-     tc qdisc add dev pg0 clsact
-     tc filter add dev pg0 ingress bpf bytecode "1,6 0 0 0"'
+# without those capabilities every attempt would only say so again
+if [[ ${#problems[@]} -eq 0 ]]; then
+    attempt "mount a BPF file system" 'mount -t bpf bpf /sys/fs/bpf'
+    attempt "make a veth pair (CONFIG_VETH)" 'ip link add pg0 type veth peer name pg1'
+    attempt "make a bridge (CONFIG_BRIDGE)" 'ip link add pg0 type bridge'
+    attempt "attach to TC (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)" \
+        'ip link add pg0 type veth peer name pg1
+         tc qdisc add dev pg0 clsact
+         tc filter add dev pg0 ingress bpf bytecode "1,6 0 0 0"'
+fi
 
 if [[ ${1:-} == runtime ]]; then
     [[ -d /sys/fs/cgroup && -n $(ls -A /sys/fs/cgroup) ]] ||

@@ -8,8 +8,9 @@ fail() {
     exit 1
 }
 
-# One line each: the group that needs it, what proves it is there (command, or path glob), Debian's package.
-# Probed by command and file, not by package: a machine may have them from elsewhere (containerd.io, say).
+# One line each: the group that needs it, what proves it is there, Debian's package. The proof is a command or a
+# path, not the package: a machine may have it from elsewhere (containerd.io, say). `=` where only the package
+# proves it: busybox is no proof of a static one.
 needs='
 build gcc gcc
 build /usr/include/*/asm/types.h linux-libc-dev
@@ -28,7 +29,7 @@ test tc iproute2
 test jq jq
 test containerd containerd
 test runc runc
-test /usr/share/doc/busybox-static busybox-static
+test = busybox-static
 test ps procps
 lint clang-format clang-format
 lint shellcheck shellcheck
@@ -36,6 +37,7 @@ lint shellcheck shellcheck
 
 present() {
     case $1 in
+    =) dpkg-query -W -f '${Status}' "$2" 2>/dev/null | grep -q 'ok installed' ;;
     /*) compgen -G "$1" >/dev/null ;;
     *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
     esac
@@ -45,7 +47,7 @@ groups=" $* "
 missing=()
 while read -r group probe package; do
     [[ -n $group && $groups == *" $group "* ]] || continue
-    present "$probe" && continue
+    present "$probe" "$package" && continue
     [[ " ${missing[*]:-} " == *" $package "* ]] || missing+=("$package")
 done <<<"$needs"
 
@@ -85,7 +87,7 @@ if ! "$cargo" --version >/dev/null 2>&1; then
         rustup toolchain install # the version and components of rust-toolchain.toml
     else
         fail "there is no cargo, and this Debian has no rustup package. Install Rust the way its
-       makers describe (https://rustup.rs), for yourself or for root:
+       makers describe (https://rustup.rs), for yourself or for root; with curl at hand that is:
            curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal
        then run the same make target again; it picks ~/.cargo/bin up by itself."
     fi
