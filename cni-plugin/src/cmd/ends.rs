@@ -1,0 +1,109 @@
+//! The pod's interfaces with their host ends: what ADD gates and CHECK looks at.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use crate::hostlink::{self, Link};
+use crate::netns::{self, Netlink, Sandbox};
+use crate::spec::env::Attachment;
+use crate::spec::result::SandboxInterface;
+use crate::spec::{CniError, Code, NetConf, PrevResult};
+
+/// An interface of the pod and its other end.
+#[derive(Debug)]
+pub(super) struct End {
+    /// Inside.
+    pub(super) name: String,
+    /// The host veth.
+    pub(super) host: Link,
+    /// The pod's, on this interface.
+    pub(super) addresses: Vec<IpAddr>,
+    /// Whether the result told the addresses, or the interface had to be asked.
+    pub(super) addresses_from_result: bool,
+}
+
+/// Everything that a look at the pod gives. Nothing has been changed yet.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// In the order of the result.
+    pub(super) ends: Vec<End>,
+    /// The namespace's, 0 if the kernel has none.
+    pub(super) netns_cookie: u64,
+    /// All addresses of the plugin's own namespace, the node's.
+    pub(super) node_addresses: Vec<IpAddr>,
+}
+
+/// The result that this plugin was chained behind.
+pub(super) fn prev_result(conf: &NetConf) -> Result<PrevResult, CniError> {
+    conf.prev_result()?.ok_or_else(|| {
+        CniError::new(Code::InvalidConfig, "use network configuration").because(
+            "prevResult is missing: podgate makes no interface itself, list it in the conflist after the \
+             plugin that does",
+        )
+    })
+}
+
+/// Finds them.
+pub(super) fn find(
+    prev: &PrevResult,
+    attachment: &Attachment,
+    netns: &Path,
+) -> Result<Found, CniError> {
+    let sandbox = Sandbox::open(netns).map_err(failed("use CNI_NETNS"))?;
+    let wanted = prev.sandbox_interfaces(&attachment.ifname, |path| sandbox.is_at(path));
+    let runtime = netns::runtime().map_err(failed("read network"))?;
+    let here = Netlink::here(&runtime).map_err(failed("read network"))?;
+    let (inside, netns_cookie) =
+        Netlink::inside(&runtime, &sandbox).map_err(failed("use CNI_NETNS"))?;
+    let mut ends = Vec::with_capacity(wanted.len());
+    for interface in wanted {
+        ends.push(end(interface, &inside, &here, &sandbox)?);
+    }
+    let node_addresses = here.all_addresses().map_err(failed("read node's addresses"))?;
+    Ok(Found { ends, netns_cookie, node_addresses })
+}
+
+fn end(
+    interface: SandboxInterface,
+    inside: &Netlink<'_>,
+    here: &Netlink<'_>,
+    sandbox: &Sandbox,
+) -> Result<End, CniError> {
+    let name = interface.name;
+    let what = format!("find host end of interface {name}");
+    let refuse = |cause: String| CniError::new(Code::NotGateable, what.clone()).because(cause);
+    let pod = inside
+        .link_named(&name)
+        .map_err(failed(&what))?
+        .ok_or_else(|| refuse("there is no such interface in CNI_NETNS".into()))?;
+    let index = hostlink::peer_index(&pod).map_err(|e| refuse(e.to_string()))?;
+    let host = here.link_numbered(index).map_err(failed(&what))?;
+    let number = here.number_of(sandbox).map_err(failed(&what))?;
+    hostlink::confirm(&pod, host.as_ref(), number).map_err(|e| refuse(e.to_string()))?;
+    let host = host.ok_or_else(|| refuse("its other end is gone".into()))?;
+    let addresses_from_result = interface.addresses.is_some();
+    let addresses = match interface.addresses {
+        Some(addresses) => addresses,
+        None => {
+            let mut found = inside.addresses_of(pod.index).map_err(failed(&what))?;
+            found.retain(|ip| !is_link_local(ip));
+            found
+        }
+    };
+    Ok(End { name, host, addresses, addresses_from_result })
+}
+
+/// Every interface has one, and what it may be used for passes without it being registered.
+fn is_link_local(ip: &IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+fn failed(what: &str) -> impl FnOnce(netns::Error) -> CniError {
+    move |error| {
+        let code = match error {
+            netns::Error::Netns { .. } => Code::InvalidNetns,
+            netns::Error::Netlink { .. } => Code::Io,
+        };
+        CniError::new(code, what).because(error)
+    }
+}

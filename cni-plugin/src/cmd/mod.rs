@@ -1,0 +1,73 @@
+//! The verbs, one per file.
+
+mod add;
+mod check;
+mod del;
+mod ends;
+mod gc;
+mod status;
+mod version;
+
+use tracing::{debug, error, info_span, warn};
+
+pub use version::version;
+
+use crate::logging;
+use crate::spec::env::{Attachment, Command};
+use crate::spec::keys::{Log, misspelt};
+use crate::spec::{CniError, NetConf, SpecVersion, args};
+
+/// Runs a verb; its text goes to stdout.
+pub fn run(command: &Command, conf: &NetConf) -> Result<String, CniError> {
+    let log = match (Log::read(conf), command) {
+        (Ok(log), _) => log,
+        // what is mistyped in the log's keys must keep no pod from going away
+        (Err(_), Command::Del(_) | Command::Gc) => Log::default(),
+        (Err(error), _) => return Err(error),
+    };
+    logging::with(&log, || {
+        let _span = match command {
+            Command::Add(at, _) | Command::Check(at, _) | Command::Del(at) => span(command, at),
+            _ => info_span!("cni", verb = command.verb(), network = %conf.name),
+        }
+        .entered();
+        for (found, ours) in misspelt(conf) {
+            warn!(found, meant = ours, "configuration key is spelt otherwise: ignored");
+        }
+        let result = dispatch(command, conf);
+        match &result {
+            Ok(_) => debug!("done"),
+            Err(error) => error!(code = error.code as u32, %error, "failed"),
+        }
+        result
+    })
+}
+
+fn span(command: &Command, attachment: &Attachment) -> tracing::Span {
+    let pod = args::pod(&attachment.args).ok().flatten();
+    let pod = pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
+    info_span!("cni", verb = command.verb(), container = %attachment.container_id,
+        ifname = %attachment.ifname, %pod)
+}
+
+fn dispatch(command: &Command, conf: &NetConf) -> Result<String, CniError> {
+    let since = |version| conf.version.require(command.verb(), version);
+    match command {
+        Command::Add(attachment, netns) => add::add(conf, attachment, netns),
+        Command::Del(attachment) => del::del(conf, attachment),
+        Command::Check(attachment, netns) => {
+            since(SpecVersion::V0_4_0)?;
+            check::check(conf, attachment, netns)
+        }
+        Command::Gc => {
+            since(SpecVersion::V1_1_0)?;
+            gc::gc(conf)
+        }
+        Command::Status => {
+            since(SpecVersion::V1_1_0)?;
+            status::status(conf)
+        }
+        // answered without a configuration of ours: see `crate::run`
+        Command::Version => Ok(conf.version.answer()),
+    }
+}

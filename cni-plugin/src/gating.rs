@@ -1,0 +1,164 @@
+//! Standing and taking away gates: the registry entry and the programs belong together, and each order
+//! of the two is chosen for what a packet meets if the plugin dies between them.
+
+use podgate_bpf::attach::AttachMode;
+use podgate_bpf::handshake::{EndpointRef, Request};
+use podgate_bpf::maps::Registration;
+use podgate_bpf::{Error as BpfError, Gate, PinRoot};
+use tracing::{debug, info, warn};
+
+use crate::daemon;
+use crate::spec::keys::Places;
+use crate::spec::{CniError, Code};
+
+/// The gates that one ADD has stood so far, to be taken away again if it fails.
+#[derive(Debug)]
+pub struct Standing<'a> {
+    gate: &'a Gate,
+    done: Vec<EndpointRef>,
+}
+
+impl<'a> Standing<'a> {
+    /// None yet.
+    pub fn new(gate: &'a Gate) -> Self {
+        Self { gate, done: Vec::new() }
+    }
+
+    /// What stands.
+    pub fn endpoints(&self) -> &[EndpointRef] {
+        &self.done
+    }
+
+    /// Registers, then attaches. In between the interface is open, but no container has started yet and
+    /// the runtime sends DEL for an ADD that has died; the other way round it would be closed to all,
+    /// also at a gate that stands already and is only being registered anew.
+    pub fn stand(&mut self, registration: &Registration, mode: AttachMode) -> Result<(), CniError> {
+        let ifindex = registration.ifindex;
+        let failed = |code: Code, cause: BpfError| {
+            let what = format!("stand gate at {}", registration.host_interface);
+            CniError::new(code, what).because(chain(&cause))
+        };
+        self.clear(registration).map_err(|e| failed(Code::Register, e))?;
+        // noted first: a half-done one is undone too
+        self.done.push(EndpointRef { ifindex, owner: registration.owner });
+        self.gate.maps.register(registration).map_err(|e| failed(Code::Register, e))?;
+        let attached = self.gate.attach(ifindex, mode).map_err(|e| failed(Code::Attach, e))?;
+        debug!(ifindex, host_interface = %registration.host_interface, ?attached, "gate stands");
+        Ok(())
+    }
+
+    /// Makes room for a registration where an earlier one still is: its policy map must not meet the new
+    /// owner, for whom nothing in it matches.
+    fn clear(&self, registration: &Registration) -> podgate_bpf::Result<()> {
+        let ifindex = registration.ifindex;
+        let Some(earlier) = self.gate.maps.registration(ifindex)? else { return Ok(()) };
+        if earlier.container_id != registration.container_id {
+            // a reused ifindex; of the same container it is a repeated ADD, whose gate keeps standing
+            warn!(ifindex, earlier = %earlier.container_id, "remove registration of an earlier interface");
+            self.gate.detach(ifindex)?;
+        }
+        self.gate.maps.unregister(ifindex)
+    }
+
+    /// Takes everything away again; what could not be is returned as text.
+    pub fn undo(self) -> Vec<String> {
+        let mut errors = Vec::new();
+        for endpoint in self.done.iter().rev() {
+            if let Err(error) = take_away(self.gate, *endpoint) {
+                errors.push(chain(&error));
+            }
+        }
+        errors
+    }
+}
+
+/// Opens the pins if they are there. `None`: nobody has ever loaded the programs, so nothing stands.
+pub fn open(places: &Places) -> Result<Option<Gate>, CniError> {
+    match Gate::open(&PinRoot::new(&places.bpf_root)) {
+        Ok(gate) => Ok(Some(gate)),
+        Err(BpfError::NotLoaded { path }) => {
+            debug!(pin = %path.display(), "no gate has ever stood");
+            Ok(None)
+        }
+        Err(error) => Err(CniError::new(Code::Load, "open gates").because(chain(&error))),
+    }
+}
+
+/// Takes away the gates of all registrations that `doomed` picks, and tells policyd. Goes on after an
+/// error, and reports all of them at the end.
+pub fn remove_all(
+    gate: &Gate,
+    places: &Places,
+    doomed: impl Fn(&Registration) -> bool,
+) -> Result<(), CniError> {
+    let registrations = gate
+        .maps
+        .registrations()
+        .map_err(|e| CniError::new(Code::Remove, "remove gates").because(chain(&e)))?;
+    let mut removed: Vec<(String, EndpointRef)> = Vec::new();
+    let mut errors = Vec::new();
+    for registration in registrations.iter().filter(|r| doomed(r)) {
+        let endpoint = EndpointRef { ifindex: registration.ifindex, owner: registration.owner };
+        match take_away(gate, endpoint) {
+            Ok(()) => {
+                let (ifindex, host) = (registration.ifindex, &registration.host_interface);
+                info!(ifindex, container = %registration.container_id, host_interface = %host, "gate removed");
+                removed.push((registration.container_id.clone(), endpoint));
+            }
+            Err(error) => {
+                errors.push(format!("{}: {}", registration.host_interface, chain(&error)))
+            }
+        }
+    }
+    tell_removed(places, removed);
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(CniError::new(Code::Remove, "remove gates").because(errors.join("; ")))
+}
+
+/// Detaches, then unregisters: as long as the registration is there, a repeated DEL finds what is left.
+fn take_away(gate: &Gate, endpoint: EndpointRef) -> podgate_bpf::Result<()> {
+    let EndpointRef { ifindex, owner } = endpoint;
+    match gate.maps.registration(ifindex)? {
+        Some(found) if found.owner != owner => {
+            // between reading and now the ifindex has got another pod; that gate is not ours to take
+            warn!(ifindex, "interface is registered anew: left alone");
+            return Ok(());
+        }
+        _ => {}
+    }
+    gate.detach(ifindex)?;
+    gate.maps.unregister(ifindex)
+}
+
+/// One line per container. policyd reconciles with the registry by itself, so silence is only logged.
+fn tell_removed(places: &Places, mut removed: Vec<(String, EndpointRef)>) {
+    removed.sort();
+    for group in removed.chunk_by(|a, b| a.0 == b.0) {
+        let request = Request::Del {
+            container_id: group[0].0.clone(),
+            endpoints: group.iter().map(|(_, endpoint)| *endpoint).collect(),
+        };
+        if let Err(cause) = daemon::confirm(&places.socket, &request, daemon::NOTICE) {
+            debug!(%cause, "policyd does not know of the removal yet");
+            if matches!(cause, daemon::NotEnforced::Silent(_)) {
+                return; // it will not be quicker for the next ones
+            }
+        }
+    }
+}
+
+/// An error with its causes, each once: most texts here carry their cause already.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(at) = cause {
+        let part = at.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = at.source();
+    }
+    text
+}

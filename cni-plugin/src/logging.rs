@@ -1,0 +1,38 @@
+//! The log: stderr or a file, never stdout.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Mutex;
+
+use tracing::{Dispatch, warn};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+use crate::spec::keys::Log;
+
+/// Runs `body` with its log going where the configuration says. A log file that cannot be opened costs
+/// the file, not the pod: the log goes to stderr instead and says why.
+pub fn with<T>(log: &Log, body: impl FnOnce() -> T) -> T {
+    let opened = log.file.as_ref().map(|path| (path, open(path)));
+    let (writer, trouble) = match opened {
+        None => (BoxMakeWriter::new(io::stderr), None),
+        Some((_, Ok(file))) => (BoxMakeWriter::new(Mutex::new(file)), None),
+        Some((path, Err(e))) => (BoxMakeWriter::new(io::stderr), Some((path, e))),
+    };
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(log.level)
+        .with_ansi(false)
+        .with_target(false)
+        .with_writer(writer)
+        .finish();
+    tracing::dispatcher::with_default(&Dispatch::new(subscriber), || {
+        if let Some((path, error)) = trouble {
+            warn!(file = %path.display(), %error, "open log file: using stderr");
+        }
+        body()
+    })
+}
+
+fn open(path: &std::path::Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+}
