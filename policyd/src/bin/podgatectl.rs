@@ -1,3 +1,7 @@
-//! The operator's command.
+//! The operator's command, also as the kubectl plugin `kubectl-podgate`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    policyd::ctl::main()
+}

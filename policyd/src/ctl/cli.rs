@@ -1,0 +1,279 @@
+//! The command line.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use super::end::{End, Wire};
+use super::output::{Colors, Format, Printer};
+use super::{Ended, Failure, offline, online};
+use crate::lab;
+
+
+const PROBES: &str = "\
+A probes file is a JSON list:
+  [{\"src\": \"shop/web\", \"dst\": \"shop/db\", \"proto\": \"TCP\", \"port\": 5432, \"expect\": \"allow\"},
+   {\"src\": \"10.0.0.1\", \"dst\": \"shop/db\", \"proto\": \"ICMP\"}]
+src and dst are namespace/pod, an address or node:NAME (svc:namespace/name is not supported yet);
+proto is TCP, UDP, SCTP or ICMP; port is left out for ICMP; expect (allow, deny) is optional; other
+fields are kept as they are.
+
+From pod to pod takes both gates: egress at src and ingress at dst. A node always reaches its own pods.
+Where both ends have IPv4 and IPv6 addresses, both families are asked: the verdict is allow only if
+both allow, and `why` says it when they differ. Ends without a common family: deny.
+
+All pods count as pods of this node. Pods without an address get one from 10.88.0.0/16 (and
+fd00:10:88::/64 where the world has IPv6), so an ipBlock may match them.
+
+With -o json: one line for each probe, in order: its own fields, verdict and why.
+Exit status: 0 all as expected, 1 an expectation failed, 2 the run itself failed.";
+
+/// Ask and steer podgate, the enforcer of Kubernetes NetworkPolicy.
+#[derive(Debug, Parser)]
+#[command(name = "podgatectl", version, max_term_width = 100)]
+#[command(after_help = "Exit status: 0 done, 1 an expectation failed, 2 the command itself failed.")]
+pub struct Cli {
+    /// Print a table for people or JSON for programs
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: Format,
+    /// When to use colours; auto heeds NO_COLOR and CLICOLOR_FORCE
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    color: Colors,
+    /// Draw with ASCII only; also when the locale is not UTF-8
+    #[arg(long, global = true)]
+    ascii: bool,
+    /// policyd's API socket
+    #[arg(long, global = true, env = "PODGATE_API_SOCKET", default_value = online::SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show how this node's policyd is doing
+    Status,
+    /// List this node's pods and how their gates stand
+    #[command(visible_alias = "ep")]
+    Endpoints {
+        /// Only of this namespace
+        #[arg(short, long)]
+        namespace: Option<String>,
+    },
+    /// Show what one pod's gate allows, and by which policies
+    #[command(after_help = "Example:\n  podgatectl rules shop/db")]
+    Rules {
+        /// The pod, as namespace/name
+        pod: End,
+    },
+    /// Say whether a packet would pass, and which policy decides
+    #[command(after_help = "\
+Examples:
+  podgatectl explain --from shop/web --to shop/db --port 5432/TCP
+  podgatectl explain --manifests ./deploy --from 203.0.113.7 --to shop/web --port 80/TCP
+
+Ends of a packet are written as namespace/pod, an address, or node:NAME; a port as 80/TCP, 53/UDP,
+9/SCTP, 8080 (TCP) or ICMP. With --manifests, from manifests; otherwise this node's policyd is asked.")]
+    Explain(Explain),
+    /// Show who reaches whom, from manifests
+    #[command(after_help = "\
+Example:
+  podgatectl matrix --manifests ./deploy --port 80/TCP --port 53/UDP
+
+Without --port each pod is asked about on the named ports of its containers and the port numbers that
+policies which select it speak of, or on 80/TCP.")]
+    Matrix {
+        /// Directory of *.yaml, *.yml and *.json manifests (not its subdirectories)
+        #[arg(long, value_name = "DIR")]
+        manifests: PathBuf,
+        /// A port to ask about; may be given several times
+        #[arg(long = "port", value_name = "PORT")]
+        ports: Vec<Wire>,
+    },
+    /// Answer a file of probes from manifests; a test of policies that needs neither root nor cluster
+    #[command(after_help = PROBES)]
+    Check {
+        /// Directory of *.yaml, *.yml and *.json manifests (not its subdirectories)
+        #[arg(long, value_name = "DIR")]
+        manifests: PathBuf,
+        /// JSON list of probes
+        #[arg(long, value_name = "FILE")]
+        probes: PathBuf,
+    },
+    /// Build the world of some manifests on this machine and send real packets (needs root, no cluster)
+    #[command(after_help = LAB)]
+    Lab(lab::Options),
+    /// Watch verdicts as they fall
+    Observe(online::Observe),
+    /// Show counters: packets by direction, verdict and reason
+    Top {
+        /// Print again every so many seconds
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        every: Option<u64>,
+    },
+    /// Give this node local policies
+    #[command(after_help = "Example:\n  podgatectl apply -f deny-all.yaml\n  kubectl get netpol -A -o yaml | podgatectl apply -f -")]
+    Apply {
+        /// A manifest of NetworkPolicies; - is standard input
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Take local policies back
+    #[command(after_help = "Examples:\n  podgatectl delete -f deny-all.yaml\n  podgatectl delete shop/deny-all")]
+    Delete(Delete),
+    /// List the policies that policyd knows
+    Policies,
+    /// Say what a denial does: `on` drops, `audit` passes and reports, `off` passes
+    Enforcement {
+        /// The new mode
+        mode: Enforcement,
+    },
+    /// Print a completion script
+    #[command(after_help = "Example:\n  source <(podgatectl completion bash)")]
+    Completion {
+        /// For which shell
+        shell: Shell,
+    },
+}
+
+const LAB: &str = "\
+Every pod becomes a network namespace, attached by the real CNI chain (bridge, static addresses, podgate);
+policyd reads the manifests; then packets go from every pod to every other one, or as the probes say.
+A verdict is what really happened. If that differs from what the compiled tables say, the run fails:
+\"datapath and compiler disagree\".
+
+All pods live on one node, the lab's, whatever their nodeName; strangers, other nodes and addresses of
+hostNetwork pods live in one more namespace beyond it. Everything is in namespaces of the lab's own and
+ends with it, also by ^C or kill -9. Finished pods have no network.
+
+Examples:
+  sudo podgatectl lab --manifests conf/worlds/three-tier/manifests
+  sudo podgatectl lab --manifests ./deploy --probes ./probes.json -o json
+
+See `podgatectl check --help` for the probes file and the exit status.";
+
+/// `explain`'s arguments.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// Answer from these manifests instead of asking policyd
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Who sends
+    #[arg(long, value_name = "END")]
+    pub from: End,
+    /// Who is to receive
+    #[arg(long, value_name = "END")]
+    pub to: End,
+    /// Which port, with its protocol
+    #[arg(long, value_name = "PORT")]
+    pub port: Wire,
+    /// Exit with status 1 if the answer is "deny"
+    #[arg(long)]
+    pub exit_code: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Delete {
+    /// The policies that a manifest holds; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// One policy, as namespace/name
+    #[arg(value_name = "POLICY")]
+    policy: Option<String>,
+}
+
+/// What a denial does.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Enforcement {
+    /// Denied packets are dropped
+    #[value(alias = "enforce")]
+    On,
+    /// They pass, are counted and reported
+    Audit,
+    /// They pass and are counted
+    Off,
+}
+
+/// Runs the command and prints what went wrong, once.
+pub fn main() -> ExitCode {
+    let name = called_as(env::args_os().next());
+    let command = Cli::command().name(name).bin_name(name).display_name(name);
+    let cli = match Cli::from_arg_matches(&command.clone().get_matches()) {
+        Ok(cli) => cli,
+        Err(error) => error.format(&mut command.clone()).exit(),
+    };
+    match cli.run(name) {
+        Ok(code) => code,
+        Err(Failure(text)) => {
+            anstream::eprintln!("{name}: {text}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// kubectl runs a plugin `kubectl-podgate` for `kubectl podgate`; help should show what the user typed.
+fn called_as(program: Option<OsString>) -> &'static str {
+    let stem = program.as_deref().map(Path::new).and_then(Path::file_name).map(OsStr::to_owned);
+    if stem.is_some_and(|name| name.to_string_lossy().starts_with("kubectl-podgate")) {
+        "kubectl podgate"
+    } else {
+        "podgatectl"
+    }
+}
+
+impl Cli {
+    fn run(self, name: &str) -> Result<ExitCode, Failure> {
+        let Self { output, color, ascii, socket, command } = self;
+        let printer = Printer::new(output, color, ascii);
+        let ended = match command {
+            Command::Explain(explain) => match &explain.manifests {
+                Some(dir) => offline::explain(&printer, dir, &explain)?,
+                None => online::explain(&printer, &socket, &explain)?,
+            },
+            Command::Matrix { manifests, ports } => offline::matrix(&printer, &manifests, &ports)?,
+            Command::Check { manifests, probes } => offline::check(&printer, &manifests, &probes)?,
+            // its own exit status: two processes, and the inner one prints
+            Command::Lab(options) => return Ok(ExitCode::from(lab::run(&printer, &options)?)),
+            Command::Status => online::status(&printer, &socket)?,
+            Command::Endpoints { namespace } => online::endpoints(&printer, &socket, namespace.as_deref())?,
+            Command::Rules { pod } => online::rules(&printer, &socket, &pod)?,
+            Command::Observe(observe) => online::observe(&printer, &socket, &observe)?,
+            Command::Top { every } => online::top(&printer, &socket, every)?,
+            Command::Apply { file } => online::apply(&printer, &socket, &file)?,
+            Command::Delete(Delete { file, policy }) => {
+                online::delete(&printer, &socket, file.as_deref(), policy.as_deref())?
+            }
+            Command::Policies => online::policies(&printer, &socket)?,
+            Command::Enforcement { mode } => online::enforcement(&printer, &socket, mode)?,
+            Command::Completion { shell } => {
+                let binary = if name == "podgatectl" { name } else { "kubectl-podgate" };
+                clap_complete::generate(shell, &mut Self::command(), binary, &mut io::stdout());
+                Ended::Fine
+            }
+        };
+        Ok(ended.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_what_the_user_typed() {
+        assert_eq!(called_as(Some("/usr/bin/kubectl-podgate".into())), "kubectl podgate");
+        assert_eq!(called_as(Some("podgatectl".into())), "podgatectl");
+        assert_eq!(called_as(None), "podgatectl");
+    }
+}

@@ -1,0 +1,245 @@
+//! The command: from its arguments to its exit status.
+
+use std::collections::BTreeSet;
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use futures::{StreamExt, stream};
+use podgate_policy::explain::Verdict;
+use tokio::runtime;
+
+use super::build::{Built, Paths};
+use super::error::{Error, Result};
+use super::install::Parts;
+use super::isolate::{self, Brought};
+use super::report::{self, Findings};
+use super::wire::{Answerers, Outcome, Patience, Shot, ask};
+use crate::ctl::{
+    Failure, Format, Judged, Matrix, Printer, Probe, Spot, Way, Wire, World, judge_all, read_probes,
+};
+
+/// Packets in flight.
+const AT_ONCE: usize = 128;
+/// Pods up to which a matrix is drawn beside probes without being asked for.
+const SMALL: usize = 30;
+/// From here on a terminal is told how far it is.
+const LONG: Duration = Duration::from_secs(2);
+
+/// Arguments of `podgatectl lab`.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// Directory of *.yaml, *.yml and *.json manifests (not its subdirectories)
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// JSON list of probes; without it, or for a small world, every pod is tried from every other one
+    #[arg(long, value_name = "FILE")]
+    pub probes: Option<PathBuf>,
+    /// A port to try between pods; may be given several times [default: named ports and ports of policies]
+    #[arg(long = "port", value_name = "PORT")]
+    pub ports: Vec<Wire>,
+    /// Only the probes, no matrix
+    #[arg(long, requires = "probes")]
+    pub no_matrix: bool,
+    /// Let the world stand after the packets, until ^C, to look around in it
+    #[arg(long)]
+    pub keep: bool,
+    /// Directory of the CNI plugins `bridge` and `static` [default: CNI_PATH, /opt/cni/bin, /usr/lib/cni]
+    #[arg(long, value_name = "DIR")]
+    pub cni_path: Option<PathBuf>,
+    /// The chained plugin [default: podgate beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub plugin: Option<PathBuf>,
+    /// The daemon [default: policyd beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub policyd: Option<PathBuf>,
+}
+
+/// Runs a lab; the result is the exit status. The first call makes the walls and runs the program again
+/// inside them; the call in there does the work.
+pub fn run(printer: &Printer, options: &Options) -> Result<u8, Failure> {
+    let lab = Lab::read(printer, options)?;
+    let failed = |error: Error| Failure(error.to_string());
+    if isolate::is_inner() { lab.inside().map_err(failed) } else { isolate::run_inner().map_err(failed) }
+}
+
+/// Everything that is known before anything is built.
+struct Lab<'a> {
+    printer: &'a Printer,
+    options: &'a Options,
+    world: World,
+    probes: Vec<(Probe, Judged)>,
+    matrix: Option<(Matrix, Vec<Judged>)>,
+    parts: Parts,
+}
+
+/// One packet to send: for which question, and its way.
+struct Asked<'a> {
+    question: usize,
+    way: &'a Way,
+    shot: Shot,
+}
+
+impl<'a> Lab<'a> {
+    /// Reads and checks all input: mistakes in it are told before anything needs root.
+    fn read(printer: &'a Printer, options: &'a Options) -> Result<Self, Failure> {
+        let (mut probes, mut file) = (Vec::new(), None);
+        if let Some(path) = &options.probes {
+            (probes, file) = (read_probes(path)?, Some(path));
+        }
+        let world = World::load(&options.manifests, &probes)?;
+        let judged = match file {
+            Some(file) => judge_all(&world, &probes, file)?,
+            None => Vec::new(),
+        };
+        let wanted = match file {
+            None => true,
+            Some(_) if options.no_matrix || printer.format == Format::Json => false,
+            Some(_) => world.seats.len() <= SMALL || !options.ports.is_empty(),
+        };
+        let matrix = wanted.then(|| Matrix::of(&world, &options.ports));
+        let matrix = matrix
+            .map(|matrix| {
+                let judged = matrix.questions.iter().map(|question| world.judge(&question.probe));
+                let judged = judged.collect::<Result<Vec<_>, _>>();
+                judged.map(|judged| (matrix, judged)).map_err(|(_, cause)| cause)
+            })
+            .transpose()?;
+        let parts = Parts::find(
+            options.cni_path.as_deref(),
+            options.plugin.as_deref(),
+            options.policyd.as_deref(),
+        )
+        .map_err(|error| Failure(error.to_string()))?;
+        let probes = probes.into_iter().zip(judged).collect();
+        Ok(Self { printer, options, world, probes, matrix, parts })
+    }
+
+    /// The inner process, still single-threaded.
+    fn inside(self) -> Result<u8> {
+        let mut brought = Brought::default();
+        let plugin = brought.bring(&self.parts.plugin, "bin/podgate");
+        let paths = Paths {
+            policyd: brought.bring(&self.parts.policyd, "bin/policyd"),
+            manifests: brought.bring(&self.options.manifests, "manifests"),
+            plugins: vec![
+                plugin.parent().map(PathBuf::from).unwrap_or_default(),
+                brought.bring(&self.parts.reference, "cni"),
+            ],
+        };
+        let walls = isolate::raise(&brought)?;
+        let runtime = runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Error::io("start", "a runtime", e))?;
+        runtime.block_on(self.live(&paths, walls.host_pid))
+    }
+
+    async fn live(self, paths: &Paths, host_pid: u32) -> Result<u8> {
+        let began = Instant::now();
+        let ways = || self.questions().flat_map(|judged| &judged.ways);
+        let strangers = ways()
+            .flat_map(|way| [(way.from, way.source), (way.to, way.destination)])
+            .filter(|(spot, _)| *spot == Spot::Outside)
+            .map(|(_, address)| address)
+            .collect::<BTreeSet<_>>();
+        let mut built = Built::new(&self.world, strangers, paths).await?;
+        let stands = Instant::now();
+        let outcomes = self.send(&built).await?;
+        built.check()?;
+        let findings = Findings {
+            outcomes,
+            built: stands - began,
+            sent: stands.elapsed(),
+            strangers: built.strangers(),
+        };
+        let probes = self.probes.iter().map(|(probe, judged)| (probe, judged)).collect::<Vec<_>>();
+        let matrix = self.matrix.as_ref().map(|(matrix, judged)| (matrix, judged.as_slice()));
+        let told = report::tell(self.printer, &self.world, matrix, &probes, &findings);
+        let told = told.map_err(|e| Error::io("write to", "standard output", e))?;
+        if let Some(disagreement) = told.disagreement {
+            return Err(built.failed(disagreement));
+        }
+        if self.options.keep {
+            report::say_how_to_enter(host_pid);
+            std::future::pending::<()>().await;
+        }
+        built.detach().await?;
+        Ok(if told.as_expected { 0 } else { 1 })
+    }
+
+    /// Every question in one order: the matrix, then the probes.
+    fn questions(&self) -> impl Iterator<Item = &Judged> {
+        let matrix = self.matrix.iter().flat_map(|(_, judged)| judged);
+        matrix.chain(self.probes.iter().map(|(_, judged)| judged))
+    }
+
+    fn wires(&self) -> impl Iterator<Item = Wire> {
+        let matrix = self.matrix.iter().flat_map(|(matrix, _)| &matrix.questions);
+        let matrix = matrix.map(|question| question.probe.wire);
+        matrix.chain(self.probes.iter().map(|(probe, _)| probe.wire))
+    }
+
+    /// Sends everything; for each question the outcome of each of its ways, in order.
+    async fn send(&self, built: &Built) -> Result<Vec<Vec<Outcome>>> {
+        let mut answerers = Answerers::default();
+        let mut asked = Vec::new();
+        for (question, (judged, wire)) in self.questions().zip(self.wires()).enumerate() {
+            for way in &judged.ways {
+                let name = self.name(way.to);
+                answerers.serve(&built.place(way.to), way.destination, wire.0, &name)?;
+                let place = built.place(way.from);
+                let shot =
+                    Shot { place, from: way.source, to: way.destination, transport: wire.0 };
+                asked.push(Asked { question, way, shot });
+            }
+        }
+        let mut outcomes = self.questions().map(|_| Vec::new()).collect::<Vec<_>>();
+        let (total, began) = (asked.len(), Instant::now());
+        let progress = io::stderr().is_terminal();
+        let mut answers = stream::iter(&asked).map(|one| self.ask(one)).buffered(AT_ONCE);
+        let mut done = 0;
+        while let Some(answer) = answers.next().await {
+            let (question, outcome) = answer?;
+            outcomes[question].push(outcome);
+            done += 1;
+            if progress && began.elapsed() > LONG && (done % 16 == 0 || done == total) {
+                anstream::eprint!("\r{done} of {total} packets answered or given up ");
+                if done == total {
+                    anstream::eprint!("\r\x1b[2K");
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    async fn ask(&self, asked: &Asked<'_>) -> Result<(usize, Outcome)> {
+        let patience = match asked.way.answer.verdict {
+            Verdict::Allow => Patience::Answer,
+            Verdict::Deny => Patience::Silence,
+        };
+        let outcome = ask(&asked.shot, patience).await?;
+        let expected = self.name(asked.way.to);
+        match &outcome {
+            Outcome::Answered(Some(name)) if *name != expected => Err(Error::Layout(format!(
+                "a packet to {} was answered by {name}, not by {expected}",
+                asked.shot.to
+            ))),
+            Outcome::Unroutable(reason) => Err(Error::Layout(format!(
+                "send a packet from {} to {}: {reason}",
+                asked.shot.from, asked.shot.to
+            ))),
+            Outcome::Answered(_) | Outcome::Silent => Ok((asked.question, outcome)),
+        }
+    }
+
+    /// What whoever answers at a spot says.
+    fn name(&self, spot: Spot) -> String {
+        match spot {
+            Spot::Pod(seat) => self.world.seats[seat].pod.key.to_string(),
+            Spot::Node => "the node".into(),
+            Spot::Outside => "the outside".into(),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! SCTP without the kernel's SCTP, which many machines do not have: a raw socket that sends the first
+//! packet of an association (INIT) and one at the other end that answers it (INIT ACK).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use socket2::{Protocol, Type};
+use tokio::time::timeout;
+
+use super::socket::{Datagrams, bound, outcome_of};
+use super::{Outcome, Place, Shot};
+use crate::lab::error::Result;
+
+/// IP protocol number.
+const SCTP: i32 = 132;
+/// Chunk types.
+const INIT: u8 = 1;
+const INIT_ACK: u8 = 2;
+/// Our verification tag; one is enough, the ports tell probes apart.
+const TAG: [u8; 4] = *b"podg";
+
+/// After this the packet is sent once more.
+const AGAIN: Duration = Duration::from_millis(150);
+
+/// Source ports must differ between probes in flight, since every raw socket sees every packet.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u16 = 40_000;
+
+pub(super) async fn ask(shot: &Shot, port: u16) -> Result<Outcome> {
+    let socket = raw(&shot.place, shot.from)?;
+    if let Err(error) = socket.socket().connect(&SocketAddr::new(shot.to, 0).into()) {
+        return Ok(outcome_of(&error));
+    }
+    let own = FIRST_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
+    let packet = build(own, port, [0; 4], INIT);
+    let mut buffer = [0; 2048];
+    'send: loop {
+        if let Err(error) = socket.socket().send(&packet) {
+            return Ok(outcome_of(&error));
+        }
+        loop {
+            match timeout(AGAIN, socket.receive(&mut buffer)).await {
+                Ok(Ok((length, _))) => {
+                    if parse(&buffer[..length], shot.to) == Some((port, own, INIT_ACK)) {
+                        return Ok(Outcome::Answered(None));
+                    }
+                }
+                Ok(Err(error)) => return Ok(outcome_of(&error)),
+                Err(_) => continue 'send,
+            }
+        }
+    }
+}
+
+/// Answers every INIT that reaches `address`, whatever its port.
+pub(super) async fn answer(socket: Datagrams, address: IpAddr) {
+    let mut buffer = [0; 2048];
+    loop {
+        // an error here is about an earlier answer of ours (unreachable), not about the socket
+        let Ok((length, Some(peer))) = socket.receive(&mut buffer).await else { continue };
+        let Some((from, to, INIT)) = parse(&buffer[..length], address) else { continue };
+        let reply = build(to, from, TAG, INIT_ACK);
+        let _ = socket.socket().send_to(&reply, &SocketAddr::new(peer, 0).into());
+    }
+}
+
+/// A raw socket for SCTP bound to an address.
+pub(super) fn raw(place: &Place, address: IpAddr) -> Result<Datagrams> {
+    Datagrams::new(bound(place, Type::RAW, Protocol::from(SCTP), address, 0)?)
+}
+
+/// Common header and one INIT-like chunk, checksum included (RFC 9260, 3.1, 3.3.2).
+fn build(from: u16, to: u16, tag: [u8; 4], chunk: u8) -> Vec<u8> {
+    let mut packet = Vec::with_capacity(32);
+    packet.extend(from.to_be_bytes());
+    packet.extend(to.to_be_bytes());
+    packet.extend(tag);
+    packet.extend([0; 4]);
+    packet.extend([chunk, 0, 0, 20]);
+    packet.extend(TAG); // initiate tag
+    packet.extend(65_536_u32.to_be_bytes()); // receiver window
+    packet.extend([0, 1, 0, 1]); // streams out, in
+    packet.extend([0, 0, 0, 1]); // first TSN
+    let checksum = crc32c::crc32c(&packet);
+    packet[8..12].copy_from_slice(&checksum.to_le_bytes());
+    packet
+}
+
+/// Source port, destination port and chunk type of what a raw socket gave: with the IP header for IPv4,
+/// without it for IPv6.
+fn parse(received: &[u8], family_of: IpAddr) -> Option<(u16, u16, u8)> {
+    let payload = match family_of {
+        IpAddr::V4(_) => received.get(usize::from(received.first()? & 0xf) * 4..)?,
+        IpAddr::V6(_) => received,
+    };
+    let port = |at: usize| Some(u16::from_be_bytes([*payload.get(at)?, *payload.get(at + 1)?]));
+    Some((port(0)?, port(2)?, *payload.get(12)?))
+}
