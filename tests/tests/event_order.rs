@@ -41,7 +41,8 @@ fn histories() -> impl Strategy<Value = (World, Vec<Change>)> {
         .prop_flat_map(|(last, queues)| {
             let turns = queues.iter().enumerate();
             let turns = turns.flat_map(|(queue, events)| vec![queue; events.len()]);
-            (Just(last), Just(queues), Just(turns.collect::<Vec<_>>()).prop_shuffle())
+            let turns: Vec<usize> = turns.collect();
+            (Just(last), Just(queues), Just(turns).prop_shuffle())
         })
         .prop_map(|(last, mut queues, turns)| {
             let events = turns.into_iter().map(|queue| queues[queue].pop_front().unwrap());
