@@ -223,7 +223,7 @@ enum pg_flow_state {
 
 struct pg_flow {
 	__u32 epoch;   /* of its last judgement */
-	__u32 expires; /* coarse seconds, see pg_now() */
+	__u32 expires; /* coarse seconds, see clock.h */
 	__u32 owner;
 	__u32 rule;
 	__u8 direction; /* enum pg_direction of its first packet: a reply is judged as the flow it answers */

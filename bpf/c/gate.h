@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* A packet's way through the gate. The short way is pg_known; all else is out of line. */
+/* A packet's way through the gate: the short one (short.h) where nothing is left to decide, else pg_long. */
 #pragma once
 
 #include "clock.h"
 #include "conntrack.h"
 #include "parse.h"
 #include "policy.h"
+#include "short.h"
 #include "verdict.h"
 
 /* Pass or drop a packet that belongs to no flow and opens none. */
@@ -61,8 +62,8 @@ static __always_inline int pg_refresh(struct __sk_buff *skb, struct pg_packet *p
 	return 1;
 }
 
-/* Everything that is not an established packet of this epoch. */
-PG_VERIFIED_ALONE int pg_slow(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction)
+/* A packet with a flow's key: of a known flow, or the first of one. */
+PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction)
 {
 	struct pg_control *ctl = pg_control();
 	__u32 now = pg_now(), epoch = ctl ? ctl->epoch : 0;
@@ -159,7 +160,7 @@ PG_VERIFIED_ALONE int pg_first_fragment(struct __sk_buff *skb, struct pg_packet 
 
 	if (!packet)
 		return PG_TC_DROP;
-	action = pg_slow(skb, packet, direction);
+	action = pg_decide(skb, packet, direction);
 	pg_frag_key(&key, skb, packet, direction);
 	frag.expires = pg_now() + 30; /* as long as a receiver waits (ip_frag_time) */
 	frag.verdict = action == PG_TC_DROP ? PG_VERDICT_DENY : PG_VERDICT_ALLOW;
@@ -199,7 +200,7 @@ PG_VERIFIED_ALONE int pg_later_fragment(struct __sk_buff *skb, struct pg_packet 
 		/* An error or an answer without a question left no flow to find. */
 		if (!pg_flow_find(packet))
 			return pg_allow(skb, direction, PG_ALLOW_FRAGMENT);
-		return pg_slow(skb, packet, direction);
+		return pg_decide(skb, packet, direction);
 	}
 	reason = pg_judge(skb, packet, direction, PG_JUDGE_SOME_PORT);
 	if (reason == PG_ALLOW_POLICY)
@@ -209,35 +210,27 @@ PG_VERIFIED_ALONE int pg_later_fragment(struct __sk_buff *skb, struct pg_packet 
 	return pg_settle(skb, packet, direction, reason);
 }
 
-/* The way that nearly every packet takes: one look-up, nothing written but a counter. */
-static __always_inline int pg_known(struct pg_packet *packet, __u32 direction)
-{
-	struct pg_control *ctl = pg_control();
-	struct pg_flow *flow;
-	__u32 now;
-
-	if (packet->tcp_flags & (PG_TCP_SYN | PG_TCP_FIN | PG_TCP_RST))
-		return 0;
-	flow = pg_flow_find(packet);
-	if (!flow || !ctl || flow->epoch != ctl->epoch || flow->state >= PG_FLOW_CLOSED)
-		return 0;
-	now = pg_now();
-	if (pg_flow_expired(flow, now))
-		return 0;
-	if (flow->state == PG_FLOW_NEW && direction != flow->direction)
-		flow->state = PG_FLOW_ESTABLISHED;
-	pg_flow_extend(flow, pg_protocol(packet), now);
-	return 1;
-}
-
-static __always_inline int pg_gate_ip(struct __sk_buff *skb, __u32 direction, int family)
+/* The long way: parse, and decide. */
+PG_VERIFIED_ALONE int pg_long(struct __sk_buff *skb, __u32 direction)
 {
 	struct pg_packet packet = {};
 	struct pg_place place = {};
 	int shape;
 
-	shape = family == 4 ? pg_parse4(skb, &packet, direction, &place) :
-			      pg_parse6(skb, &packet, direction, &place);
+	if (skb->vlan_present)
+		return pg_unjudgeable(skb, &packet, direction, PG_DENY_NOT_IP);
+	switch (skb->protocol) {
+	case bpf_htons(ETH_P_IP):
+		shape = pg_parse4(skb, &packet, direction, &place);
+		break;
+	case bpf_htons(ETH_P_IPV6):
+		shape = pg_parse6(skb, &packet, direction, &place);
+		break;
+	case bpf_htons(ETH_P_ARP):
+		return pg_allow(skb, direction, PG_ALLOW_CONTROL);
+	default:
+		return pg_unjudgeable(skb, &packet, direction, PG_DENY_NOT_IP);
+	}
 	if (shape == PG_SHAPE_CONTROL)
 		return pg_allow(skb, direction, PG_ALLOW_CONTROL);
 	if (shape == PG_SHAPE_MALFORMED)
@@ -248,24 +241,12 @@ static __always_inline int pg_gate_ip(struct __sk_buff *skb, __u32 direction, in
 		return pg_first_fragment(skb, &packet, direction);
 	if (packet.related && pg_is_related(skb, &packet, direction, &place))
 		return pg_allow(skb, direction, PG_ALLOW_RELATED);
-	if (pg_known(&packet, direction))
-		return pg_allow(skb, direction, PG_ALLOW_FLOW);
-	return pg_slow(skb, &packet, direction);
+	return pg_decide(skb, &packet, direction);
 }
 
 static __always_inline int pg_gate(struct __sk_buff *skb, __u32 direction)
 {
-	struct pg_packet packet = {};
-
-	if (!skb->vlan_present) {
-		switch (skb->protocol) {
-		case bpf_htons(ETH_P_IP):
-			return pg_gate_ip(skb, direction, 4);
-		case bpf_htons(ETH_P_IPV6):
-			return pg_gate_ip(skb, direction, 6);
-		case bpf_htons(ETH_P_ARP):
-			return pg_allow(skb, direction, PG_ALLOW_CONTROL);
-		}
-	}
-	return pg_unjudgeable(skb, &packet, direction, PG_DENY_NOT_IP);
+	if (pg_short(skb, direction))
+		return pg_allow(skb, direction, PG_ALLOW_FLOW);
+	return pg_long(skb, direction);
 }

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use libbpf_rs::{MapCore, MapHandle, ObjectBuilder, OpenObject, PrintLevel};
+use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_getres};
 
 use crate::maps::{Maps, PINNED};
 use crate::pins::{FROM_POD, TO_POD};
@@ -195,9 +197,22 @@ fn load_failure(error: &libbpf_rs::Error) -> String {
     format!("{error:#}{hint}")
 }
 
+/// `pg_tick_shift` of `c/clock.h`: the kernel's coarse clocks advance once a tick.
+fn tick_shift() -> u32 {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(4_000_000, |tick| tick.num_nanoseconds());
+    let hz = 1e9 / tick.max(1) as f64;
+    hz.log2().round().clamp(0.0, 16.0) as u32
+}
+
 fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<()> {
     for mut map in open.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
+        // The one constant of the programs, so it is at the section's start.
+        if name == ".rodata" || name.ends_with(".rodata") {
+            if let Some(constants) = map.initial_value_mut() {
+                constants[..4].copy_from_slice(&tick_shift().to_ne_bytes());
+            }
+        }
         if !PINNED.contains(&name.as_str()) {
             continue;
         }
