@@ -89,9 +89,13 @@ impl Sandbox {
     }
 }
 
-/// `OpenNsError` and its like carry the `io::Error` in their text; the innermost cause reads best.
-fn cause_of(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), cause_of)
+/// The path is told once, by our own error.
+fn cause_of(error: &netns_rs::Error) -> String {
+    match error {
+        netns_rs::Error::OpenNsError(_, cause) => cause.to_string(),
+        netns_rs::Error::SetnsError(cause) => cause.desc().to_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// A netlink socket in some network namespace.

@@ -1,0 +1,13 @@
+//! The real binary in worlds of its own: private mount and network namespaces, a private bpffs, the real
+//! bridge plugin with host-local addresses before it, and a policyd that does what a test says.
+//!
+//! Needs root, the reference CNI plugins and iproute2; without them every test fails and names them.
+
+mod daemon;
+mod flows;
+mod golden;
+mod policyd;
+mod refusals;
+mod removal;
+mod reuse;
+mod world;

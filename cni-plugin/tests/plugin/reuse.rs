@@ -1,0 +1,92 @@
+//! Interface numbers are used again: nothing of an old pod serves or harms a new one.
+
+use podgate_bpf::maps::Registration;
+use serde_json::json;
+
+use crate::world::{in_world, run};
+
+#[test]
+fn a_stale_registration_makes_room_and_its_del_harms_nobody() {
+    in_world(|world| {
+        let old = world.bridged("old");
+        old.call("ADD", json!({ "attach": "tcx" })).succeeded();
+        let [stale] = old.registrations().try_into().expect("one registration");
+        let gate = world.gate();
+        let map = gate.maps.new_policy_map(&[]).expect("make policy map");
+        gate.maps.install_policy_maps(&[(stale.ifindex, &map)]).expect("install");
+
+        // the old pod's interface goes without DEL, and its number goes to the new pod
+        run("ip", &["link", "del", &stale.host_interface]);
+        let mut new = world.pod("new");
+        let number = stale.ifindex.to_string();
+        let netns = new.netns.display().to_string();
+        run(
+            "ip",
+            &["link", "add", "reborn", "index", &number, "type", "veth", "peer", "name", "eth0"],
+        );
+        run("nsenter", &[&format!("--net={netns}"), "true"]);
+        move_into(&new, "eth0");
+        new.prev = json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [{ "name": "reborn" }, { "name": "eth0", "sandbox": netns }],
+            "ips": [{ "address": "10.77.0.200/24", "interface": 1 }],
+        });
+        new.call("ADD", json!({})).succeeded().logged("registration of an earlier interface");
+        let [reborn] = new.registrations().try_into().expect("one registration");
+        assert_eq!(reborn.ifindex, stale.ifindex);
+        assert_eq!(old.registrations(), []);
+        assert_eq!(gate.maps.installed_policy_maps().expect("read"), [0; 0], "old policy stayed");
+        new.call("CHECK", json!({})).succeeded();
+
+        // the runtime gets round to the old pod
+        old.bare_del().succeeded();
+        assert_eq!(new.registrations(), [reborn]);
+        new.call("CHECK", json!({})).succeeded();
+        new.bare_del().succeeded();
+        world.assert_nothing_stands();
+    });
+}
+
+/// `ip link set NAME netns` takes a pid or a name; a path works through the calling shell's descriptor.
+fn move_into(pod: &crate::world::Pod<'_>, name: &str) {
+    let holder = std::process::Command::new("nsenter")
+        .arg(format!("--net={}", pod.netns.display()))
+        .args(["sleep", "30"])
+        .spawn();
+    let mut holder = holder.expect("start holder");
+    let own = std::fs::read_link("/proc/thread-self/ns/net").expect("own namespace");
+    let theirs = format!("/proc/{}/ns/net", holder.id());
+    while std::fs::read_link(&theirs).is_ok_and(|at| at == own) {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    run("ip", &["link", "set", name, "netns", &holder.id().to_string()]);
+    holder.kill().expect("end holder");
+    holder.wait().expect("wait");
+}
+
+#[test]
+fn check_notices_what_has_changed() {
+    in_world(|world| {
+        let pod = world.bridged("changed");
+        pod.call("ADD", json!({})).succeeded();
+        let [ours] = pod.registrations().try_into().expect("one registration");
+        let gate = world.gate();
+        let register = |other: Registration| gate.maps.register(&other).expect("register");
+
+        register(Registration { container_id: "another".into(), ..ours.clone() });
+        pod.call("CHECK", json!({})).failed(105, &["of container another"]);
+        let addresses = vec!["10.9.9.9".parse().expect("address")];
+        register(Registration { addresses, ..ours.clone() });
+        pod.call("CHECK", json!({})).failed(105, &["10.9.9.9"]);
+        register(ours.clone());
+        pod.call("CHECK", json!({})).succeeded();
+
+        run("tc", &["filter", "del", "dev", &ours.host_interface, "egress"]);
+        pod.call("CHECK", json!({})).failed(106, &["to_pod is not attached"]);
+        gate.detach(ours.ifindex).expect("detach");
+        pod.call("CHECK", json!({})).failed(106, &["not attached"]);
+        // ADD again mends it
+        pod.call("ADD", json!({})).succeeded();
+        pod.call("CHECK", json!({})).succeeded();
+    });
+}
