@@ -20,6 +20,7 @@ pub mod maps;
 pub mod pins;
 mod registration;
 mod sys;
+pub mod testrun;
 mod typed;
 
 pub use error::{Error, Result};

@@ -104,6 +104,42 @@ pub(crate) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(info.id)
 }
 
+/// Runs a TC program on a packet: its action, the average time in nanoseconds, the packet as it left it.
+pub(crate) fn test_run(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    ingress_ifindex: u32,
+    packet: &[u8],
+    repeat: u32,
+) -> io::Result<(u32, u32, Vec<u8>)> {
+    /// `struct __sk_buff`, and where linux/bpf.h has the two fields that the kernel lets us set.
+    const CONTEXT: usize = 192;
+    const INGRESS_IFINDEX: usize = 36;
+    const IFINDEX: usize = 40;
+    /// Room for what a program may put in front.
+    const GROWTH: usize = 256;
+
+    let mut context = [0_u8; CONTEXT];
+    context[INGRESS_IFINDEX..][..4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+    context[IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
+    let mut out = vec![0_u8; packet.len() + GROWTH];
+    let mut opts = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as _,
+        data_in: packet.as_ptr().cast(),
+        data_size_in: packet.len() as u32,
+        data_out: out.as_mut_ptr().cast(),
+        data_size_out: out.len() as u32,
+        ctx_in: context.as_ptr().cast(),
+        ctx_size_in: context.len() as u32,
+        repeat: repeat as i32,
+        ..Default::default()
+    };
+    // SAFETY: every pointer leads to as many bytes as its size says, all of which outlive the call.
+    check(unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut opts) })?;
+    out.truncate(opts.data_size_out as usize);
+    Ok((opts.retval, opts.duration, out))
+}
+
 /// SO_NETNS_COOKIE: the kernel's never-reused number of the calling thread's network namespace.
 pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     const SO_NETNS_COOKIE: i32 = 71;

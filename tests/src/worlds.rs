@@ -23,6 +23,7 @@ use proptest::collection::vec;
 use proptest::option::{of as maybe, weighted};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
+use proptest::test_runner::{Config, FileFailurePersistence};
 
 use crate::oracle::{L4, World};
 
@@ -36,6 +37,18 @@ const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 /// Addresses that pods have: 16 of each family.
 const V4: u32 = 0x0a00_0000;
 const V6: u128 = 0xfd00 << 112;
+
+/// How to run a property over random worlds: failing ones are kept beside `source_file`, the test's `file!()`.
+pub fn config(cases: u32, source_file: &'static str) -> Config {
+    Config {
+        cases,
+        source_file: Some(source_file),
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+        // a world is dear to judge, and one that is small enough to read is small enough
+        max_shrink_iters: 2000,
+        ..Config::default()
+    }
+}
 
 /// Worlds of up to ten pods and eight policies.
 pub fn worlds() -> impl Strategy<Value = World> {

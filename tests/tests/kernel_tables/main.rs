@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    podgate_tests::sandbox::run(Vec::new)
+}
