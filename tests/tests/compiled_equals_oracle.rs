@@ -1,18 +1,19 @@
 //! Random worlds: what the compiled tables say of every probe is what the oracle says.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
 use podgate_policy::compile::{Class, Compiler};
 use podgate_tests::compiling::{direction, endpoint_id, endpoints, index, transport};
 use podgate_tests::oracle::{Gate, policies_allow};
-use podgate_tests::worlds::{probe_addresses, probe_ports, worlds};
+use podgate_tests::worlds::{config, probe_addresses, probe_ports, worlds};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::TestRunner;
 
 const WORLDS: u32 = 600;
 
 #[test]
 fn compiled_equals_oracle() {
-    let mut runner =
-        TestRunner::new(Config { cases: WORLDS, source_file: Some(file!()), ..Config::default() });
+    let mut runner = TestRunner::new(config(WORLDS, file!()));
     let (mut allowed, mut denied) = (0u64, 0u64);
     let counts = std::cell::RefCell::new((&mut allowed, &mut denied));
     let judged = runner.run(&worlds(), |world| {

@@ -1,13 +1,15 @@
 //! However the objects of a world come in, and whatever came before and went, the index is the same and
 //! so is what a fresh compiler makes of it.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
 use std::collections::{BTreeMap, VecDeque};
 
 use podgate_policy::compile::Compiler;
 use podgate_policy::index::{Change, Index};
 use podgate_tests::compiling::{changes, endpoints, index};
 use podgate_tests::oracle::World;
-use podgate_tests::worlds::{successive_worlds, worlds};
+use podgate_tests::worlds::{config, successive_worlds, worlds};
 use proptest::prelude::*;
 
 fn gone(change: &Change) -> Change {
@@ -51,7 +53,7 @@ fn histories() -> impl Strategy<Value = (World, Vec<Change>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(config(300, file!()))]
 
     #[test]
     fn any_event_order_gives_the_fresh_build((world, events) in histories()) {

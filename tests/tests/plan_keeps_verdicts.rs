@@ -1,6 +1,8 @@
 //! Random pairs of worlds, compiled by one compiler: after every single step of the plan between them no
 //! flow that both allow is refused, and none that both refuse is allowed.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,9 +12,9 @@ use podgate_policy::diff::{State, Step, plan};
 use podgate_policy::model::{Direction, Protocol};
 use podgate_tests::compiling::{endpoints, index};
 use podgate_tests::oracle::World;
-use podgate_tests::worlds::{probe_addresses, successive_worlds, worlds};
+use podgate_tests::worlds::{config, probe_addresses, successive_worlds, worlds};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::TestRunner;
 
 const PAIRS: u32 = 2000;
 
@@ -114,8 +116,7 @@ fn walk(old: &State<Entry>, new: &State<Entry>) -> Result<(u64, u64), TestCaseEr
 
 #[test]
 fn no_step_changes_a_verdict_that_both_states_share() {
-    let mut runner =
-        TestRunner::new(Config { cases: PAIRS, source_file: Some(file!()), ..Config::default() });
+    let mut runner = TestRunner::new(config(PAIRS, file!()));
     let (steps, judged, twins) = (Cell::new(0), Cell::new(0), Cell::new(0));
     let result = runner.run(&successive_worlds(), |(old, new)| {
         let mut compiler = Compiler::new();
@@ -139,8 +140,7 @@ fn no_step_changes_a_verdict_that_both_states_share() {
 
 #[test]
 fn a_plan_that_stopped_half_way_is_continued_from_where_it_stopped() {
-    let mut runner =
-        TestRunner::new(Config { cases: 100, source_file: Some(file!()), ..Config::default() });
+    let mut runner = TestRunner::new(config(100, file!()));
     let worlds = (successive_worlds(), worlds(), any::<prop::sample::Index>());
     let result = runner.run(&worlds, |((old, new), third, stop)| {
         let mut compiler = Compiler::new();
@@ -157,8 +157,7 @@ fn a_plan_that_stopped_half_way_is_continued_from_where_it_stopped() {
 
 #[test]
 fn equal_states_need_no_step() {
-    let mut runner =
-        TestRunner::new(Config { cases: 50, source_file: Some(file!()), ..Config::default() });
+    let mut runner = TestRunner::new(config(50, file!()));
     let result = runner.run(&worlds(), |world| {
         let mut compiler = Compiler::new();
         let (old, new) = (state(&mut compiler, &world), state(&mut compiler, &world));

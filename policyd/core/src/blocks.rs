@@ -94,3 +94,43 @@ impl Blocks {
         longest_match(&self.members, &self.lengths, address).map(|(_, blocks)| blocks)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Blocks over 10.0.0.0/24 that nest and overlap, each with up to three holes.
+    fn blocks() -> impl Strategy<Value = Vec<Block>> {
+        let net = |shortest: u8| {
+            (any::<u8>(), shortest..=32u8).prop_map(|(low, length)| {
+                IpNet::new(IpAddr::from([10, 0, 0, low]), length).unwrap().trunc()
+            })
+        };
+        let block = (net(22), prop::collection::vec(net(24), 0..4)).prop_map(|(cidr, holes)| {
+            let inside = |hole: &IpNet| cidr.contains(hole) && *hole != cidr;
+            Block { cidr, except: holes.into_iter().filter(inside).collect() }
+        });
+        prop::collection::vec(block, 0..8)
+    }
+
+    proptest! {
+        #[test]
+        fn an_address_has_every_block_that_holds_it(blocks in blocks()) {
+            let numbered: Vec<(u32, &Block)> = (0..).zip(&blocks).collect();
+            let index = Blocks::new(numbered.iter().copied());
+            for low in 0..=255 {
+                let address = IpAddr::from([10, 0, 0, low]);
+                let holds = |block: &Block| {
+                    block.cidr.contains(&address)
+                        && !block.except.iter().any(|hole| hole.contains(&address))
+                };
+                let expected = numbered.iter().filter(|(_, block)| holds(block));
+                let expected: BTreeSet<u32> = expected.map(|(number, _)| *number).collect();
+                let found = index.holding(address).cloned().unwrap_or_default();
+                prop_assert_eq!(found, expected, "{}", address);
+            }
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! The numbers that outlive a compilation, and what explanations say.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
 mod cluster;
 
 use std::collections::BTreeSet;

@@ -1,6 +1,8 @@
 //! A cluster of 10,000 pods and 1,000 policies, 110 pods of which are here: the whole build is quick.
 //! `cargo test -p podgate-policy --release --test scale -- --nocapture` prints the times.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
 mod cluster;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! Sections 1 (the decision), 2 (policyTypes) and 3 (empty versus missing) of semantics.md, line by line.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
 mod cluster;
 
 use cluster::{Cluster, STRANGER};

@@ -1,5 +1,7 @@
 //! Sections 4 (peers), 5 (ipBlock), 9 (nodes and hostNetwork) and 12 (families) of semantics.md.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
 mod cluster;
 
 use cluster::{Cluster, STRANGER, pod_object};

@@ -1,5 +1,7 @@
 //! Sections 6 (ports), 7 (other protocols) and the open readings of semantics.md.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
+
 mod cluster;
 
 use cluster::{Cluster, STRANGER, with_ports};
