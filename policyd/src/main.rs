@@ -1,3 +1,34 @@
 //! The daemon of a node.
 
-fn main() {}
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use policyd::args::{Cli, Command};
+use policyd::{daemon, logging};
+
+/// Waits for blocking work (reading counters, attaching a gate) at the end.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("policyd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> anyhow::Result<()> {
+    let Cli { command: Command::Run(args) } = Cli::parse();
+    logging::start(&args.log).context("read --log-level")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let result = runtime.block_on(daemon::run(args));
+    runtime.shutdown_timeout(PATIENCE);
+    Ok(result?)
+}

@@ -1,0 +1,160 @@
+//! `GET /v1/endpoints` and `/v1/endpoints/{namespace}/{pod}`.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use podgate_bpf::abi::PolicyKey;
+use podgate_policy::compile::{Class, Entry, PortMatch, RuleId, RuleOrigin, Table};
+use podgate_policy::model::PolicyId;
+
+use super::types::{Allowed, Endpoint, EndpointDetail, EndpointState, Isolation, PeerSet};
+use super::{Api, Refusal};
+use crate::encode;
+use crate::view::{self, EndpointView, Shared, View};
+
+/// Members of a class that are named.
+const NAMED: usize = 100;
+
+pub(super) async fn list(State(api): State<Api>) -> Json<Vec<Endpoint>> {
+    let view = api.shared.view();
+    Json(
+        view.endpoints
+            .iter()
+            .map(|(id, endpoint)| describe(endpoint, view.compiled.tables.get(id)))
+            .collect(),
+    )
+}
+
+pub(super) async fn get(
+    State(api): State<Api>,
+    Path((namespace, pod)): Path<(String, String)>,
+) -> Result<Json<Vec<EndpointDetail>>, Refusal> {
+    let view = api.shared.view();
+    let shared = api.shared.clone();
+    let wanted = format!("{namespace}/{pod}");
+    // hit counters are read from the kernel
+    let details = tokio::task::spawn_blocking(move || {
+        let of = view.endpoints.iter().filter(|(_, endpoint)| endpoint.name() == wanted);
+        let details = of.map(|(id, endpoint)| {
+            let table = view.compiled.tables.get(id);
+            let allowed = match table {
+                Some(table) => allowed(&shared, &view, endpoint, table)?,
+                None => Vec::new(),
+            };
+            Ok(EndpointDetail { endpoint: describe(endpoint, table), allowed })
+        });
+        details.collect::<podgate_bpf::Result<Vec<_>>>()
+    });
+    match details.await {
+        Ok(Ok(details)) if details.is_empty() => Err(Refusal::not_found(format!(
+            "find endpoint {namespace}/{pod}: the pod has no gated interface on this node"
+        ))),
+        Ok(Ok(details)) => Ok(Json(details)),
+        Ok(Err(error)) => Err(Refusal::internal(error.to_string())),
+        Err(error) => Err(Refusal::internal(format!("read endpoint {namespace}/{pod}: {error}"))),
+    }
+}
+
+fn describe(endpoint: &EndpointView, table: Option<&Table>) -> Endpoint {
+    let registration = &endpoint.registration;
+    let pod = registration.pod.as_ref();
+    let isolation = |policies: Option<&Vec<PolicyId>>| {
+        let policies: Vec<String> =
+            policies.into_iter().flatten().map(|policy| policy.to_string()).collect();
+        Isolation { isolated: !policies.is_empty(), policies }
+    };
+    Endpoint {
+        namespace: pod.map(|pod| pod.namespace.clone()).unwrap_or_default(),
+        name: pod.map(|pod| pod.name.clone()).unwrap_or_default(),
+        uid: pod.map(|pod| pod.uid.clone()).unwrap_or_default(),
+        ifindex: registration.ifindex,
+        host_interface: registration.host_interface.clone(),
+        interface: registration.interface.clone(),
+        container_id: registration.container_id.clone(),
+        addresses: registration.addresses.clone(),
+        state: match endpoint.state {
+            view::EndpointState::Enforced => EndpointState::Enforced,
+            view::EndpointState::Pending(_) => EndpointState::Pending,
+            view::EndpointState::Degraded(_) => EndpointState::Degraded,
+        },
+        reason: endpoint.state.reason().unwrap_or_default().to_owned(),
+        startup: registration.startup.name().to_owned(),
+        ingress: isolation(table.map(|table| &table.ingress)),
+        egress: isolation(table.map(|table| &table.egress)),
+        rules: endpoint.rules,
+    }
+}
+
+fn allowed(
+    shared: &Shared,
+    view: &View,
+    endpoint: &EndpointView,
+    table: &Table,
+) -> podgate_bpf::Result<Vec<Allowed>> {
+    let registration = &endpoint.registration;
+    let hits: BTreeMap<PolicyKey, u64> = match shared.gate.maps.policy_map(registration.ifindex)? {
+        Some(map) => map.entries()?.into_iter().map(|(key, value)| (key, value.hits)).collect(),
+        None => BTreeMap::new(),
+    };
+    let members = members(shared, view);
+    let allowed = table.entries.iter().map(|(entry, rule)| {
+        let keys = encode::keys(registration.owner, entry);
+        let origin = view.origins.get(rule);
+        Allowed {
+            direction: entry.direction.to_string(),
+            peers: peers(entry, &members),
+            ports: ports(entry.ports),
+            rule: rule_name(origin, *rule),
+            policy: match origin {
+                Some(RuleOrigin::Policy { policy, .. }) => Some(policy.into()),
+                _ => None,
+            },
+            hits: keys.iter().filter_map(|key| hits.get(key)).sum(),
+        }
+    });
+    Ok(allowed.collect())
+}
+
+fn rule_name(origin: Option<&RuleOrigin>, rule: RuleId) -> String {
+    origin.map_or_else(|| format!("rule {}", rule.0), ToString::to_string)
+}
+
+/// Who is in each class, for people.
+fn members(shared: &Shared, view: &View) -> BTreeMap<Class, Vec<String>> {
+    let index = shared.index();
+    let mut members: BTreeMap<Class, Vec<String>> = BTreeMap::new();
+    for (address, class) in &view.compiled.hosts {
+        members.entry(*class).or_default().push(match index.owner_of(*address) {
+            Some(pod) => format!("{} ({address})", pod.key),
+            None => address.to_string(),
+        });
+    }
+    for (prefix, class) in &view.compiled.nets {
+        members.entry(*class).or_default().push(prefix.to_string());
+    }
+    members
+}
+
+fn peers(entry: &Entry, members: &BTreeMap<Class, Vec<String>>) -> PeerSet {
+    if entry.class == Class::ANY {
+        return PeerSet::Any;
+    }
+    let all = members.get(&entry.class).map(Vec::as_slice).unwrap_or_default();
+    PeerSet::Of {
+        class: entry.class.0,
+        members: all.iter().take(NAMED).cloned().collect(),
+        count: all.len(),
+    }
+}
+
+fn ports(ports: PortMatch) -> String {
+    match ports {
+        PortMatch::Everything => "any".to_owned(),
+        PortMatch::Range { protocol, first: 0, last: u16::MAX } => protocol.to_string(),
+        PortMatch::Range { protocol, first, last } if first == last => {
+            format!("{protocol} {first}")
+        }
+        PortMatch::Range { protocol, first, last } => format!("{protocol} {first}-{last}"),
+    }
+}

@@ -1,0 +1,78 @@
+//! `GET /v1/status`.
+
+use axum::Json;
+use axum::extract::State;
+use podgate_bpf::abi::Mode;
+
+use super::Api;
+use super::types::{EndpointCounts, Enforcement, MapCounts, ObjectCounts, SourceStatus, Status};
+use crate::sources::SourceState;
+use crate::view::{EndpointState, Shared, View};
+
+impl From<Mode> for Enforcement {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Enforce => Self::Enforce,
+            Mode::Audit => Self::Audit,
+            Mode::Off => Self::Off,
+        }
+    }
+}
+
+/// How many endpoints are in which state.
+pub(crate) fn count_endpoints(view: &View) -> EndpointCounts {
+    let mut counts = EndpointCounts::default();
+    for endpoint in view.endpoints.values() {
+        match endpoint.state {
+            EndpointState::Enforced => counts.enforced += 1,
+            EndpointState::Pending(_) => counts.pending += 1,
+            EndpointState::Degraded(_) => counts.degraded += 1,
+        }
+    }
+    counts
+}
+
+/// How many objects are known.
+pub(crate) fn count_objects(shared: &Shared) -> ObjectCounts {
+    let index = shared.index();
+    ObjectCounts {
+        pods: index.pods().len(),
+        namespaces: index.namespaces().len(),
+        policies: index.policies().len(),
+    }
+}
+
+/// How many entries the class maps and the policy maps should have.
+pub(crate) fn count_entries(view: &View) -> MapCounts {
+    MapCounts {
+        peers: view.compiled.hosts.len(),
+        nets: view.compiled.nets.len(),
+        rules: view.rules,
+    }
+}
+
+pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
+    let view = api.shared.view();
+    let control = api.shared.gate.maps.control();
+    let source = |state: &SourceState| SourceStatus {
+        name: state.name.clone(),
+        synced: state.synced,
+        objects: state.objects,
+        problems: state.problems.clone(),
+    };
+    Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: api.shared.node.clone(),
+        ready: view.ready,
+        problems: view.problems(),
+        enforcement: control.mode().into(),
+        epoch: control.epoch(),
+        uptime: api.shared.started.elapsed().as_secs(),
+        sources: view.sources.iter().map(source).collect(),
+        endpoints: count_endpoints(&view),
+        objects: count_objects(&api.shared),
+        maps: count_entries(&view),
+        commits: view.commits.count,
+        last_commit: view.commits.last.as_secs_f64(),
+    })
+}

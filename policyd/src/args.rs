@@ -1,0 +1,203 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use podgate_bpf::attach::AttachMode;
+use podgate_bpf::loader::Sizes;
+
+use crate::sources::SourceSpec;
+
+/// The node's daemon of podgate: keeps the kernel's policy maps in step with NetworkPolicies.
+#[derive(Debug, Parser)]
+#[command(name = "policyd", version, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Every option can be given as an environment variable too, see `policyd run --help`.
+
+Example: policyd run --source dir:/etc/podgate/manifests";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon, in the foreground, until SIGTERM or SIGINT
+    ///
+    /// Loads and pins the BPF programs if the plugin has not done so yet, takes over what an earlier policyd put in
+    /// force, and changes nothing until every source has been read once. When it stops, forwarding and the
+    /// policies in force go on.
+    Run(Run),
+}
+
+/// `policyd run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Where pods, namespaces and policies come from; may be given several times
+    ///
+    /// dir:PATH is a directory of manifests (*.yaml, *.yml, *.json), watched. Of two sources that give
+    /// the same pod or namespace the first is believed; policies of all sources apply. Policies given to the
+    /// API are one more source.
+    #[arg(
+        long = "source",
+        required = true,
+        env = "PODGATE_SOURCE",
+        value_delimiter = ',',
+        value_name = "KIND:WHAT"
+    )]
+    pub sources: Vec<SourceSpec>,
+
+    /// Directory of the BPF pins, on a mounted bpffs; the same as `bpfRoot` of the plugin
+    #[arg(long, env = "PODGATE_BPF_ROOT", default_value = podgate_bpf::pins::DEFAULT_BPF_ROOT, value_name = "DIR")]
+    pub bpf_root: PathBuf,
+
+    /// Socket for the plugin; the same as `socket` of the plugin
+    #[arg(long, env = "PODGATE_CNI_SOCKET", default_value = podgate_bpf::handshake::DEFAULT_SOCKET, value_name = "PATH")]
+    pub cni_socket: PathBuf,
+
+    /// Socket of the API, for podgatectl
+    #[arg(long, env = "PODGATE_API_SOCKET", default_value = crate::api::DEFAULT_SOCKET, value_name = "PATH")]
+    pub api_socket: PathBuf,
+
+    /// Where /metrics, /healthz and /readyz are served, or `off`
+    #[arg(
+        long,
+        env = "PODGATE_METRICS_ADDR",
+        default_value = "127.0.0.1:9898",
+        value_name = "ADDR:PORT"
+    )]
+    pub metrics_addr: MetricsAddr,
+
+    /// This node's name [default: the host name]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+
+    /// Where policies given to the API are kept
+    #[arg(long, env = "PODGATE_STATE_DIR", default_value = "/run/podgate", value_name = "DIR")]
+    pub state_dir: PathBuf,
+
+    /// How programs that somebody removed or overtook are attached again: auto, tcx or clsact
+    #[arg(long, env = "PODGATE_ATTACH", default_value = "auto", value_name = "KIND")]
+    pub attach: AttachMode,
+
+    /// How long an ADD waits for its policy before the plugin is told "pending"; keep it below the
+    /// plugin's `policydTimeoutMs`
+    #[arg(long, env = "PODGATE_CNI_WAIT_MS", default_value_t = 1500, value_name = "MS")]
+    pub cni_wait_ms: u64,
+
+    /// How often links, addresses and gates are compared with what they should be, without an event
+    #[arg(long, env = "PODGATE_RECONCILE_SECONDS", default_value_t = 60, value_name = "S")]
+    pub reconcile_seconds: u64,
+
+    /// Sizes of the kernel's maps.
+    #[command(flatten)]
+    pub sizes: MapSizes,
+
+    /// Logging.
+    #[command(flatten)]
+    pub log: Log,
+}
+
+/// Sizes of the kernel's maps, where policyd is the first to make them; maps that are there keep theirs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Map sizes, for maps that are not there yet")]
+pub struct MapSizes {
+    /// Gated interfaces of the node
+    #[arg(long, env = "PODGATE_MAX_ENDPOINTS", default_value_t = Sizes::default().endpoints, value_name = "N")]
+    pub max_endpoints: u32,
+    /// IPv4 flows of the node, about 110 bytes each
+    #[arg(long, env = "PODGATE_MAX_FLOWS4", default_value_t = Sizes::default().flows4, value_name = "N")]
+    pub max_flows4: u32,
+    /// IPv6 flows of the node, about 140 bytes each
+    #[arg(long, env = "PODGATE_MAX_FLOWS6", default_value_t = Sizes::default().flows6, value_name = "N")]
+    pub max_flows6: u32,
+    /// Addresses that some policy's selector matches, per family
+    #[arg(long, env = "PODGATE_MAX_PEERS", default_value_t = Sizes::default().peers, value_name = "N")]
+    pub max_peers: u32,
+    /// CIDRs and excepts of the policies, per family
+    #[arg(long, env = "PODGATE_MAX_NETS", default_value_t = Sizes::default().nets, value_name = "N")]
+    pub max_nets: u32,
+    /// Fragmented datagrams under way
+    #[arg(long, env = "PODGATE_MAX_FRAGS", default_value_t = Sizes::default().frags, value_name = "N")]
+    pub max_frags: u32,
+    /// Addresses of the node
+    #[arg(long, env = "PODGATE_MAX_NODE_ADDRS", default_value_t = Sizes::default().node_addrs, value_name = "N")]
+    pub max_node_addrs: u32,
+    /// Bytes of the ring of events, a power of two
+    #[arg(long, env = "PODGATE_EVENT_BYTES", default_value_t = Sizes::default().events, value_name = "BYTES")]
+    pub event_bytes: u32,
+}
+
+impl From<&MapSizes> for Sizes {
+    fn from(sizes: &MapSizes) -> Self {
+        let MapSizes {
+            max_endpoints,
+            max_flows4,
+            max_flows6,
+            max_peers,
+            max_nets,
+            max_frags,
+            max_node_addrs,
+            event_bytes,
+        } = *sizes;
+        Self {
+            endpoints: max_endpoints,
+            flows4: max_flows4,
+            flows6: max_flows6,
+            peers: max_peers,
+            nets: max_nets,
+            frags: max_frags,
+            node_addrs: max_node_addrs,
+            events: event_bytes,
+        }
+    }
+}
+
+/// Logging, to stderr.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging, to stderr")]
+pub struct Log {
+    /// How log lines look
+    #[arg(long, env = "PODGATE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+    /// error, warn, info, debug, trace, or directives like `info,policyd=debug`
+    #[arg(long, env = "PODGATE_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub log_level: String,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where metrics are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsAddr {
+    /// Nowhere.
+    Off,
+    /// Here.
+    At(SocketAddr),
+}
+
+impl FromStr for MetricsAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            text => text
+                .parse()
+                .map(Self::At)
+                .map_err(|_| "write ADDRESS:PORT, as in 127.0.0.1:9898, or off".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! `policyd run`: puts the parts together and takes them apart again.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use podgate_bpf::loader::Sizes;
+use podgate_bpf::{Gate, PinRoot};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+use crate::api::Api;
+use crate::args::{MetricsAddr, Run};
+use crate::cni::CniServer;
+use crate::events;
+use crate::metrics::{self, Metrics};
+use crate::reconcile::Reconciler;
+use crate::socket;
+use crate::sources::dir::DirSource;
+use crate::sources::local::{LOCAL_SOURCE, LocalError, LocalPolicies};
+use crate::sources::{Rank, SourceSpec};
+use crate::view::Shared;
+use crate::writer::{StartError, Writer};
+
+/// How long another policyd may take to stop, in a rolling upgrade.
+const TAKEOVER: Duration = Duration::from_secs(10);
+
+/// policyd cannot run, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The kernel's side.
+    #[error(transparent)]
+    Bpf(#[from] podgate_bpf::Error),
+    /// The writer.
+    #[error(transparent)]
+    Writer(#[from] StartError),
+    /// A socket.
+    #[error(transparent)]
+    Listen(#[from] socket::ListenError),
+    /// The API's policies.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// The metrics' port.
+    #[error("serve metrics on {addr}: {source}")]
+    Metrics {
+        /// Where.
+        addr: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A source's directory.
+    #[error("watch source {name}: {source}")]
+    Source {
+        /// Which.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Two daemons would undo each other's work.
+    #[error("lock {path}: another policyd uses it; stop that one first")]
+    Another {
+        /// The directory of the pins.
+        path: PathBuf,
+    },
+    /// Some call of the system.
+    #[error("{what}: {source}")]
+    Io {
+        /// "verb object".
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A part that runs as long as policyd does has ended.
+    #[error("run policyd: {0}; the policies in force stay, start it again")]
+    Ended(String),
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
+    let what = what.into();
+    move |source| RunError::Io { what, source }
+}
+
+/// Runs until a signal says stop.
+pub async fn run(args: Run) -> Result<(), RunError> {
+    let Run {
+        sources,
+        bpf_root,
+        cni_socket,
+        api_socket,
+        metrics_addr,
+        node_name,
+        state_dir,
+        attach,
+        cni_wait_ms,
+        reconcile_seconds,
+        sizes,
+        log: _,
+    } = args;
+    let stop = stop_signal()?;
+    let node = node_name.map_or_else(host_name, Ok)?;
+    let root = PinRoot::new(bpf_root);
+    let gate = Arc::new(Gate::open_or_load(&root, &Sizes::from(&sizes))?);
+    let _only = only_one(&root.dir()).await?;
+    make_state_dir(&state_dir)?;
+
+    let shared = Arc::new(Shared::new(gate, node));
+    let durations = metrics::durations();
+    let names: Vec<String> = sources.iter().map(ToString::to_string).collect();
+    let all = names.iter().cloned().chain([LOCAL_SOURCE.to_owned()]);
+    let observed = durations.clone();
+    let mut writer =
+        Writer::start(shared.clone(), all, move |took| observed.observe(took.as_secs_f64()))?;
+    let handle = writer.handle();
+    let local = Arc::new(LocalPolicies::open(&state_dir, handle.sink(Rank(names.len())))?);
+    let watched = watch_sources(sources, &writer)?;
+    let (reader, listeners) =
+        events::Reader::start(shared.clone()).map_err(io("start the thread of events"))?;
+
+    let reconciler = Reconciler {
+        shared: shared.clone(),
+        writer: handle.clone(),
+        attach,
+        every: Duration::from_secs(reconcile_seconds.max(1)),
+        reattached: Arc::default(),
+    };
+    let mut parts = JoinSet::new();
+    if let MetricsAddr::At(addr) = metrics_addr {
+        let reattached = reconciler.reattached.clone();
+        let metrics = Metrics::new(shared.clone(), handle.clone(), reattached, durations);
+        let fault = |source| RunError::Metrics { addr, source };
+        let listener = TcpListener::bind(addr).await.map_err(fault)?;
+        parts.spawn(async move {
+            format!("the metrics' server ended: {:?}", metrics.serve(listener).await)
+        });
+    }
+    let cni = socket::listen(&cni_socket)?;
+    let plugin = CniServer {
+        shared: shared.clone(),
+        writer: handle.clone(),
+        wait: Duration::from_millis(cni_wait_ms),
+    };
+    parts.spawn(async move {
+        plugin.serve(cni).await;
+        "the plugin's server ended".to_owned()
+    });
+    let listener = socket::listen(&api_socket)?;
+    let api = Api { shared: shared.clone(), writer: handle, local, listeners };
+    parts.spawn(async move { format!("the API's server ended: {:?}", api.serve(listener).await) });
+    parts.spawn(async move {
+        reconciler.run().await;
+        "the reconciler ended".to_owned()
+    });
+    tracing::info!(
+        node = shared.node, sources = names.join(", "), cni_socket = %cni_socket.display(),
+        api_socket = %api_socket.display(), "policyd is up"
+    );
+
+    let ended = tokio::select! {
+        signal = stop => {
+            tracing::info!(signal, "stopping; the policies in force stay");
+            None
+        }
+        part = parts.join_next() => Some(match part {
+            Some(Ok(why)) => why,
+            Some(Err(error)) => error.to_string(),
+            None => "nothing runs".to_owned(),
+        }),
+        () = writer.ended() => Some("the writer has ended, see the log".to_owned()),
+    };
+    // no new work, then the writer finishes what it has begun, then the sockets go
+    parts.shutdown().await;
+    drop((watched, reader, writer));
+    for path in [&cni_socket, &api_socket] {
+        // another may have removed it; a left one is replaced at the next start
+        let _ = fs::remove_file(path);
+    }
+    match ended {
+        Some(why) => Err(RunError::Ended(why)),
+        None => Ok(()),
+    }
+}
+
+fn watch_sources(sources: Vec<SourceSpec>, writer: &Writer) -> Result<Vec<DirSource>, RunError> {
+    let watch = |(rank, source): (usize, SourceSpec)| {
+        let name = source.to_string();
+        match source {
+            SourceSpec::Dir(dir) => DirSource::start(dir, writer.handle().sink(Rank(rank)))
+                .map_err(|source| RunError::Source { name, source }),
+        }
+    };
+    sources.into_iter().enumerate().map(watch).collect()
+}
+
+/// Resolves at the first SIGTERM or SIGINT; the second ends the process at once.
+fn stop_signal() -> Result<impl Future<Output = &'static str>, RunError> {
+    let mut term = signal(SignalKind::terminate()).map_err(io("watch SIGTERM"))?;
+    let mut int = signal(SignalKind::interrupt()).map_err(io("watch SIGINT"))?;
+    Ok(async move {
+        let first = tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = term.recv() => std::process::exit(143),
+                _ = int.recv() => std::process::exit(130),
+            }
+        });
+        first
+    })
+}
+
+/// One policyd per pin root. The kernel releases the lock when the process ends, however it ends.
+async fn only_one(dir: &Path) -> Result<Flock<File>, RunError> {
+    let deadline = Instant::now() + TAKEOVER;
+    loop {
+        let opened = File::open(dir).map_err(io(format!("open {}", dir.display())))?;
+        match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
+                tracing::info!(dir = %dir.display(), "another policyd is still running, waiting for it to stop");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                return Err(RunError::Another { path: dir.to_owned() });
+            }
+            Err((_, error)) => {
+                return Err(io(format!("lock {}", dir.display()))(error.into()));
+            }
+        }
+    }
+}
+
+fn make_state_dir(dir: &Path) -> Result<(), RunError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(io(format!("create state directory {}", dir.display())))
+}
+
+fn host_name() -> Result<String, RunError> {
+    let name = nix::unistd::gethostname()
+        .map_err(|error| io("read the host name (or give --node-name)")(error.into()))?;
+    Ok(name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,288 @@
+//! Metrics and health over HTTP. Everything is read when it is asked for; labels are bounded.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use podgate_bpf::abi::{Direction, Note, Reason};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::net::TcpListener;
+
+use crate::api::{count_endpoints, count_entries, count_objects};
+use crate::view::Shared;
+use crate::writer::Handle;
+
+/// How long a health check waits for the writer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves /metrics, /healthz and /readyz.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    shared: Arc<Shared>,
+    writer: Handle,
+}
+
+impl Metrics {
+    /// Metrics of this node. `reattached` counts gates attached again; `commits` is [`durations`].
+    pub fn new(
+        shared: Arc<Shared>,
+        writer: Handle,
+        reattached: Arc<AtomicU64>,
+        commits: Histogram,
+    ) -> Self {
+        let mut registry = Registry::with_prefix("podgate");
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "Which policyd this is", build);
+        registry.register_with_unit(
+            "commit_duration",
+            "From a change to its being in force, compilation included",
+            Unit::Seconds,
+            commits,
+        );
+        registry.register_collector(Box::new(AtScrape { shared: shared.clone(), reattached }));
+        Self { registry: Arc::new(registry), shared, writer }
+    }
+
+    /// Serves until the task is dropped.
+    pub async fn serve(self, listener: TcpListener) -> std::io::Result<()> {
+        let router = Router::new()
+            .route("/metrics", get(metrics))
+            .route("/healthz", get(healthz))
+            .route("/readyz", get(readyz))
+            .with_state(self);
+        axum::serve(listener, router).await
+    }
+}
+
+/// Commit durations, 0.1 ms to 3 s.
+pub fn durations() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.0, 16))
+}
+
+async fn metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
+    let mut text = String::new();
+    match encode(&mut text, &metrics.registry) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text)
+        }
+        Err(_) => {
+            let text =
+                "encode metrics: cannot read the kernel's counters, see the log\n".to_owned();
+            (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], text)
+        }
+    }
+}
+
+/// Whether the writer still does its work; if not, a restart helps and costs no packet.
+async fn healthz(State(metrics): State<Metrics>) -> (StatusCode, &'static str) {
+    match tokio::time::timeout(PATIENCE, metrics.writer.settled()).await {
+        Ok(Ok(())) => (StatusCode::OK, "ok\n"),
+        Ok(Err(_)) => (StatusCode::SERVICE_UNAVAILABLE, "the writer has stopped\n"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the writer has not answered for 5 s\n"),
+    }
+}
+
+async fn readyz(State(metrics): State<Metrics>) -> (StatusCode, String) {
+    let view = metrics.shared.view();
+    match view.ready {
+        true => (StatusCode::OK, "ok\n".to_owned()),
+        false => (StatusCode::SERVICE_UNAVAILABLE, view.problems().join("\n") + "\n"),
+    }
+}
+
+struct AtScrape {
+    shared: Arc<Shared>,
+    reattached: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for AtScrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AtScrape")
+    }
+}
+
+impl Collector for AtScrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let view = self.shared.view();
+        let objects = count_objects(&self.shared);
+        let endpoints = count_endpoints(&view);
+        let entries = count_entries(&view);
+        self.packets(&mut encoder)?;
+        gauges(
+            &mut encoder,
+            "endpoints",
+            "Gated interfaces, by whether their policy is in force",
+            "state",
+            &[
+                ("enforced", endpoints.enforced),
+                ("pending", endpoints.pending),
+                ("degraded", endpoints.degraded),
+            ],
+        )?;
+        gauges(
+            &mut encoder,
+            "objects",
+            "Objects known from all sources",
+            "kind",
+            &[
+                ("pod", objects.pods),
+                ("namespace", objects.namespaces),
+                ("policy", objects.policies),
+            ],
+        )?;
+        gauges(
+            &mut encoder,
+            "map_entries",
+            "Entries that policyd wrote",
+            "map",
+            &[("peers", entries.peers), ("nets", entries.nets), ("policies", entries.rules)],
+        )?;
+        let sources: Vec<_> = view
+            .sources
+            .iter()
+            .map(|source| (source.name.as_str(), source.problems.len()))
+            .collect();
+        gauges(
+            &mut encoder,
+            "source_problems",
+            "Things a source could not read",
+            "source",
+            &sources,
+        )?;
+        let synced: Vec<_> = view
+            .sources
+            .iter()
+            .map(|source| (source.name.as_str(), usize::from(source.synced)))
+            .collect();
+        gauges(
+            &mut encoder,
+            "source_synced",
+            "Whether a source has been read whole",
+            "source",
+            &synced,
+        )?;
+        one_gauge(
+            &mut encoder,
+            "ready",
+            "Whether the sources' policies are in force",
+            view.ready.into(),
+        )?;
+        one_gauge(
+            &mut encoder,
+            "classes_stopped",
+            "Whether the classes of addresses could not all be written",
+            view.stopped.is_some().into(),
+        )?;
+        counter(&mut encoder, "commits", "Changes put in force", view.commits.count)?;
+        counter(
+            &mut encoder,
+            "commits_incomplete",
+            "Commits that left something undone",
+            view.commits.incomplete,
+        )?;
+        counter(
+            &mut encoder,
+            "gates_reattached",
+            "Gates that somebody removed or overtook, attached again",
+            self.reattached.load(Ordering::Relaxed),
+        )
+    }
+}
+
+impl AtScrape {
+    fn packets(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let counters = self.shared.gate.maps.counters().map_err(|error| {
+            tracing::error!(%error, "cannot read the counters");
+            fmt::Error
+        })?;
+        let each = || {
+            Direction::ALL
+                .iter()
+                .flat_map(|direction| Reason::ALL.iter().map(move |reason| (*direction, *reason)))
+        };
+        let labels = |direction: Direction, reason: Reason| {
+            let verdict = if reason.is_denial() { "deny" } else { "allow" };
+            [("direction", direction.name()), ("verdict", verdict), ("reason", reason.name())]
+        };
+        let mut family = encoder.encode_descriptor(
+            "packets",
+            "Packets by verdict",
+            None,
+            MetricType::Counter,
+        )?;
+        for (direction, reason) in each() {
+            let count = counters.get(direction, reason).packets;
+            let labels = labels(direction, reason);
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "packet",
+            "Bytes of packets by verdict",
+            Some(&Unit::Bytes),
+            MetricType::Counter,
+        )?;
+        for (direction, reason) in each() {
+            let count = counters.get(direction, reason).bytes;
+            let labels = labels(direction, reason);
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "datapath_notes",
+            "What the programs met that is no verdict",
+            None,
+            MetricType::Counter,
+        )?;
+        for note in Note::ALL {
+            let labels = [("note", note.name())];
+            ConstCounter::new(counters.note(*note)).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauges(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: &[(&str, usize)],
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (value, count) in values {
+        let labels = [(label, *value)];
+        let count = i64::try_from(*count).unwrap_or(i64::MAX);
+        ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn one_gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: i64,
+) -> fmt::Result {
+    let gauge = ConstGauge::new(value);
+    gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    let counter = ConstCounter::new(value);
+    counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
+}

@@ -1,0 +1,390 @@
+//! Kubernetes manifests: YAML or JSON text to objects, with errors that name file, document and field.
+//!
+//! An object is read whole or not at all. A NetworkPolicy with a field nobody knows is refused like the API
+//! server's strict validation does: a misspelt `from` would otherwise read as "from everybody".
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use podgate_policy::convert::{self, FieldError};
+use podgate_policy::model::Policy;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::Object;
+
+/// The name of directories as a source, in [`podgate_policy::model::PolicyId`].
+pub const DIR_SOURCE: &str = "dir";
+
+/// A place in a manifest that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestError {
+    /// The file.
+    pub file: PathBuf,
+    /// Which document of it, from 1; `None` if the file itself cannot be read.
+    pub document: Option<usize>,
+    /// A line of the file, from 1: of the mistake where known, else of the document's start.
+    pub line: Option<usize>,
+    /// What object it is, as far as known: "policy default/web".
+    pub object: Option<String>,
+    /// The field, as in `spec.ingress[0].ports[1].endPort`; empty for a mistake of syntax.
+    pub field: String,
+    /// What is wrong.
+    pub cause: String,
+}
+
+impl fmt::Display for ManifestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "read {}", self.file.display())?;
+        if let Some(document) = self.document {
+            write!(f, ", document {document}")?;
+        }
+        if let Some(line) = self.line {
+            write!(f, ", line {line}")?;
+        }
+        if let Some(object) = &self.object {
+            write!(f, ", {object}")?;
+        }
+        if !self.field.is_empty() {
+            write!(f, ", {}", self.field)?;
+        }
+        write!(f, ": {}", self.cause)
+    }
+}
+
+impl std::error::Error for ManifestError {}
+
+/// What a file holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// In the order of the file.
+    pub objects: Vec<Object>,
+    /// Every mistake, not only the first. With any, `objects` lacks something.
+    pub errors: Vec<ManifestError>,
+}
+
+/// Whether a directory's entry counts as a manifest, by its name.
+pub fn is_manifest(path: &Path) -> bool {
+    let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    let known = path.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
+    known && !hidden
+}
+
+/// The manifests of a directory, not of its subdirectories, in lexical order.
+pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        // metadata follows symbolic links: a ConfigMap volume is full of them
+        if is_manifest(&path) && fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Reads a directory once, as `podgatectl --manifests` does. Objects given twice are mistakes.
+pub fn read_dir(dir: &Path) -> io::Result<Manifest> {
+    let mut all = Manifest::default();
+    let mut seen = BTreeMap::new();
+    for file in list(dir)? {
+        let manifest = read_file(&file);
+        all.errors.extend(manifest.errors);
+        for object in manifest.objects {
+            match seen.entry(object.id()) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(file.clone());
+                    all.objects.push(object);
+                }
+                Entry::Occupied(first) => {
+                    all.errors.push(duplicate(&file, first.get(), &first.key().to_string()));
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The mistake of giving one object in two places.
+pub(crate) fn duplicate(file: &Path, first: &Path, object: &str) -> ManifestError {
+    ManifestError {
+        file: file.to_owned(),
+        document: None,
+        line: None,
+        object: Some(object.to_owned()),
+        field: String::new(),
+        cause: format!("already given in {}, which counts; remove one", first.display()),
+    }
+}
+
+/// Reads one file.
+pub fn read_file(file: &Path) -> Manifest {
+    match fs::read_to_string(file) {
+        Ok(text) => read_text(file, &text),
+        Err(error) => Manifest {
+            objects: Vec::new(),
+            errors: vec![ManifestError {
+                file: file.to_owned(),
+                document: None,
+                line: None,
+                object: None,
+                field: String::new(),
+                cause: error.to_string(),
+            }],
+        },
+    }
+}
+
+/// Reads the text of a file; its name says whether it is JSON, and stands in the errors.
+pub fn read_text(file: &Path, text: &str) -> Manifest {
+    let mut manifest = Manifest::default();
+    let json = file.extension().is_some_and(|end| end == "json");
+    let documents = if json { vec![(1, text)] } else { documents(text) };
+    for (nth, (line, text)) in documents.into_iter().enumerate() {
+        let mut document = Document { file, number: nth + 1, line, text, json, out: &mut manifest };
+        match document.parse() {
+            Ok(value) => document.read(value),
+            Err((line, cause)) => document.complain(Some(line), None, "", cause),
+        }
+    }
+    manifest
+}
+
+/// Splits YAML into its documents and the line each starts at. `---` at the start of a line is a document
+/// marker wherever it stands, in a block scalar too, so no parser is needed to see it.
+fn documents(text: &str) -> Vec<(usize, &str)> {
+    let mut documents = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 1, 0);
+    for (nth, line) in text.split_inclusive('\n').enumerate() {
+        let marker = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if marker && offset > start {
+            documents.push((start_line, &text[start..offset]));
+        }
+        if marker {
+            (start, start_line) = (offset, nth + 1);
+        }
+        offset += line.len();
+    }
+    documents.push((start_line, &text[start..]));
+    documents.retain(|(_, text)| !is_blank(text));
+    documents
+}
+
+/// Nothing but comments, white space and markers.
+fn is_blank(text: &str) -> bool {
+    text.lines().all(|line| {
+        let line = line.strip_prefix("---").unwrap_or(line).trim();
+        line.is_empty() || line.starts_with('#') || line == "..."
+    })
+}
+
+struct Document<'a> {
+    file: &'a Path,
+    number: usize,
+    line: usize,
+    text: &'a str,
+    json: bool,
+    out: &'a mut Manifest,
+}
+
+impl Document<'_> {
+    fn parse(&self) -> Result<Value, (usize, String)> {
+        if self.json {
+            return serde_json::from_str(self.text).map_err(|e| (e.line(), e.to_string()));
+        }
+        yaml(self.text).map_err(|e| (self.line_of(&e), plain(&e)))
+    }
+
+    fn line_of(&self, error: &serde_saphyr::Error) -> usize {
+        let inside = error.location().and_then(|at| usize::try_from(at.line()).ok());
+        self.line + inside.unwrap_or(1).max(1) - 1
+    }
+
+    fn complain(
+        &mut self,
+        line: Option<usize>,
+        object: Option<String>,
+        field: &str,
+        cause: String,
+    ) {
+        self.out.errors.push(ManifestError {
+            file: self.file.to_owned(),
+            document: Some(self.number),
+            line: line.or(Some(self.line)),
+            object,
+            field: field.to_owned(),
+            cause,
+        });
+    }
+
+    fn read(&mut self, value: Value) {
+        match value {
+            // only comments
+            Value::Null => {}
+            Value::Object(_) => self.read_object("", value),
+            _ => self.complain(None, None, "", "must be an object with apiVersion and kind".into()),
+        }
+    }
+
+    /// Reads an object or a list of them; `at` is where it stands, with its dot: "items[3].".
+    fn read_object(&mut self, at: &str, mut value: Value) {
+        let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or("").to_owned();
+        let (version, kind) = (text("apiVersion"), text("kind"));
+        if version == "v1" && kind == "List" || version_and_list(&version, &kind).is_some() {
+            let of = version_and_list(&version, &kind);
+            let items = match value.get_mut("items").map(Value::take) {
+                Some(Value::Array(items)) => items,
+                None | Some(Value::Null) => Vec::new(),
+                Some(_) => {
+                    return self.complain(
+                        None,
+                        None,
+                        &format!("{at}items"),
+                        "must be a list".into(),
+                    );
+                }
+            };
+            for (nth, mut item) in items.into_iter().enumerate() {
+                // the items of a typed list as the API server sends it do not repeat their kind
+                if let (Some((version, kind)), Value::Object(fields)) = (of, &mut item) {
+                    fields.entry("apiVersion").or_insert_with(|| version.into());
+                    fields.entry("kind").or_insert_with(|| kind.into());
+                }
+                self.read_object(&format!("{at}items[{nth}]."), item);
+            }
+            return;
+        }
+        let object = match (version.as_str(), kind.as_str()) {
+            (NETWORKING, "NetworkPolicy") => policy(DIR_SOURCE, &value).map(Object::Policy),
+            ("v1", "Pod") => pod(&value).map(Object::Pod),
+            ("v1", "Namespace") => namespace(&value).map(Object::Namespace),
+            ("extensions/v1beta1", "NetworkPolicy") => {
+                Err(FieldError::new("apiVersion", format!("must be {NETWORKING}")))
+            }
+            ("", _) => Err(FieldError::new("apiVersion", "missing")),
+            (_, "") => Err(FieldError::new("kind", "missing")),
+            (version, kind) => {
+                tracing::debug!(file = %self.file.display(), version, kind, "ignoring an object");
+                return;
+            }
+        };
+        match object {
+            Ok(object) => self.out.objects.push(object),
+            Err(error) => {
+                let line = if at.is_empty() { self.typed_line(&kind) } else { None };
+                let name = describe(&kind, &value);
+                self.complain(line, Some(name), &format!("{at}{}", error.path), error.cause);
+            }
+        }
+    }
+
+    /// The line of a field of the wrong type: the YAML reader knows it, once it is told the type.
+    fn typed_line(&self, kind: &str) -> Option<usize> {
+        fn error<T: DeserializeOwned>(text: &str) -> Option<serde_saphyr::Error> {
+            serde_saphyr::from_str_with_options::<T>(text, options()).err()
+        }
+        if self.json {
+            return None;
+        }
+        let error = match kind {
+            "NetworkPolicy" => error::<NetworkPolicy>(self.text),
+            "Pod" => error::<Pod>(self.text),
+            "Namespace" => error::<Namespace>(self.text),
+            _ => None,
+        }?;
+        error.location().is_some().then(|| self.line_of(&error))
+    }
+}
+
+const NETWORKING: &str = "networking.k8s.io/v1";
+
+/// What the items of a typed list are.
+fn version_and_list(version: &str, kind: &str) -> Option<(&'static str, &'static str)> {
+    match (version, kind) {
+        ("v1", "PodList") => Some(("v1", "Pod")),
+        ("v1", "NamespaceList") => Some(("v1", "Namespace")),
+        (NETWORKING, "NetworkPolicyList") => Some((NETWORKING, "NetworkPolicy")),
+        _ => None,
+    }
+}
+
+fn describe(kind: &str, value: &Value) -> String {
+    let metadata = value.get("metadata");
+    let text = |field: &str| metadata.and_then(|m| m.get(field)).and_then(Value::as_str);
+    let kind = match kind {
+        "NetworkPolicy" => "policy".to_owned(),
+        other => other.to_lowercase(),
+    };
+    match (text("namespace"), text("name")) {
+        (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
+        (None, Some(name)) => format!("{kind} {name}"),
+        _ => kind,
+    }
+}
+
+/// Reads a NetworkPolicy that a source of this name gives; the API's bodies come this way too.
+pub fn policy(source: &str, value: &Value) -> Result<Policy, FieldError> {
+    let (policy, unknown) = typed::<NetworkPolicy>(value)?;
+    // `status` was part of NetworkPolicy in Kubernetes 1.24 to 1.27 and still stands in old dumps
+    if let Some(field) = unknown.into_iter().find(|field| !field.starts_with("status")) {
+        return Err(FieldError::new(field, "unknown field"));
+    }
+    convert::policy(source, &policy).map_err(|error| error.field)
+}
+
+fn pod(value: &Value) -> Result<podgate_policy::model::Pod, FieldError> {
+    let (pod, unknown) = typed::<Pod>(value)?;
+    tracing::trace!(?unknown, "fields of a newer pod");
+    convert::pod(&pod).map_err(|error| error.field)
+}
+
+fn namespace(value: &Value) -> Result<podgate_policy::model::Namespace, FieldError> {
+    convert::namespace(&typed::<Namespace>(value)?.0).map_err(|error| error.field)
+}
+
+/// The typed object and the fields it does not know.
+fn typed<T: DeserializeOwned>(value: &Value) -> Result<(T, Vec<String>), FieldError> {
+    let mut unknown = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
+    let object = serde_ignored::deserialize(deserializer, |path| unknown.push(path.to_string()));
+    match object {
+        Ok(object) => {
+            // serde_ignored writes an Option it passed through as "?"
+            let tidy = |path: String| path.replace(".?", "").replace("?.", "");
+            Ok((object, unknown.into_iter().map(tidy).collect()))
+        }
+        Err(error) => Err(FieldError::new(track.path().to_string(), error.to_string())),
+    }
+}
+
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        // a dump of a whole cluster is one document; aliases have limits of their own
+        budget: None,
+        // "yes" in a label is text
+        strict_booleans: true,
+        with_snippet: false,
+    }
+}
+
+/// Reads one YAML document as plain data.
+fn yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
+    serde_saphyr::from_str_with_options(text, options())
+}
+
+/// The error without the place, which [`ManifestError`] gives.
+fn plain(error: &serde_saphyr::Error) -> String {
+    let text = error.to_string();
+    let end = text.find(" at line ").unwrap_or(text.len());
+    text[..end].lines().next().unwrap_or("not YAML").trim_start_matches("error: ").to_owned()
+}

@@ -1,0 +1,105 @@
+//! Where objects come from. A source tells the writer what it knows as [`Update`]s; it never sees the
+//! maps, and the writer never sees files or API servers.
+//!
+//! [`manifest`] reads Kubernetes manifests (also for `podgatectl` offline), [`dir`] watches a directory of
+//! them, [`local`] keeps the policies that the API was given.
+
+pub mod dir;
+pub mod local;
+pub mod manifest;
+mod spec;
+mod store;
+
+use std::fmt;
+use std::sync::Arc;
+
+use podgate_policy::index::Change;
+use podgate_policy::model::{Namespace, ObjectKey, Pod, Policy, PolicyId};
+
+pub use spec::SourceSpec;
+pub use store::{SourceState, Store};
+
+/// An object of a source, converted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A pod.
+    Pod(Pod),
+    /// A namespace.
+    Namespace(Namespace),
+    /// A policy.
+    Policy(Policy),
+}
+
+/// What tells one object from another.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectId {
+    /// A pod by namespace and name.
+    Pod(ObjectKey),
+    /// A namespace by name.
+    Namespace(Arc<str>),
+    /// A policy by source, namespace and name.
+    Policy(PolicyId),
+}
+
+impl Object {
+    /// Its identity.
+    pub fn id(&self) -> ObjectId {
+        match self {
+            Self::Pod(pod) => ObjectId::Pod(pod.key.clone()),
+            Self::Namespace(namespace) => ObjectId::Namespace(namespace.name.clone()),
+            Self::Policy(policy) => ObjectId::Policy(policy.id.clone()),
+        }
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(key) => write!(f, "pod {key}"),
+            Self::Namespace(name) => write!(f, "namespace {name}"),
+            Self::Policy(id) => write!(f, "policy {id}"),
+        }
+    }
+}
+
+impl From<Object> for Change {
+    fn from(object: Object) -> Self {
+        match object {
+            Object::Pod(pod) => Self::PodSet(pod),
+            Object::Namespace(namespace) => Self::NamespaceSet(namespace),
+            Object::Policy(policy) => Self::PolicySet(policy),
+        }
+    }
+}
+
+impl From<ObjectId> for Change {
+    fn from(id: ObjectId) -> Self {
+        match id {
+            ObjectId::Pod(key) => Self::PodGone(key),
+            ObjectId::Namespace(name) => Self::NamespaceGone(name),
+            ObjectId::Policy(id) => Self::PolicyGone(id),
+        }
+    }
+}
+
+/// Which source, by its place on the command line: of two sources that know the same pod or namespace
+/// the one with the lower rank is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rank(pub usize);
+
+/// What a source says.
+#[derive(Clone, Debug)]
+pub enum Update {
+    /// Everything it knows: what it said before and is not here is gone. The first one makes it "synced".
+    Replace(Vec<Object>),
+    /// Some objects are new or changed, some are gone.
+    Change {
+        /// New or changed.
+        set: Vec<Object>,
+        /// Gone.
+        gone: Vec<ObjectId>,
+    },
+    /// What it could not read, in full: replaces what it complained about before. The objects it gave
+    /// earlier stay in force.
+    Problems(Vec<String>),
+}

@@ -1,0 +1,190 @@
+//! Merges what the sources say into the one index.
+//!
+//! Of two sources that know the same object the one named first is believed; the other's version waits
+//! here and takes its place when the first one drops it. Objects that only one source gives, nearly all,
+//! are held by the index alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use podgate_policy::index::{Change, Index};
+use podgate_policy::model::ObjectKey;
+
+use super::{Object, ObjectId, Rank, Update};
+
+/// Owned by the writer, beside the index.
+#[derive(Debug)]
+pub struct Store {
+    sources: Vec<Source>,
+    /// Whose version the index holds.
+    believed: BTreeMap<ObjectId, Rank>,
+    /// Versions of sources that are not believed; no empty maps.
+    waiting: BTreeMap<ObjectId, BTreeMap<Rank, Object>>,
+    /// Pods that no source knows any more but that have an interface here: the index keeps them until
+    /// [`Store::release`], for their containers may still run (semantics 11, force-deleted pods).
+    lingering: BTreeSet<ObjectKey>,
+}
+
+#[derive(Debug)]
+struct Source {
+    name: String,
+    synced: bool,
+    given: BTreeSet<ObjectId>,
+    problems: Vec<String>,
+}
+
+/// What there is to say of one source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceState {
+    /// As on the command line.
+    pub name: String,
+    /// Whether it has said everything it knows at least once.
+    pub synced: bool,
+    /// How many objects it gives.
+    pub objects: usize,
+    /// What it cannot read, and what is done about it.
+    pub problems: Vec<String>,
+}
+
+impl Store {
+    /// A store of these sources, by rank. Nothing is synced.
+    pub fn new(names: impl IntoIterator<Item = String>) -> Self {
+        let source =
+            |name| Source { name, synced: false, given: BTreeSet::new(), problems: Vec::new() };
+        Self {
+            sources: names.into_iter().map(source).collect(),
+            believed: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            lingering: BTreeSet::new(),
+        }
+    }
+
+    /// Whether every source has said everything it knows. Until then nothing may be programmed: a policy
+    /// not heard of yet would be a hole.
+    pub fn synced(&self) -> bool {
+        self.sources.iter().all(|source| source.synced)
+    }
+
+    /// Every source, by rank.
+    pub fn states(&self) -> Vec<SourceState> {
+        let state = |source: &Source| SourceState {
+            name: source.name.clone(),
+            synced: source.synced,
+            objects: source.given.len(),
+            problems: source.problems.clone(),
+        };
+        self.sources.iter().map(state).collect()
+    }
+
+    /// Whether the index holds this pod although no source knows it any more.
+    pub fn lingers(&self, pod: &ObjectKey) -> bool {
+        self.lingering.contains(pod)
+    }
+
+    /// Takes an update in. `has_interface` says which pods have one on this node. True if the index changed.
+    pub fn take(
+        &mut self,
+        rank: Rank,
+        update: Update,
+        index: &mut Index,
+        has_interface: impl Fn(&ObjectKey) -> bool,
+    ) -> bool {
+        let Some(source) = self.sources.get_mut(rank.0) else { return false };
+        let (set, gone) = match update {
+            Update::Problems(problems) => {
+                source.problems = problems;
+                return false;
+            }
+            Update::Change { set, gone } => (set, gone),
+            Update::Replace(objects) => {
+                source.synced = true;
+                let new: BTreeSet<_> = objects.iter().map(Object::id).collect();
+                let gone = source.given.difference(&new).cloned().collect();
+                (objects, gone)
+            }
+        };
+        let mut changed = false;
+        // new ones first: a pod that moved from one object to another is never unknown in between
+        for object in set {
+            changed |= self.set(rank, object, index);
+        }
+        for id in gone {
+            changed |= self.drop(rank, id, index, &has_interface);
+        }
+        changed
+    }
+
+    /// The pod's last interface is gone, and with it the reason to keep it. True if the index changed.
+    pub fn release(&mut self, pod: &ObjectKey, index: &mut Index) -> bool {
+        self.lingering.remove(pod) && index.apply(Change::PodGone(pod.clone()))
+    }
+
+    fn set(&mut self, rank: Rank, object: Object, index: &mut Index) -> bool {
+        let id = object.id();
+        self.sources[rank.0].given.insert(id.clone());
+        match self.believed.get(&id).copied() {
+            Some(other) if other < rank => {
+                self.waiting.entry(id).or_default().insert(rank, object);
+                return false;
+            }
+            Some(other) if other > rank => {
+                if let Some(present) = present(index, &id) {
+                    self.waiting.entry(id.clone()).or_default().insert(other, present);
+                }
+            }
+            _ => {}
+        }
+        if let ObjectId::Pod(key) = &id {
+            self.lingering.remove(key);
+        }
+        self.believed.insert(id, rank);
+        index.apply(object.into())
+    }
+
+    fn drop(
+        &mut self,
+        rank: Rank,
+        id: ObjectId,
+        index: &mut Index,
+        has_interface: impl Fn(&ObjectKey) -> bool,
+    ) -> bool {
+        self.sources[rank.0].given.remove(&id);
+        if self.believed.get(&id) != Some(&rank) {
+            self.take_waiting(&id, |waiting| waiting.remove(&rank));
+            return false;
+        }
+        if let Some((next, object)) = self.take_waiting(&id, BTreeMap::pop_first) {
+            self.believed.insert(id, next);
+            return index.apply(object.into());
+        }
+        self.believed.remove(&id);
+        match id {
+            ObjectId::Pod(key) if has_interface(&key) => {
+                self.lingering.insert(key);
+                false
+            }
+            id => index.apply(id.into()),
+        }
+    }
+
+    fn take_waiting<T>(
+        &mut self,
+        id: &ObjectId,
+        take: impl FnOnce(&mut BTreeMap<Rank, Object>) -> Option<T>,
+    ) -> Option<T> {
+        let waiting = self.waiting.get_mut(id)?;
+        let taken = take(waiting);
+        if waiting.is_empty() {
+            self.waiting.remove(id);
+        }
+        taken
+    }
+}
+
+/// The version of an object that the index holds.
+fn present(index: &Index, id: &ObjectId) -> Option<Object> {
+    match id {
+        ObjectId::Pod(key) => index.pod(key).map(|pod| Object::Pod((**pod).clone())),
+        ObjectId::Namespace(name) => index.namespace(name).cloned().map(Object::Namespace),
+        ObjectId::Policy(id) => index.policy(id).map(|policy| Object::Policy((**policy).clone())),
+    }
+}

@@ -1,0 +1,60 @@
+//! Taking over maps that an earlier policyd filled.
+//!
+//! What it installed stays in force while this one computes; the first commit goes from there to the new state
+//! by the ordinary ordered plan. Nobody knows any more what the old class numbers meant, so new ones
+//! begin above them: no new entry can ever match an address by its old class, nor the reverse.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use podgate_bpf::maps::Registration;
+use podgate_bpf::{Gate, Result};
+use podgate_policy::compile::{Class, Compiler, EndpointId, RuleId};
+
+use super::{Installed, Kernel, MapState};
+use crate::encode::MapKey;
+
+/// A kernel's maps taken over.
+#[derive(Debug)]
+pub struct Adopted {
+    /// The maps.
+    pub kernel: Kernel,
+    /// The endpoints that are registered.
+    pub registrations: Vec<Registration>,
+    /// A compiler whose classes are all new to these maps.
+    pub compiler: Compiler,
+}
+
+impl Kernel {
+    /// Reads everything that is in the maps. Changes nothing.
+    pub fn adopt(gate: Arc<Gate>) -> Result<Adopted> {
+        let maps = &gate.maps;
+        let registrations = maps.registrations()?;
+        let mut shadow = MapState::default();
+        let mut installed = BTreeMap::new();
+        for registration in &registrations {
+            let (ifindex, owner) = (registration.ifindex, registration.owner);
+            let Some(map) = maps.policy_map(ifindex)? else { continue };
+            let entries = map.entries()?;
+            if entries.iter().any(|(key, _)| key.owner != owner) {
+                // an earlier pod's, which had this ifindex: it never matches, the endpoint is as good as new
+                continue;
+            }
+            let endpoint = EndpointId(ifindex);
+            let table = entries.into_iter().map(|(key, value)| (MapKey(key), RuleId(value.rule)));
+            shadow.tables.insert(endpoint, table.collect());
+            installed.insert(endpoint, Installed { owner, map });
+        }
+        for (address, class) in maps.peers()? {
+            shadow.hosts.insert(address, Class(class));
+        }
+        for ((address, length), class) in maps.nets()? {
+            if let Ok(net) = IpNet::new(address, length) {
+                shadow.nets.insert(net, Class(class));
+            }
+        }
+        let compiler = Compiler::above(super::classes(&shadow));
+        Ok(Adopted { kernel: Self { gate, shadow, installed }, registrations, compiler })
+    }
+}

@@ -1,0 +1,168 @@
+//! What the writer publishes for those who only read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use podgate_bpf::Gate;
+use podgate_bpf::maps::Registration;
+use podgate_policy::compile::{Compiled, EndpointId, RuleId, RuleOrigin};
+use podgate_policy::index::Index;
+
+use crate::sources::SourceState;
+
+/// Shared by the writer, which fills it, and its readers.
+#[derive(Debug)]
+pub struct Shared {
+    /// The kernel's side.
+    pub gate: Arc<Gate>,
+    /// This node's name.
+    pub node: String,
+    /// When policyd started.
+    pub started: Instant,
+    view: ArcSwap<View>,
+    index: RwLock<Index>,
+}
+
+/// The state after a commit.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Whether everything the sources say has been put in force at least once.
+    pub ready: bool,
+    /// By rank.
+    pub sources: Vec<SourceState>,
+    /// Every registered endpoint.
+    pub endpoints: BTreeMap<EndpointId, EndpointView>,
+    /// What the maps should hold.
+    pub compiled: Arc<Compiled>,
+    /// The rules that any table named so far.
+    pub origins: Arc<BTreeMap<RuleId, RuleOrigin>>,
+    /// Addresses that count as this node's own.
+    pub node_addresses: Arc<BTreeSet<IpAddr>>,
+    /// Why the classes of addresses are not as they should be.
+    pub stopped: Option<String>,
+    /// Entries of all policy maps.
+    pub rules: usize,
+    /// Of commits, since the start.
+    pub commits: Commits,
+}
+
+/// How commits went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Commits {
+    /// How many.
+    pub count: u64,
+    /// How many left something undone.
+    pub incomplete: u64,
+    /// How long the last one took, compilation included.
+    pub last: Duration,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug)]
+pub struct EndpointView {
+    /// As the plugin registered it.
+    pub registration: Arc<Registration>,
+    /// Whether its policy is in force.
+    pub state: EndpointState,
+    /// Entries of its policy map.
+    pub rules: usize,
+}
+
+/// Whether an endpoint's policy is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointState {
+    /// It is.
+    Enforced,
+    /// There is none yet, for this reason: the endpoint is in its startup state.
+    Pending(String),
+    /// An earlier one is, for this reason.
+    Degraded(String),
+}
+
+impl EndpointState {
+    /// Why its policy is not in force.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Enforced => None,
+            Self::Pending(reason) | Self::Degraded(reason) => Some(reason),
+        }
+    }
+}
+
+impl Shared {
+    /// Nothing known yet.
+    pub fn new(gate: Arc<Gate>, node: String) -> Self {
+        Self {
+            gate,
+            node,
+            started: Instant::now(),
+            view: ArcSwap::default(),
+            index: RwLock::new(Index::new()),
+        }
+    }
+
+    /// The state after the last commit.
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    pub(crate) fn publish(&self, view: View) {
+        self.view.store(Arc::new(view));
+    }
+
+    /// The cluster. Readers must be quick: the writer waits for them when something changes.
+    pub fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For the writer alone.
+    pub(crate) fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl View {
+    /// `namespace/pod`, or the host veth of a container that is no pod.
+    pub fn name_of(&self, ifindex: u32) -> String {
+        match self.endpoints.get(&EndpointId(ifindex)) {
+            Some(endpoint) => endpoint.name(),
+            None => format!("interface {ifindex}"),
+        }
+    }
+
+    /// Everything that is not as it should be, for people.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for source in &self.sources {
+            if !source.synced {
+                problems.push(format!("source {} has not been read whole yet", source.name));
+            }
+            problems.extend(source.problems.iter().map(|p| format!("source {}: {p}", source.name)));
+        }
+        problems.extend(self.stopped.iter().map(|reason| {
+            format!("change the classes of addresses: {reason}; what was in force stays, retrying")
+        }));
+        for endpoint in self.endpoints.values() {
+            if let EndpointState::Degraded(reason) = &endpoint.state {
+                problems.push(format!(
+                    "program {}: {reason}; its last complete policy stays in force, retrying",
+                    endpoint.name()
+                ));
+            }
+        }
+        problems
+    }
+}
+
+impl EndpointView {
+    /// `namespace/pod`, or the host veth of a container that is no pod.
+    pub fn name(&self) -> String {
+        match &self.registration.pod {
+            Some(pod) => format!("{}/{}", pod.namespace, pod.name),
+            None => format!("interface {}", self.registration.host_interface),
+        }
+    }
+}

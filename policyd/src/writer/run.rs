@@ -1,0 +1,372 @@
+//! The writer's thread.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use podgate_bpf::handshake::{EndpointRef, Response};
+use podgate_policy::compile::{Compiled, Compiler, EndpointId, RuleId, RuleOrigin};
+use tokio::sync::oneshot;
+
+use super::endpoints::{Delta, Endpoints};
+use super::standing::Observe;
+use super::waiting::{Standing, Waiting};
+use super::{Answers, Message};
+use crate::encode;
+use crate::sources::Store;
+use crate::sync::{Adopted, Kernel, MapState};
+use crate::view::{Commits, Shared};
+
+/// How soon something that failed is tried again: doubled from the first to the second.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// All state of the thread.
+pub(super) struct Run {
+    pub(super) shared: Arc<Shared>,
+    pub(super) store: Store,
+    pub(super) endpoints: Endpoints,
+    pub(super) kernel: Kernel,
+    compiler: Compiler,
+    pub(super) compiled: Arc<Compiled>,
+    pub(super) origins: Arc<BTreeMap<RuleId, RuleOrigin>>,
+    /// As last told; `None` before the first time.
+    pub(super) node_addresses: Option<Arc<BTreeSet<IpAddr>>>,
+    waiting: Waiting,
+    barriers: Vec<oneshot::Sender<()>>,
+    questions: Vec<Box<dyn FnOnce(&Answers<'_>) + Send>>,
+    /// Something changed that the maps do not say yet.
+    dirty: bool,
+    /// A first commit has happened.
+    pub(super) ready: bool,
+    pub(super) degraded: BTreeMap<EndpointId, String>,
+    pub(super) stopped: Option<String>,
+    retry: Option<Instant>,
+    delay: Duration,
+    /// Policy maps of endpoints that are gone may be left.
+    litter: bool,
+    pub(super) commits: Commits,
+    observe: Observe,
+}
+
+impl Run {
+    pub(super) fn adopt(
+        shared: Arc<Shared>,
+        sources: impl IntoIterator<Item = String>,
+        observe: Observe,
+    ) -> podgate_bpf::Result<Self> {
+        let Adopted { kernel, registrations, compiler } = Kernel::adopt(shared.gate.clone())?;
+        let mut endpoints = Endpoints::default();
+        endpoints.refresh_all(&shared.gate.maps)?;
+        tracing::info!(
+            endpoints = registrations.len(),
+            enforced = kernel.shadow().tables.len(),
+            peers = kernel.shadow().hosts.len(),
+            nets = kernel.shadow().nets.len(),
+            "took over the maps"
+        );
+        let run = Self {
+            shared,
+            store: Store::new(sources),
+            endpoints,
+            kernel,
+            compiler,
+            compiled: Arc::default(),
+            origins: Arc::default(),
+            node_addresses: None,
+            waiting: Waiting::default(),
+            barriers: Vec::new(),
+            questions: Vec::new(),
+            dirty: true,
+            ready: false,
+            degraded: BTreeMap::new(),
+            stopped: None,
+            retry: None,
+            delay: RETRY.0,
+            litter: true,
+            commits: Commits::default(),
+            observe,
+        };
+        run.shared.publish(run.view());
+        Ok(run)
+    }
+
+    pub(super) fn run(&mut self, inbox: &mpsc::Receiver<Message>) {
+        loop {
+            let wait = match (self.litter, self.retry) {
+                (true, _) => Duration::from_millis(100),
+                (false, Some(at)) => at.saturating_duration_since(Instant::now()),
+                (false, None) => Duration::from_secs(3600),
+            };
+            let first = match inbox.recv_timeout(wait) {
+                Ok(message) => Some(message),
+                Err(mpsc::RecvTimeoutError::Timeout) => None,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            };
+            if first.is_none() && self.litter {
+                self.sweep();
+            }
+            for message in first.into_iter().chain(std::iter::from_fn(|| inbox.try_recv().ok())) {
+                if let Message::Stop = message {
+                    return;
+                }
+                self.take(message);
+            }
+            if self.retry.is_some_and(|at| at <= Instant::now()) {
+                (self.retry, self.dirty) = (None, true);
+            }
+            if self.dirty && self.store.synced() {
+                self.commit();
+            }
+            self.shared.publish(self.view());
+            self.answer();
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Source(rank, update) => {
+                let was = self.store.synced();
+                let endpoints = &self.endpoints;
+                let changed = self
+                    .store
+                    .take(rank, update, &mut self.shared.index_mut(), |pod| endpoints.has(pod));
+                self.dirty |= changed || was != self.store.synced();
+            }
+            Message::Added { endpoints, reply } => self.added(endpoints, reply),
+            Message::Removed(endpoints) => {
+                for endpoint in endpoints {
+                    self.refresh(endpoint.ifindex);
+                }
+            }
+            Message::LinkGone(ifindex) => self.link_gone(ifindex),
+            Message::NodeAddresses(addresses) => self.set_node_addresses(addresses),
+            Message::Sweep => {
+                let delta = self.endpoints.refresh_all(&self.shared.gate.maps);
+                self.follow(delta);
+                self.litter = true;
+            }
+            Message::Barrier(reply) => self.barriers.push(reply),
+            Message::Ask(question) => self.questions.push(question),
+            Message::Stop => {}
+        }
+    }
+
+    fn added(&mut self, endpoints: Vec<EndpointRef>, reply: oneshot::Sender<Response>) {
+        for endpoint in &endpoints {
+            self.refresh(endpoint.ifindex);
+            let known = self.endpoints.get(EndpointId(endpoint.ifindex));
+            if known.is_none_or(|known| known.owner != endpoint.owner) {
+                let message = format!(
+                    "program interface {}: it has no registration {}",
+                    endpoint.ifindex, endpoint.owner
+                );
+                drop(reply.send(Response::Error { message }));
+                return;
+            }
+        }
+        self.waiting.push(endpoints, reply);
+    }
+
+    fn refresh(&mut self, ifindex: u32) {
+        let delta = self.endpoints.refresh(&self.shared.gate.maps, EndpointId(ifindex));
+        self.follow(delta);
+    }
+
+    fn follow(&mut self, delta: podgate_bpf::Result<Delta>) {
+        let delta = match delta {
+            Ok(delta) => delta,
+            Err(error) => {
+                tracing::error!(%error, "cannot read the registry, trying again at the next sweep");
+                return;
+            }
+        };
+        self.dirty |= delta.changed;
+        self.litter |= !delta.gone.is_empty();
+        for endpoint in delta.gone {
+            self.kernel.forget(endpoint);
+            self.degraded.remove(&endpoint);
+        }
+        for pod in delta.left {
+            if !self.endpoints.has(&pod) {
+                self.dirty |= self.store.release(&pod, &mut self.shared.index_mut());
+            }
+        }
+    }
+
+    /// The interface is gone without a DEL: what was pinned and registered for it goes too, so that
+    /// nothing of it can serve the next interface with this number.
+    fn link_gone(&mut self, ifindex: u32) {
+        self.refresh(ifindex);
+        let Some(registration) = self.endpoints.get(EndpointId(ifindex)).cloned() else { return };
+        tracing::info!(
+            ifindex,
+            interface = registration.host_interface,
+            "interface is gone, forgetting its endpoint"
+        );
+        let gate = &self.shared.gate;
+        let cleared = gate.detach(ifindex).and_then(|()| gate.maps.unregister(ifindex));
+        if let Err(error) = cleared {
+            tracing::error!(ifindex, %error, "cannot forget an endpoint, trying again at the next sweep");
+        }
+        self.refresh(ifindex);
+    }
+
+    /// New addresses first: while both are known, probes from either pass.
+    fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        let maps = &self.shared.gate.maps;
+        let present = match maps.node_addrs() {
+            Ok(present) => present,
+            Err(error) => return tracing::error!(%error, "cannot read the node's addresses"),
+        };
+        // The plugin adds addresses of bridges that it sees before we do; what we have never seen is only
+        // removed at the start, when it is of an earlier life of the node.
+        let ours = self.node_addresses.as_deref().unwrap_or(&present);
+        let gone: Vec<IpAddr> = ours.difference(&addresses).copied().collect();
+        let new: Vec<IpAddr> = addresses.difference(&present).copied().collect();
+        let mut failed = None;
+        for address in &new {
+            failed = failed.or(maps.add_node_addr(*address).err());
+        }
+        for address in &gone {
+            failed = failed.or(maps.remove_node_addr(*address).err());
+        }
+        if !new.is_empty() || !gone.is_empty() {
+            tracing::debug!(?new, ?gone, "the node's addresses changed");
+            maps.control().bump_epoch();
+        }
+        match failed {
+            // not taken as done: the next look at the addresses tries again
+            Some(error) => tracing::error!(%error, "cannot write the node's addresses"),
+            None => self.node_addresses = Some(Arc::new(addresses)),
+        }
+    }
+
+    fn sweep(&mut self) {
+        match self.kernel.sweep() {
+            Ok(more) => self.litter = more,
+            Err(error) => {
+                tracing::warn!(%error, "cannot remove policy maps of endpoints that are gone");
+                self.litter = false;
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        let started = Instant::now();
+        let input = self.endpoints.compile_input();
+        let compiled = self.compiler.compile(&self.shared.index(), &input);
+        self.learn_origins(&compiled);
+        let owners: BTreeMap<EndpointId, u32> =
+            self.endpoints.iter().map(|(id, registration)| (id, registration.owner)).collect();
+        let wanted = self.wanted(&compiled, &owners);
+        let outcome = self.kernel.commit(&wanted, &owners);
+
+        self.dirty = false;
+        self.ready = true;
+        self.compiled = Arc::new(compiled);
+        let took = started.elapsed();
+        self.commits.count += 1;
+        self.commits.last = took;
+        (self.observe)(took);
+        for (endpoint, reason) in &outcome.degraded {
+            if self.degraded.get(endpoint) != Some(reason) {
+                let name = self.shared.view().name_of(endpoint.0);
+                tracing::error!(
+                    ifindex = endpoint.0,
+                    endpoint = name,
+                    reason,
+                    "cannot program an endpoint"
+                );
+            }
+        }
+        if let Some(reason) = outcome.stopped.as_ref().filter(|_| self.stopped != outcome.stopped) {
+            tracing::error!(
+                reason,
+                "cannot change the classes of addresses, the last policies stay in force"
+            );
+        }
+        if outcome.is_complete() {
+            (self.retry, self.delay) = (None, RETRY.0);
+        } else {
+            self.commits.incomplete += 1;
+            self.retry = Some(Instant::now() + self.delay);
+            self.delay = (self.delay * 2).min(RETRY.1);
+        }
+        tracing::debug!(
+            steps = outcome.steps,
+            endpoints = owners.len(),
+            micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            "committed"
+        );
+        (self.degraded, self.stopped) = (outcome.degraded, outcome.stopped);
+    }
+
+    /// What the maps should hold. An endpoint that has a policy but no table (another pod has taken its name)
+    /// keeps the one it has: without any it would fall back to its startup state, which may be "open".
+    fn wanted(&self, compiled: &Compiled, owners: &BTreeMap<EndpointId, u32>) -> MapState {
+        let origin = |rule| self.origins.get(&rule);
+        let mut wanted = MapState::of(compiled, |endpoint, table| {
+            encode::table(owners.get(&endpoint).copied().unwrap_or_default(), table, origin)
+        });
+        for (endpoint, owner) in owners {
+            if !wanted.tables.contains_key(endpoint)
+                && self.kernel.in_force(*endpoint, *owner)
+                && let Some(table) = self.kernel.shadow().tables.get(endpoint)
+            {
+                wanted.tables.insert(*endpoint, table.clone());
+            }
+        }
+        wanted
+    }
+
+    fn learn_origins(&mut self, compiled: &Compiled) {
+        let rules = compiled.tables.values().flat_map(|table| table.entries.values());
+        let new: BTreeSet<RuleId> =
+            rules.copied().filter(|rule| !self.origins.contains_key(rule)).collect();
+        if new.is_empty() {
+            return;
+        }
+        let origins = Arc::make_mut(&mut self.origins);
+        for rule in new {
+            if let Some(origin) = self.compiler.origin(rule) {
+                origins.insert(rule, origin.clone());
+            }
+        }
+    }
+
+    fn answer(&mut self) {
+        let Self { waiting, kernel, endpoints, degraded, ready, .. } = self;
+        waiting.answer(|add| {
+            let id = EndpointId(add.ifindex);
+            if endpoints.get(id).is_none_or(|known| known.owner != add.owner) {
+                let message =
+                    format!("program interface {}: it was removed meanwhile", add.ifindex);
+                return Standing::Failed(message);
+            }
+            match degraded.get(&id) {
+                Some(reason) => {
+                    Standing::Failed(format!("program interface {}: {reason}", add.ifindex))
+                }
+                None if *ready && kernel.in_force(id, add.owner) => Standing::InForce,
+                None => Standing::NotYet,
+            }
+        });
+        for barrier in self.barriers.drain(..) {
+            let _ = barrier.send(());
+        }
+        if !self.questions.is_empty() {
+            let endpoints = self.endpoints.compile_input();
+            let index = self.shared.index();
+            let answers = Answers {
+                index: &index,
+                compiler: &self.compiler,
+                compiled: &self.compiled,
+                endpoints: &endpoints,
+            };
+            for question in self.questions.drain(..) {
+                question(&answers);
+            }
+        }
+    }
+}
