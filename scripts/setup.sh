@@ -27,6 +27,8 @@ demo /usr/lib/cni/bridge containernetworking-plugins
 demo /usr/lib/cni/static containernetworking-plugins
 test tc iproute2
 test jq jq
+test protoc protobuf-compiler
+lint protoc protobuf-compiler
 test containerd containerd
 test runc runc
 test = busybox-static
