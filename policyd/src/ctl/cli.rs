@@ -14,7 +14,6 @@ use super::output::{Colors, Format, Printer};
 use super::{Ended, Failure, offline, online};
 use crate::lab;
 
-
 const PROBES: &str = "\
 A probes file is a JSON list:
   [{\"src\": \"shop/web\", \"dst\": \"shop/db\", \"proto\": \"TCP\", \"port\": 5432, \"expect\": \"allow\"},
@@ -36,7 +35,9 @@ Exit status: 0 all as expected, 1 an expectation failed, 2 the run itself failed
 /// Ask and steer podgate, the enforcer of Kubernetes NetworkPolicy.
 #[derive(Debug, Parser)]
 #[command(name = "podgatectl", version, max_term_width = 100)]
-#[command(after_help = "Exit status: 0 done, 1 an expectation failed, 2 the command itself failed.")]
+#[command(
+    after_help = "Exit status: 0 done, 1 an expectation failed, 2 the command itself failed."
+)]
 pub struct Cli {
     /// Print a table for people or JSON for programs
     #[arg(short, long, global = true, value_enum, default_value_t)]
@@ -117,14 +118,18 @@ policies which select it speak of, or on 80/TCP.")]
         every: Option<u64>,
     },
     /// Give this node local policies
-    #[command(after_help = "Example:\n  podgatectl apply -f deny-all.yaml\n  kubectl get netpol -A -o yaml | podgatectl apply -f -")]
+    #[command(
+        after_help = "Example:\n  podgatectl apply -f deny-all.yaml\n  kubectl get netpol -A -o yaml | podgatectl apply -f -"
+    )]
     Apply {
         /// A manifest of NetworkPolicies; - is standard input
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
     },
     /// Take local policies back
-    #[command(after_help = "Examples:\n  podgatectl delete -f deny-all.yaml\n  podgatectl delete shop/deny-all")]
+    #[command(
+        after_help = "Examples:\n  podgatectl delete -f deny-all.yaml\n  podgatectl delete shop/deny-all"
+    )]
     Delete(Delete),
     /// List the policies that policyd knows
     Policies,
@@ -159,7 +164,7 @@ See `podgatectl check --help` for the probes file and the exit status.";
 
 /// `explain`'s arguments.
 #[derive(Debug, Args)]
-pub struct Explain {
+pub(crate) struct Explain {
     /// Answer from these manifests instead of asking policyd
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
@@ -190,7 +195,7 @@ struct Delete {
 
 /// What a denial does.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Enforcement {
+pub(crate) enum Enforcement {
     /// Denied packets are dropped
     #[value(alias = "enforce")]
     On,
@@ -241,7 +246,9 @@ impl Cli {
             // its own exit status: two processes, and the inner one prints
             Command::Lab(options) => return Ok(ExitCode::from(lab::run(&printer, &options)?)),
             Command::Status => online::status(&printer, &socket)?,
-            Command::Endpoints { namespace } => online::endpoints(&printer, &socket, namespace.as_deref())?,
+            Command::Endpoints { namespace } => {
+                online::endpoints(&printer, &socket, namespace.as_deref())?
+            }
             Command::Rules { pod } => online::rules(&printer, &socket, &pod)?,
             Command::Observe(observe) => online::observe(&printer, &socket, &observe)?,
             Command::Top { every } => online::top(&printer, &socket, every)?,

@@ -32,9 +32,9 @@ impl FromStr for End {
             };
         }
         if let Some(service) = text.strip_prefix("svc:") {
-            return key(service).map(Self::Service).ok_or_else(|| {
-                format!("must name a service as svc:namespace/name, is {text:?}")
-            });
+            return key(service)
+                .map(Self::Service)
+                .ok_or_else(|| format!("must name a service as svc:namespace/name, is {text:?}"));
         }
         if let Some(pod) = key(text) {
             return Ok(Self::Pod(pod));
@@ -96,11 +96,14 @@ impl FromStr for Wire {
             return Ok(Self(Transport::Other));
         }
         let (port, name) = text.split_once('/').unwrap_or((text, "TCP"));
-        let protocol = protocol(name)
-            .ok_or_else(|| format!("must have protocol TCP, UDP or SCTP (or be ICMP), is {text:?}"))?;
+        let protocol = protocol(name).ok_or_else(|| {
+            format!("must have protocol TCP, UDP or SCTP (or be ICMP), is {text:?}")
+        })?;
         match port.parse() {
             Ok(port) if port > 0 => Ok(Self(Transport::Port(protocol, port))),
-            _ => Err(format!("must be a port from 1 to 65535 and a protocol (80/TCP), is {text:?}")),
+            _ => {
+                Err(format!("must be a port from 1 to 65535 and a protocol (80/TCP), is {text:?}"))
+            }
         }
     }
 }
@@ -158,7 +161,9 @@ mod tests {
 
     #[test]
     fn wires() {
-        for (text, shown) in [("80", "80/TCP"), ("53/udp", "53/UDP"), ("9/SCTP", "9/SCTP"), ("icmp", "ICMP")] {
+        for (text, shown) in
+            [("80", "80/TCP"), ("53/udp", "53/UDP"), ("9/SCTP", "9/SCTP"), ("icmp", "ICMP")]
+        {
             assert_eq!(text.parse::<Wire>().unwrap().to_string(), shown);
         }
         for text in ["", "0", "65536", "80/ICMP", "http", "80/", "/TCP"] {

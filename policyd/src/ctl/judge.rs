@@ -55,7 +55,7 @@ pub struct Judged {
 }
 
 /// A probe that this world cannot answer: which field, and why.
-pub type Unanswerable = (&'static str, String);
+pub(crate) type Unanswerable = (&'static str, String);
 
 impl World {
     /// Judges a probe.
@@ -71,10 +71,15 @@ impl World {
             let answer = self.way(from, source, to, destination, probe.wire.0);
             ways.push(Way { from, source, to, destination, answer });
         }
-        let answer = combine(ways.iter().map(|way| (way.destination, &way.answer)))
-            .unwrap_or_else(|| Answer {
-                verdict: Verdict::Deny,
-                why: format!("{} and {} have no address family in common", probe.src, probe.dst),
+        let answer =
+            combine(ways.iter().map(|way| (way.destination, &way.answer))).unwrap_or_else(|| {
+                Answer {
+                    verdict: Verdict::Deny,
+                    why: format!(
+                        "{} and {} have no address family in common",
+                        probe.src, probe.dst
+                    ),
+                }
             });
         Ok(Judged { ways, answer })
     }
@@ -120,7 +125,14 @@ impl World {
         Ok(first(known).map(|address| (Spot::Outside, address)))
     }
 
-    fn way(&self, from: Spot, source: IpAddr, to: Spot, destination: IpAddr, transport: Transport) -> Answer {
+    fn way(
+        &self,
+        from: Spot,
+        source: IpAddr,
+        to: Spot,
+        destination: IpAddr,
+        transport: Transport,
+    ) -> Answer {
         let allow = |why: &str| Answer { verdict: Verdict::Allow, why: why.to_owned() };
         if from == to && matches!(from, Spot::Pod(_)) {
             return allow("a pod always reaches itself");
@@ -138,7 +150,8 @@ impl World {
         };
         let gates = [egress, ingress].into_iter().flatten().collect::<Vec<_>>();
         if let Some((pod, refusal)) = gates.iter().find(|(_, gate)| gate.verdict == Verdict::Deny) {
-            return Answer { verdict: Verdict::Deny, why: format!("{pod}: {}", refusal.why) };
+            let why = refusal.why.trim_start_matches("denied: ");
+            return Answer { verdict: Verdict::Deny, why: format!("denied at {pod}: {why}") };
         }
         match gates.is_empty() {
             true => allow("neither end is a pod: no policy applies"),
@@ -183,7 +196,7 @@ pub fn combine<'a>(ways: impl Iterator<Item = (IpAddr, &'a Answer)>) -> Option<A
 
 /// What a matrix asks about at a pod when the user does not say: the named ports of its containers and
 /// the port numbers that policies of its namespace speak of; 80/TCP if there are none.
-pub fn telling_ports(world: &World, seat: usize) -> Vec<Wire> {
+pub(crate) fn telling_ports(world: &World, seat: usize) -> Vec<Wire> {
     use podgate_policy::model::{Port, Ports};
     let pod = &world.seats[seat].pod;
     let mut ports = pod.ports.iter().map(|port| (port.protocol, port.number)).collect::<Vec<_>>();

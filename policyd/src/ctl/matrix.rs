@@ -66,12 +66,14 @@ impl Matrix {
                 false => format!("{name}\n{}", ports(wires)),
             })
             .collect::<Vec<_>>();
-        let width = |text: &String| text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+        let width =
+            |text: &String| text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
         let numbered = headers.iter().map(|header| width(header) + 3).sum::<usize>() > WIDEST;
 
         let mut table = printer.grid();
         let bold = |text: String| Cell::new(text).add_attribute(Attribute::Bold);
-        let mut header = vec![bold(if printer_arrow(printer) { "from ↓  to →" } else { "from \\ to" }.into())];
+        let mut header =
+            vec![bold(if printer_arrow(printer) { "from ↓  to →" } else { "from \\ to" }.into())];
         header.extend(headers.iter().enumerate().map(|(number, text)| {
             let text = if numbered { (number + 1).to_string() } else { text.clone() };
             bold(text).set_alignment(CellAlignment::Center)

@@ -25,9 +25,9 @@ pub use cli::{Cli, main};
 pub use end::{End, Wire};
 pub use judge::{Answer, Judged, Spot, Way, combine};
 pub use matrix::{Matrix, Question};
+pub(crate) use offline::{judge_all, report};
 pub use output::{Colors, Format, Mark, Printer};
 pub use probes::{Probe, ProbeError, name_of, read as read_probes};
-pub(crate) use offline::{judge_all, report};
 pub use world::{Party, Seat, World};
 
 /// How a command ended that did not fail itself.

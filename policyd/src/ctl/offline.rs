@@ -18,8 +18,9 @@ pub(super) fn explain(printer: &Printer, dir: &Path, asked: &Explain) -> Result<
     let probe = Probe::new(asked.from.clone(), asked.to.clone(), asked.port);
     let world = World::load(dir, std::slice::from_ref(&probe))?;
     let flag = |field| if field == "src" { "--from" } else { "--to" };
-    let judged =
-        world.judge(&probe).map_err(|(field, cause)| format!("explain {}: {cause}", flag(field)))?;
+    let judged = world
+        .judge(&probe)
+        .map_err(|(field, cause)| format!("explain {}: {cause}", flag(field)))?;
     let answer = &judged.answer;
     match printer.format {
         Format::Json => printer.print(&probe.json_line(answer.verdict, &answer.why))?,
@@ -103,7 +104,9 @@ pub(crate) fn judge_all(
     }
     match errors.is_empty() {
         true => Ok(answers),
-        false => Err(format!("answer probes {}: the world cannot answer these{errors}", file.display())),
+        false => {
+            Err(format!("answer probes {}: the world cannot answer these{errors}", file.display()))
+        }
     }
 }
 

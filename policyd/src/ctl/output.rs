@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use anstream::{AutoStream, ColorChoice};
 use clap::ValueEnum;
 use comfy_table::presets::{ASCII_FULL_CONDENSED, NOTHING, UTF8_FULL_CONDENSED};
-use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table};
+use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, TableStyle};
 use podgate_policy::explain::Verdict;
 
 use super::end::Wire;
@@ -73,7 +73,7 @@ impl Printer {
 
     /// Writes text to standard output. A reader that has left (`| head`) is no error.
     pub fn print(&self, text: &str) -> io::Result<()> {
-        let mut out = io::stdout().lock();
+        let mut out = anstream::stdout().lock();
         let newline = if text.ends_with('\n') || text.is_empty() { "" } else { "\n" };
         let written = write!(out, "{text}{newline}").and_then(|()| out.flush());
         match written {
@@ -102,9 +102,9 @@ impl Printer {
         self.table(if self.ascii { ASCII_FULL_CONDENSED } else { UTF8_FULL_CONDENSED })
     }
 
-    fn table(&self, preset: &str) -> Table {
+    fn table(&self, style: TableStyle) -> Table {
         let mut table = Table::new();
-        table.load_preset(preset);
+        table.load_style(style);
         if io::stdout().is_terminal() {
             table.set_content_arrangement(ContentArrangement::Dynamic);
         }
@@ -152,7 +152,10 @@ impl Printer {
     }
 
     /// The table of answered probes: one line each, in order.
-    pub fn probes<'a>(&self, answers: impl Iterator<Item = (&'a Probe, Verdict, &'a str)>) -> Table {
+    pub fn probes<'a>(
+        &self,
+        answers: impl Iterator<Item = (&'a Probe, Verdict, &'a str)>,
+    ) -> Table {
         let mut table = self.grid();
         table.set_header(
             ["from", "to", "port", "expected", "verdict", "why"]
@@ -172,7 +175,8 @@ impl Printer {
                 Cell::new(probe.wire),
                 expected,
                 self.verdict(verdict),
-                Cell::new(why),
+                // one line for each gate: they are what makes a table wide
+                Cell::new(why.replace("; ", "\n")),
             ]);
         }
         table
@@ -180,7 +184,7 @@ impl Printer {
 }
 
 /// Ports of one column, in order.
-pub fn ports(wires: &[Wire]) -> String {
+pub(crate) fn ports(wires: &[Wire]) -> String {
     wires.iter().map(Wire::to_string).collect::<Vec<_>>().join(" ")
 }
 

@@ -61,7 +61,10 @@ impl Probe {
     pub fn from_value(value: &Value) -> Result<Self, (String, String)> {
         let bad = |field: &str, cause: String| (field.to_owned(), cause);
         let Value::Object(fields) = value else {
-            return Err(bad("", format!("must be an object with src, dst, proto and port, is {value}")));
+            return Err(bad(
+                "",
+                format!("must be an object with src, dst, proto and port, is {value}"),
+            ));
         };
         for field in fields.keys().filter(|field| !FIELDS.contains(&field.as_str())) {
             // a misspelt `expect` would silently expect nothing; anything else is the user's own note
@@ -102,7 +105,9 @@ impl Probe {
             None | Some(Value::Null) => None,
             Some(Value::String(text)) if text == "allow" => Some(Verdict::Allow),
             Some(Value::String(text)) if text == "deny" => Some(Verdict::Deny),
-            Some(other) => return Err(bad("expect", format!("must be \"allow\" or \"deny\", is {other}"))),
+            Some(other) => {
+                return Err(bad("expect", format!("must be \"allow\" or \"deny\", is {other}")));
+            }
         };
         Ok(Self { src, dst, wire, expect, fields: fields.clone() })
     }

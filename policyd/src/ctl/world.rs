@@ -144,7 +144,8 @@ impl World {
         match self.seats.iter().position(|seat| seat.pod.key == *key) {
             Some(seat) => Ok(Party::Pod(seat, self.seats[seat].endpoint.addresses.clone())),
             None => {
-                let why = plan::absence(&self.index, key).unwrap_or_else(|| "has no address".into());
+                let why =
+                    plan::absence(&self.index, key).unwrap_or_else(|| "has no address".into());
                 Err(format!("pod {key} {why}: it can neither send nor receive"))
             }
         }

@@ -27,7 +27,7 @@ const TIMEOUT_MS: u32 = 20_000;
 
 /// Paths as they are behind the walls.
 #[derive(Clone, Debug)]
-pub struct Paths {
+pub(crate) struct Paths {
     /// Where plugins are found, in order.
     pub plugins: Vec<PathBuf>,
     /// The daemon.
@@ -38,7 +38,7 @@ pub struct Paths {
 
 /// A world that stands.
 #[derive(Debug)]
-pub struct Built {
+pub(crate) struct Built {
     node: Node,
     daemon: Daemon,
     pods: Vec<Pod>,
@@ -56,7 +56,11 @@ struct Pod {
 
 impl Built {
     /// Builds it. `strangers`: addresses that somebody outside must have.
-    pub async fn new(world: &World, strangers: BTreeSet<IpAddr>, paths: &Paths) -> Result<Self> {
+    pub(crate) async fn new(
+        world: &World,
+        strangers: BTreeSet<IpAddr>,
+        paths: &Paths,
+    ) -> Result<Self> {
         let node = Node::build(&world.plan, &strangers).await?;
         let mut daemon = Daemon::start(&paths.policyd, &paths.manifests).await?;
         let attach = |(number, seat)| attach(number, seat, &world.plan, &strangers, paths);
@@ -73,7 +77,7 @@ impl Built {
     }
 
     /// Where packets of a spot start.
-    pub fn place(&self, spot: Spot) -> Place {
+    pub(crate) fn place(&self, spot: Spot) -> Place {
         match spot {
             Spot::Pod(seat) => Place::Inside(self.pods[seat].sandbox.clone()),
             Spot::Node => Place::Node,
@@ -82,22 +86,22 @@ impl Built {
     }
 
     /// That the daemon still runs.
-    pub fn check(&mut self) -> Result<()> {
+    pub(crate) fn check(&mut self) -> Result<()> {
         self.daemon.check()
     }
 
     /// An error with the end of the daemon's log.
-    pub fn failed(&self, reason: String) -> Error {
+    pub(crate) fn failed(&self, reason: String) -> Error {
         self.daemon.failed(reason)
     }
 
     /// How many strangers there are.
-    pub fn strangers(&self) -> usize {
+    pub(crate) fn strangers(&self) -> usize {
         self.strangers.len()
     }
 
     /// Takes the pods off the network, as a runtime does when they end. The rest ends with the process.
-    pub async fn detach(self) -> Result<()> {
+    pub(crate) async fn detach(self) -> Result<()> {
         stream::iter(&self.pods)
             .map(|pod| pod.chain.del(&pod.attachment, Some(&pod.result)))
             .buffer_unordered(AT_ONCE)
@@ -154,7 +158,9 @@ fn bridge(
         routes.push(json!({"dst": if address.is_ipv4() { "0.0.0.0/0" } else { "::/0" }}));
         // a stranger whose address looks like a neighbour's is still behind the gateway
         let alike = strangers.iter().filter(|stranger| subnet.net.contains(*stranger));
-        routes.extend(alike.map(|stranger| json!({"dst": format!("{stranger}/{}", host_bits(*stranger))})));
+        routes.extend(
+            alike.map(|stranger| json!({"dst": format!("{stranger}/{}", host_bits(*stranger))})),
+        );
     }
     let configuration = json!({
         "type": "bridge",

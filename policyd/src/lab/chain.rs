@@ -129,8 +129,9 @@ impl Chain {
         let found = self.path.iter().map(|dir| dir.join(kind)).find(|path| is_file(path));
         found.ok_or_else(|| Error::Missing {
             what: format!("find CNI plugin {kind}"),
-            hint: "install the containernetworking-plugins and give their directory with --cni-path"
-                .into(),
+            hint:
+                "install the containernetworking-plugins and give their directory with --cni-path"
+                    .into(),
         })
     }
 

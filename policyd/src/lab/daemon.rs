@@ -21,14 +21,14 @@ const LOG_LINES: usize = 15;
 
 /// A running policyd.
 #[derive(Debug)]
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     log: PathBuf,
 }
 
 impl Daemon {
     /// Starts it on the manifests and waits until it is ready.
-    pub async fn start(binary: &Path, manifests: &Path) -> Result<Self> {
+    pub(crate) async fn start(binary: &Path, manifests: &Path) -> Result<Self> {
         let log = Path::new(STATE).join("policyd.log");
         let io = |e| Error::io("write", log.display().to_string(), e);
         let (out, err) = File::create(&log).and_then(|f| Ok((f.try_clone()?, f))).map_err(io)?;
@@ -60,7 +60,7 @@ impl Daemon {
     }
 
     /// That it still runs.
-    pub fn check(&mut self) -> Result<()> {
+    pub(crate) fn check(&mut self) -> Result<()> {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
             Ok(Some(status)) => Err(self.failed(format!("it ended with {status}"))),
@@ -69,7 +69,7 @@ impl Daemon {
     }
 
     /// An error with the end of its log.
-    pub fn failed(&self, reason: String) -> Error {
+    pub(crate) fn failed(&self, reason: String) -> Error {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines = log.lines().collect::<Vec<_>>();
         let last = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");

@@ -12,7 +12,7 @@ const REFERENCE: [&str; 2] = ["bridge", "static"];
 
 /// Paths of everything the lab runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parts {
+pub(crate) struct Parts {
     /// The directory of the reference plugins.
     pub reference: PathBuf,
     /// The chained plugin, `podgate`.
@@ -24,7 +24,7 @@ pub struct Parts {
 impl Parts {
     /// Looks for what was not given: our own binaries beside this one, the reference plugins in
     /// CNI_PATH and the usual places.
-    pub fn find(
+    pub(crate) fn find(
         cni_path: Option<&Path>,
         plugin: Option<&Path>,
         policyd: Option<&Path>,
@@ -37,7 +37,8 @@ impl Parts {
                 env::split_paths(&set).chain(usual).find(|dir| has_reference(dir))
             }
         };
-        let looked = cni_path.map_or_else(|| PLUGIN_DIRS.join(", "), |dir| dir.display().to_string());
+        let looked =
+            cni_path.map_or_else(|| PLUGIN_DIRS.join(", "), |dir| dir.display().to_string());
         let reference = reference.ok_or_else(|| Error::Missing {
             what: format!("find the CNI plugins {} in {looked}", REFERENCE.join(" and ")),
             hint: "install the package containernetworking-plugins, or name their directory with --cni-path"

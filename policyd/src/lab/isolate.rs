@@ -37,10 +37,10 @@ const INNER: &str = "PODGATE_LAB_INNER";
 const BROKEN: u8 = 2;
 
 /// Where a lab keeps what it needs, inside its own /run.
-pub const STATE: &str = "/run/podgate-lab";
+pub(crate) const STATE: &str = "/run/podgate-lab";
 
 /// Whether this process is the inner one.
-pub fn is_inner() -> bool {
+pub(crate) fn is_inner() -> bool {
     process::id() == 1 && env::var_os(INNER).is_some()
 }
 
@@ -48,7 +48,7 @@ pub fn is_inner() -> bool {
 ///
 /// Must be called before any thread exists: a thread cannot be started any more once the PID namespace
 /// of the children differs from one's own.
-pub fn run_inner() -> Result<u8> {
+pub(crate) fn run_inner() -> Result<u8> {
     if !geteuid().is_root() {
         return Err(Error::Missing {
             what: "build a lab: not root".into(),
@@ -74,21 +74,23 @@ pub fn run_inner() -> Result<u8> {
     drop(lifeline);
     match (status.code(), status.signal()) {
         (Some(code), _) => Ok(u8::try_from(code).unwrap_or(BROKEN)),
-        (None, signal) => {
-            Err(Error::io("run", "the lab", io::Error::other(format!("killed by signal {signal:?}"))))
-        }
+        (None, signal) => Err(Error::io(
+            "run",
+            "the lab",
+            io::Error::other(format!("killed by signal {signal:?}")),
+        )),
     }
 }
 
 /// Files and directories of the machine that the lab needs behind its walls, by the path they get there.
 #[derive(Debug, Default)]
-pub struct Brought {
+pub(crate) struct Brought {
     items: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Brought {
     /// Brings `outside` (which may well be under /run) in as `STATE/name`; returns that path.
-    pub fn bring(&mut self, outside: &Path, name: &str) -> PathBuf {
+    pub(crate) fn bring(&mut self, outside: &Path, name: &str) -> PathBuf {
         let inside = Path::new(STATE).join(name);
         self.items.push((outside.to_path_buf(), inside.clone()));
         inside
@@ -97,13 +99,13 @@ impl Brought {
 
 /// What the inner process knows about the world outside.
 #[derive(Debug)]
-pub struct Walls {
+pub(crate) struct Walls {
     /// Its process id on the machine: `nsenter -t PID -m -n` gets in.
     pub host_pid: u32,
 }
 
 /// The inner process: raises the walls. Call before any thread or runtime exists.
-pub fn raise(brought: &Brought) -> Result<Walls> {
+pub(crate) fn raise(brought: &Brought) -> Result<Walls> {
     prctl::set_pdeathsig(Signal::SIGKILL)
         .map_err(|e| Error::io("ask for", "a signal when the outer process ends", e))?;
     let host_pid = fs::read_link("/proc/self")

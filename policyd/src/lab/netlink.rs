@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use futures::TryStreamExt;
 use rtnetlink::{
-    Handle, LinkBridge, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
 };
 use tokio::runtime;
 
@@ -14,21 +14,21 @@ use super::sandbox::{Sandbox, host_bits};
 
 /// A netlink connection to one namespace.
 #[derive(Clone, Debug)]
-pub struct Netlink {
+pub(crate) struct Netlink {
     handle: Handle,
 }
 
 impl Netlink {
     /// Of the namespace that the calling thread is in. Needs a runtime.
-    pub fn here() -> Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection()
-            .map_err(|e| Error::io("open", "a netlink socket", e))?;
+    pub(crate) fn here() -> Result<Self> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|e| Error::io("open", "a netlink socket", e))?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
     /// Of a sandbox: the socket is opened inside and used from here.
-    pub fn of(sandbox: &Sandbox) -> Result<Self> {
+    pub(crate) fn of(sandbox: &Sandbox) -> Result<Self> {
         let runtime = runtime::Handle::current();
         sandbox.inside(move || {
             let _entered = runtime.enter();
@@ -37,7 +37,7 @@ impl Netlink {
     }
 
     /// The index of a link.
-    pub async fn index(&self, link: &str) -> Result<u32> {
+    pub(crate) async fn index(&self, link: &str) -> Result<u32> {
         let mut found = self.handle.link().get().match_name(link.to_owned()).execute();
         match found.try_next().await {
             Ok(Some(message)) => Ok(message.header.index),
@@ -47,19 +47,18 @@ impl Netlink {
     }
 
     /// Makes a bridge.
-    pub async fn add_bridge(&self, name: &str) -> Result<()> {
+    pub(crate) async fn add_bridge(&self, name: &str) -> Result<()> {
         let made = self.handle.link().add(LinkBridge::new(name).up().build()).execute().await;
         made.map_err(|e| Error::netlink("make bridge", name, e))
     }
 
-    /// Makes a dummy link, a place for addresses.
-    pub async fn add_dummy(&self, name: &str) -> Result<()> {
-        let made = self.handle.link().add(LinkDummy::new(name).up().build()).execute().await;
-        made.map_err(|e| Error::netlink("make link", name, e))
-    }
-
     /// Makes a veth pair, one end here and the other moved to another namespace.
-    pub async fn add_veth(&self, here: &str, there: &str, namespace: BorrowedFd<'_>) -> Result<()> {
+    pub(crate) async fn add_veth(
+        &self,
+        here: &str,
+        there: &str,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<()> {
         let link = self.handle.link();
         let made = link.add(LinkVeth::new(here, there).build()).execute().await;
         made.map_err(|e| Error::netlink("make link", here, e))?;
@@ -74,7 +73,7 @@ impl Netlink {
     }
 
     /// Brings a link up.
-    pub async fn up(&self, link: &str) -> Result<()> {
+    pub(crate) async fn up(&self, link: &str) -> Result<()> {
         let index = self.index(link).await?;
         let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
         let done = self.handle.link().change(message).execute().await;
@@ -82,14 +81,14 @@ impl Netlink {
     }
 
     /// Gives a link an address with the prefix of its subnet.
-    pub async fn add_address(&self, link: &str, address: IpAddr, prefix: u8) -> Result<()> {
+    pub(crate) async fn add_address(&self, link: &str, address: IpAddr, prefix: u8) -> Result<()> {
         let index = self.index(link).await?;
         let done = self.handle.address().add(index, address, prefix).execute().await;
         done.map_err(|e| Error::netlink("add address", format!("{address}/{prefix} to {link}"), e))
     }
 
     /// One address is reached directly over a link.
-    pub async fn add_neighbour_route(&self, to: IpAddr, link: &str) -> Result<()> {
+    pub(crate) async fn add_neighbour_route(&self, to: IpAddr, link: &str) -> Result<()> {
         let index = self.index(link).await?;
         let route = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(to, host_bits(to))
@@ -101,7 +100,7 @@ impl Netlink {
     }
 
     /// Everything else of that family goes by this neighbour.
-    pub async fn add_default_route(&self, gateway: IpAddr, link: &str) -> Result<()> {
+    pub(crate) async fn add_default_route(&self, gateway: IpAddr, link: &str) -> Result<()> {
         let index = self.index(link).await?;
         let message = match gateway {
             IpAddr::V4(v4) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()

@@ -11,7 +11,7 @@ use super::plan::Plan;
 use super::sandbox::{self, Sandbox, host_bits};
 
 /// The bridge of the chain's configuration.
-pub const BRIDGE: &str = "cni0";
+pub(crate) const BRIDGE: &str = "cni0";
 /// The node's end of the link to the outside, and the other one.
 const UPLINK: &str = "uplink";
 const OUTSIDE_LINK: &str = "eth0";
@@ -20,14 +20,14 @@ const OUTSIDE: &str = "outside";
 
 /// The node's network, up and forwarding.
 #[derive(Debug)]
-pub struct Node {
+pub(crate) struct Node {
     /// Where strangers live.
     pub outside: Arc<Sandbox>,
 }
 
 impl Node {
     /// Builds it in the namespace of the process. `strangers`: addresses to be had outside.
-    pub async fn build(plan: &Plan, strangers: &BTreeSet<IpAddr>) -> Result<Self> {
+    pub(crate) async fn build(plan: &Plan, strangers: &BTreeSet<IpAddr>) -> Result<Self> {
         sandbox::prepare()?;
         sandbox::forward()?;
         let node = Netlink::here()?;

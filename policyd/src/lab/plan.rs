@@ -47,10 +47,7 @@ impl Plan {
         taken.extend(index.pods().flat_map(|pod| pod.addresses.iter().copied()));
         let pods = pods(index, &mut taken);
         let subnets = subnets(&pods, mentioned, &mut taken);
-        let uplinks = vec![
-            free(UPLINK4.into(), &mut taken),
-            free(UPLINK6.into(), &mut taken),
-        ];
+        let uplinks = vec![free(UPLINK4.into(), &mut taken), free(UPLINK6.into(), &mut taken)];
         Self { pods, subnets, uplinks }
     }
 
@@ -73,7 +70,8 @@ fn pods(index: &Index, taken: &mut BTreeSet<IpAddr>) -> BTreeMap<ObjectKey, Vec<
             let wanted = wanted.into_iter().filter(|(wanted, _)| *wanted);
             wanted.map(|(_, first)| free(first, taken)).collect()
         } else {
-            let own = |address: &&IpAddr| index.owner_of(**address).is_some_and(|o| o.key == pod.key);
+            let own =
+                |address: &&IpAddr| index.owner_of(**address).is_some_and(|o| o.key == pod.key);
             pod.addresses.iter().filter(own).copied().collect::<Vec<_>>()
         };
         // all its addresses are another pod's by now: nothing of it is left on the network
@@ -118,13 +116,16 @@ fn subnets(
         };
         let mut length = if family { SUBNET4 } else { SUBNET6 };
         let nets = loop {
-            let nets = inside.iter().map(|address| around(*address, length)).collect::<BTreeSet<_>>();
+            let nets =
+                inside.iter().map(|address| around(*address, length)).collect::<BTreeSet<_>>();
             if length == 0 || nets.iter().all(nobody) {
                 break nets;
             }
             length -= 1;
         };
-        subnets.extend(nets.into_iter().map(|net| Subnet { net, gateway: free(next(net.network()), taken) }));
+        subnets.extend(
+            nets.into_iter().map(|net| Subnet { net, gateway: free(next(net.network()), taken) }),
+        );
     }
     subnets
 }
@@ -204,7 +205,10 @@ mod tests {
             let subnet = plan.subnet_of(*address).unwrap();
             assert_ne!(*address, subnet.gateway);
             assert_ne!(*address, subnet.net.network());
-            assert!(address.is_ipv6() || *address != subnet.net.broadcast(), "{address} {subnet:?}");
+            assert!(
+                address.is_ipv6() || *address != subnet.net.broadcast(),
+                "{address} {subnet:?}"
+            );
         }
     }
 

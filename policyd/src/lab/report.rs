@@ -13,7 +13,7 @@ use crate::ctl::{
 
 /// What really happened.
 #[derive(Debug)]
-pub struct Findings {
+pub(crate) struct Findings {
     /// For each question (the matrix's, then the probes') the outcome of each of its ways.
     pub outcomes: Vec<Vec<Outcome>>,
     /// How long the world took to build.
@@ -26,7 +26,7 @@ pub struct Findings {
 
 /// What was told.
 #[derive(Debug)]
-pub struct Told {
+pub(crate) struct Told {
     /// No expectation failed.
     pub as_expected: bool,
     /// Packets and tables do not say the same: the run is worthless, and this says where.
@@ -37,7 +37,7 @@ pub struct Told {
 const LISTED: usize = 10;
 
 /// Prints everything.
-pub fn tell(
+pub(crate) fn tell(
     printer: &Printer,
     world: &World,
     matrix: Option<(&Matrix, &[Judged])>,
@@ -66,9 +66,9 @@ pub fn tell(
             .collect::<Vec<_>>();
         match printer.format {
             Format::Json if probes.is_empty() => {
-                let lines = answers
-                    .iter()
-                    .map(|(probe, (answer, _))| probe.json_line(answer.verdict, &answer.why) + "\n");
+                let lines = answers.iter().map(|(probe, (answer, _))| {
+                    probe.json_line(answer.verdict, &answer.why) + "\n"
+                });
                 printer.print(&lines.collect::<String>())?;
             }
             Format::Json => {}
@@ -175,7 +175,7 @@ fn sum(world: &World, findings: &Findings) -> String {
 }
 
 /// How to look around in a world that stands.
-pub fn say_how_to_enter(host_pid: u32) {
+pub(crate) fn say_how_to_enter(host_pid: u32) {
     anstream::eprintln!(
         "\nThe world stands until ^C. From another terminal:\n  \
          nsenter -t {host_pid} -m -n -p                            # the node; podgatectl works there\n  \

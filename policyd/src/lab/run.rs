@@ -61,7 +61,11 @@ pub struct Options {
 pub fn run(printer: &Printer, options: &Options) -> Result<u8, Failure> {
     let lab = Lab::read(printer, options)?;
     let failed = |error: Error| Failure(error.to_string());
-    if isolate::is_inner() { lab.inside().map_err(failed) } else { isolate::run_inner().map_err(failed) }
+    if isolate::is_inner() {
+        lab.inside().map_err(failed)
+    } else {
+        isolate::run_inner().map_err(failed)
+    }
 }
 
 /// Everything that is known before anything is built.
@@ -190,8 +194,7 @@ impl<'a> Lab<'a> {
                 let name = self.name(way.to);
                 answerers.serve(&built.place(way.to), way.destination, wire.0, &name)?;
                 let place = built.place(way.from);
-                let shot =
-                    Shot { place, from: way.source, to: way.destination, transport: wire.0 };
+                let shot = Shot { place, from: way.source, to: way.destination, transport: wire.0 };
                 asked.push(Asked { question, way, shot });
             }
         }

@@ -26,8 +26,7 @@ impl Sandbox {
     pub fn create(name: &str) -> Result<Self> {
         let path = Path::new(NAMES).join(name);
         fs::create_dir_all(NAMES).map_err(|e| Error::io("create directory", NAMES, e))?;
-        File::create_new(&path)
-            .map_err(|e| Error::io("create", path.display().to_string(), e))?;
+        File::create_new(&path).map_err(|e| Error::io("create", path.display().to_string(), e))?;
         let none: Option<&Path> = None;
         let target = path.clone();
         // a thread of its own: it leaves the node's namespace for good and then ends
@@ -115,7 +114,9 @@ fn set(name: &str, value: &str) -> Result<()> {
     let path = Path::new("/proc/sys").join(name);
     match fs::write(&path, value) {
         // a kernel without IPv6 has no such settings; worlds with IPv6 addresses fail later, by name
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && name.starts_with("net/ipv6") => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && name.starts_with("net/ipv6") => {
+            Ok(())
+        }
         other => other.map_err(|e| Error::io("set", path.display().to_string(), e)),
     }
 }

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 
-use super::socket::{Datagrams, bound};
+use super::socket::{bound, datagrams};
 use super::{Place, sctp};
 use crate::lab::error::{Error, Result};
 
@@ -45,16 +45,16 @@ impl Answerers {
         match protocol {
             Protocol::Tcp => {
                 let socket = bound(place, Type::STREAM, socket2::Protocol::TCP, address, port)?;
-                socket.listen(BACKLOG).map_err(|e| Error::io("listen on", address.to_string(), e))?;
+                socket
+                    .listen(BACKLOG)
+                    .map_err(|e| Error::io("listen on", address.to_string(), e))?;
                 let listener = TcpListener::from_std(socket.into())
                     .map_err(|e| Error::io("watch", "a socket", e))?;
                 self.tasks.spawn(serve_tcp(listener, name));
             }
             Protocol::Udp => {
                 let socket = bound(place, Type::DGRAM, socket2::Protocol::UDP, address, port)?;
-                let socket = UdpSocket::from_std(socket.into())
-                    .map_err(|e| Error::io("watch", "a socket", e))?;
-                self.tasks.spawn(serve_udp(socket, name));
+                self.tasks.spawn(serve_udp(datagrams(socket)?, name));
             }
             Protocol::Sctp => {
                 self.tasks.spawn(sctp::answer(sctp::raw(place, address)?, address));

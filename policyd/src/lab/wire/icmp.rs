@@ -6,7 +6,7 @@ use std::time::Duration;
 use socket2::{Protocol, Type};
 use tokio::time::timeout;
 
-use super::socket::{Datagrams, bound, outcome_of};
+use super::socket::{bound, datagrams, outcome_of};
 use super::{Outcome, Shot};
 use crate::lab::error::Result;
 
@@ -22,19 +22,20 @@ pub(super) async fn ask(shot: &Shot) -> Result<Outcome> {
         IpAddr::V4(_) => (Protocol::ICMPV4, ECHO4),
         IpAddr::V6(_) => (Protocol::ICMPV6, ECHO6),
     };
-    let socket = Datagrams::new(bound(&shot.place, Type::DGRAM, protocol, shot.from, 0)?)?;
-    if let Err(error) = socket.socket().connect(&SocketAddr::new(shot.to, 0).into()) {
+    let socket = datagrams(bound(&shot.place, Type::DGRAM, protocol, shot.from, 0)?)?;
+    if let Err(error) = socket.connect(SocketAddr::new(shot.to, 0)).await {
         return Ok(outcome_of(&error));
     }
     let mut buffer = [0; 256];
     for sequence in 0_u8.. {
         // the kernel fills in identifier and checksum
-        let packet = [request, 0, 0, 0, 0, 0, 0, sequence, b'p', b'o', b'd', b'g', b'a', b't', b'e'];
-        if let Err(error) = socket.socket().send(&packet) {
+        let packet =
+            [request, 0, 0, 0, 0, 0, 0, sequence, b'p', b'o', b'd', b'g', b'a', b't', b'e'];
+        if let Err(error) = socket.send(&packet).await {
             return Ok(outcome_of(&error));
         }
-        match timeout(AGAIN, socket.receive(&mut buffer)).await {
-            Ok(Ok((length, _))) if length > 0 && buffer[0] == reply => {
+        match timeout(AGAIN, socket.recv(&mut buffer)).await {
+            Ok(Ok(length)) if length > 0 && buffer[0] == reply => {
                 return Ok(Outcome::Answered(None));
             }
             Ok(Err(error)) => return Ok(outcome_of(&error)),

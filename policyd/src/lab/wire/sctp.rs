@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use socket2::{Protocol, Type};
+use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
-use super::socket::{Datagrams, bound, outcome_of};
+use super::socket::{bound, datagrams, outcome_of};
 use super::{Outcome, Place, Shot};
 use crate::lab::error::Result;
 
@@ -30,19 +31,19 @@ const PORTS: u16 = 40_000;
 
 pub(super) async fn ask(shot: &Shot, port: u16) -> Result<Outcome> {
     let socket = raw(&shot.place, shot.from)?;
-    if let Err(error) = socket.socket().connect(&SocketAddr::new(shot.to, 0).into()) {
+    if let Err(error) = socket.connect(SocketAddr::new(shot.to, 0)).await {
         return Ok(outcome_of(&error));
     }
     let own = FIRST_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
     let packet = build(own, port, [0; 4], INIT);
     let mut buffer = [0; 2048];
     'send: loop {
-        if let Err(error) = socket.socket().send(&packet) {
+        if let Err(error) = socket.send(&packet).await {
             return Ok(outcome_of(&error));
         }
         loop {
-            match timeout(AGAIN, socket.receive(&mut buffer)).await {
-                Ok(Ok((length, _))) => {
+            match timeout(AGAIN, socket.recv(&mut buffer)).await {
+                Ok(Ok(length)) => {
                     if parse(&buffer[..length], shot.to) == Some((port, own, INIT_ACK)) {
                         return Ok(Outcome::Answered(None));
                     }
@@ -55,20 +56,21 @@ pub(super) async fn ask(shot: &Shot, port: u16) -> Result<Outcome> {
 }
 
 /// Answers every INIT that reaches `address`, whatever its port.
-pub(super) async fn answer(socket: Datagrams, address: IpAddr) {
+pub(super) async fn answer(socket: UdpSocket, address: IpAddr) {
     let mut buffer = [0; 2048];
     loop {
         // an error here is about an earlier answer of ours (unreachable), not about the socket
-        let Ok((length, Some(peer))) = socket.receive(&mut buffer).await else { continue };
+        let Ok((length, peer)) = socket.recv_from(&mut buffer).await else { continue };
         let Some((from, to, INIT)) = parse(&buffer[..length], address) else { continue };
         let reply = build(to, from, TAG, INIT_ACK);
-        let _ = socket.socket().send_to(&reply, &SocketAddr::new(peer, 0).into());
+        // the kernel wants no port on a raw socket's destination
+        let _ = socket.send_to(&reply, SocketAddr::new(peer.ip(), 0)).await;
     }
 }
 
 /// A raw socket for SCTP bound to an address.
-pub(super) fn raw(place: &Place, address: IpAddr) -> Result<Datagrams> {
-    Datagrams::new(bound(place, Type::RAW, Protocol::from(SCTP), address, 0)?)
+pub(super) fn raw(place: &Place, address: IpAddr) -> Result<UdpSocket> {
+    datagrams(bound(place, Type::RAW, Protocol::from(SCTP), address, 0)?)
 }
 
 /// Common header and one INIT-like chunk, checksum included (RFC 9260, 3.1, 3.3.2).

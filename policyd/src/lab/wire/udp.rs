@@ -4,20 +4,17 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use socket2::{Protocol, Type};
-use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
-use super::socket::{bound, outcome_of};
+use super::socket::{bound, datagrams, outcome_of};
 use super::{Outcome, Shot};
-use crate::lab::error::{Error, Result};
+use crate::lab::error::Result;
 
 /// After this the datagram is sent once more.
 const AGAIN: Duration = Duration::from_millis(150);
 
 pub(super) async fn ask(shot: &Shot, port: u16) -> Result<Outcome> {
-    let socket = bound(&shot.place, Type::DGRAM, Protocol::UDP, shot.from, 0)?;
-    let socket =
-        UdpSocket::from_std(socket.into()).map_err(|e| Error::io("watch", "a socket", e))?;
+    let socket = datagrams(bound(&shot.place, Type::DGRAM, Protocol::UDP, shot.from, 0)?)?;
     if let Err(error) = socket.connect(SocketAddr::new(shot.to, port)).await {
         return Ok(outcome_of(&error));
     }

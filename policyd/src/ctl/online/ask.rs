@@ -1,0 +1,233 @@
+//! `status`, `endpoints`, `rules` and `explain`.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use comfy_table::{Cell, Color};
+use hyper::Method;
+use podgate_policy::compile::Transport;
+use podgate_policy::explain::Verdict;
+
+use super::client::{Client, decode};
+use crate::api::types::{
+    Endpoint, EndpointDetail, EndpointState, Enforcement, Explanation, Isolation, PeerSet, Status,
+};
+use crate::ctl::cli::Explain;
+use crate::ctl::{End, Ended, Failure, Format, Printer};
+
+/// Class members that one line of `rules` names.
+const NAMED: usize = 4;
+
+pub(in crate::ctl) fn status(printer: &Printer, socket: &Path) -> Result<Ended, Failure> {
+    let path = "/v1/status";
+    let answer = Client::new(socket)?.ask(Method::GET, path, None)?;
+    if printer.format == Format::Json {
+        printer.print(&String::from_utf8_lossy(&answer))?;
+        return Ok(Ended::Fine);
+    }
+    let status = decode::<Status>(path, &answer)?;
+    printer.print(&describe(printer, &status))?;
+    Ok(Ended::Fine)
+}
+
+fn describe(printer: &Printer, status: &Status) -> String {
+    let state = if status.ready { "ready" } else { "not ready" };
+    let mut text =
+        printer.title(&format!("policyd {} on {}: {state}", status.version, status.node));
+    let mode = match status.enforcement {
+        Enforcement::Enforce => "on",
+        Enforcement::Audit => "audit: denied packets pass and are reported",
+        Enforcement::Off => "off: denied packets pass",
+    };
+    let Status { endpoints, objects, maps, .. } = status;
+    // writing to a String cannot fail
+    let _ = write!(
+        text,
+        "enforcement  {mode}\n\
+         endpoints    {} enforced, {} pending, {} degraded\n\
+         knows        {} pods, {} namespaces, {} policies\n\
+         maps         {} addresses, {} prefixes, {} rules\n\
+         commits      {} (epoch {}), the last took {:.1} ms\n\
+         up           {} s\n\
+         sources      ",
+        endpoints.enforced,
+        endpoints.pending,
+        endpoints.degraded,
+        objects.pods,
+        objects.namespaces,
+        objects.policies,
+        maps.peers,
+        maps.nets,
+        maps.rules,
+        status.commits,
+        status.epoch,
+        status.last_commit * 1e3,
+        status.uptime,
+    );
+    let sources = status.sources.iter().map(|source| {
+        let state = if source.synced { "synced" } else { "not read yet" };
+        format!("{}: {state}, {} objects", source.name, source.objects)
+    });
+    text += &sources.collect::<Vec<_>>().join("\n             ");
+    let of_sources = status.sources.iter().flat_map(|source| &source.problems);
+    for problem in status.problems.iter().chain(of_sources) {
+        let _ = write!(text, "\nproblem: {problem}");
+    }
+    text
+}
+
+pub(in crate::ctl) fn endpoints(
+    printer: &Printer,
+    socket: &Path,
+    namespace: Option<&str>,
+) -> Result<Ended, Failure> {
+    let mut endpoints = Client::new(socket)?.get::<Vec<Endpoint>>("/v1/endpoints")?;
+    endpoints.retain(|endpoint| namespace.is_none_or(|wanted| endpoint.namespace == wanted));
+    if printer.format == Format::Json {
+        printer.print(&json(&endpoints)?)?;
+        return Ok(Ended::Fine);
+    }
+    let mut table =
+        printer.listing(&["POD", "STATE", "INGRESS", "EGRESS", "RULES", "ADDRESSES", "INTERFACE"]);
+    for endpoint in &endpoints {
+        let addresses = endpoint.addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+        table.add_row(vec![
+            Cell::new(name(endpoint)),
+            state(endpoint),
+            Cell::new(isolation(&endpoint.ingress)),
+            Cell::new(isolation(&endpoint.egress)),
+            Cell::new(endpoint.rules),
+            Cell::new(addresses.join(",")),
+            Cell::new(&endpoint.host_interface),
+        ]);
+    }
+    printer.print(&table.to_string())?;
+    Ok(Ended::Fine)
+}
+
+/// `namespace/name`, or the interface of a container that is no pod.
+pub(super) fn name(endpoint: &Endpoint) -> String {
+    match endpoint.name.is_empty() {
+        true => format!("({})", endpoint.host_interface),
+        false => format!("{}/{}", endpoint.namespace, endpoint.name),
+    }
+}
+
+fn state(endpoint: &Endpoint) -> Cell {
+    let (word, color) = match endpoint.state {
+        EndpointState::Enforced => ("enforced", Color::Green),
+        EndpointState::Pending => ("pending", Color::Yellow),
+        EndpointState::Degraded => ("degraded", Color::Red),
+    };
+    let text = match endpoint.reason.is_empty() {
+        true => word.to_owned(),
+        false => format!("{word}: {}", endpoint.reason),
+    };
+    Cell::new(text).fg(color)
+}
+
+fn isolation(isolation: &Isolation) -> String {
+    match isolation.isolated {
+        true => format!("isolated by {}", isolation.policies.len()),
+        false => "open".into(),
+    }
+}
+
+pub(in crate::ctl) fn rules(printer: &Printer, socket: &Path, pod: &End) -> Result<Ended, Failure> {
+    let End::Pod(key) = pod else {
+        return Err(Failure(format!("show rules of {pod}: must be a pod, as namespace/name")));
+    };
+    let path = format!("/v1/endpoints/{}/{}", key.namespace, key.name);
+    let answer = Client::new(socket)?.ask(Method::GET, &path, None)?;
+    if printer.format == Format::Json {
+        printer.print(&String::from_utf8_lossy(&answer))?;
+        return Ok(Ended::Fine);
+    }
+    for detail in decode::<Vec<EndpointDetail>>(&path, &answer)? {
+        let endpoint = &detail.endpoint;
+        let mut text = printer.title(&format!("{} ({})", name(endpoint), endpoint.interface));
+        for (direction, isolation) in [("ingress", &endpoint.ingress), ("egress", &endpoint.egress)]
+        {
+            let _ = match isolation.isolated {
+                true => {
+                    writeln!(text, "{direction}: isolated by {}", isolation.policies.join(", "))
+                }
+                false => writeln!(text, "{direction}: not isolated, everything is allowed"),
+            };
+        }
+        let mut table =
+            printer.listing(&["DIRECTION", "PEERS", "PORTS", "ALLOWED BY", "NEW FLOWS"]);
+        for allowed in &detail.allowed {
+            table.add_row(vec![
+                allowed.direction.clone(),
+                peers(&allowed.peers),
+                allowed.ports.clone(),
+                allowed.rule.clone(),
+                allowed.hits.to_string(),
+            ]);
+        }
+        printer.print(&format!("{text}{table}"))?;
+    }
+    Ok(Ended::Fine)
+}
+
+/// The members of a class, the first ones by name.
+pub(super) fn peers(peers: &PeerSet) -> String {
+    match peers {
+        PeerSet::Any => "everybody".into(),
+        PeerSet::Of { members, count, .. } => {
+            let named = members.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+            match count.saturating_sub(NAMED.min(members.len())) {
+                0 => named,
+                more => format!("{named} and {more} more"),
+            }
+        }
+    }
+}
+
+pub(in crate::ctl) fn explain(
+    printer: &Printer,
+    socket: &Path,
+    asked: &Explain,
+) -> Result<Ended, Failure> {
+    for end in [&asked.from, &asked.to] {
+        if let End::Node(_) | End::Service(_) = end {
+            return Err(Failure(format!(
+                "explain {end}: policyd answers for pods and addresses; give the address, or --manifests DIR"
+            )));
+        }
+    }
+    let transport = match asked.port.0 {
+        Transport::Port(protocol, port) => format!("port={port}&protocol={protocol}"),
+        Transport::Other => "protocol=ICMP".into(),
+    };
+    // names of pods and addresses hold nothing that a query must escape
+    let path = format!("/v1/explain?from={}&to={}&{transport}", asked.from, asked.to);
+    let answer = Client::new(socket)?.ask(Method::GET, &path, None)?;
+    let explanation = decode::<Explanation>("/v1/explain", &answer)?;
+    if printer.format == Format::Json {
+        printer.print(&String::from_utf8_lossy(&answer))?;
+    } else {
+        let Explanation { from, to, transport, verdict, why, .. } = &explanation;
+        let mut text = printer.title(&format!("{from} -> {to} on {transport}: {verdict}"));
+        for gate in &explanation.gates {
+            let place = if gate.local { "" } else { " (on another node)" };
+            let _ = writeln!(
+                text,
+                "  {} at {}{place}, peer {}: {}",
+                gate.direction, gate.pod, gate.peer, gate.why
+            );
+        }
+        if explanation.gates.is_empty() {
+            let _ = writeln!(text, "  {why}");
+        }
+        printer.print(&text)?;
+    }
+    let denied = explanation.verdict == super::super::name_of(Verdict::Deny);
+    Ok(if denied && asked.exit_code { Ended::Unexpected } else { Ended::Fine })
+}
+
+/// Any answer as indented JSON.
+pub(super) fn json<T: serde::Serialize>(value: &T) -> Result<String, Failure> {
+    serde_json::to_string_pretty(value).map_err(|e| Failure(format!("write JSON: {e}")))
+}

@@ -1,0 +1,18 @@
+//! The commands that ask this node's policyd, over its API socket.
+
+mod ask;
+mod client;
+mod counters;
+mod enforcement;
+mod observe;
+mod policies;
+
+pub(super) use ask::{endpoints, explain, rules, status};
+pub(super) use counters::top;
+pub(super) use enforcement::enforcement;
+pub(crate) use observe::Observe;
+pub(super) use observe::observe;
+pub(super) use policies::{apply, delete, policies};
+
+/// Where policyd serves its API.
+pub(crate) const SOCKET: &str = "/run/podgate/api.sock";

@@ -1,0 +1,105 @@
+//! `observe`: verdicts as they fall, one line each.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use clap::Args;
+use podgate_policy::explain::Verdict;
+
+use super::client::{Client, decode};
+use crate::api::types::FlowEvent;
+use crate::ctl::{End, Ended, Failure, Format, Printer, name_of};
+
+/// Arguments of `observe`.
+#[derive(Debug, Args)]
+pub(crate) struct Observe {
+    /// Only verdicts at this pod's gate, or about this peer
+    #[arg(long, value_name = "END")]
+    pub of: Option<End>,
+    /// Only denials
+    #[arg(long)]
+    pub denied: bool,
+    /// Stop after so many lines
+    #[arg(short = 'n', long, value_name = "LINES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub lines: Option<u64>,
+}
+
+pub(in crate::ctl) fn observe(
+    printer: &Printer,
+    socket: &Path,
+    wanted: &Observe,
+) -> Result<Ended, Failure> {
+    let Observe { of, denied, lines } = wanted;
+    let mut left = *lines;
+    Client::new(socket)?.lines("/v1/flows", |line| {
+        if line.is_empty() {
+            return Ok(true); // keep-alive
+        }
+        let event = decode::<FlowEvent>("/v1/flows", line.as_bytes())?;
+        let skip = *denied && event.verdict != name_of(Verdict::Deny)
+            || of.as_ref().is_some_and(|of| !concerns(&event, of));
+        if skip {
+            return Ok(true);
+        }
+        match printer.format {
+            Format::Json => printer.print(line)?,
+            Format::Table => printer.print(&one_line(&event))?,
+        }
+        left = left.map(|left| left - 1);
+        Ok(left != Some(0))
+    })?;
+    Ok(Ended::Fine)
+}
+
+fn concerns(event: &FlowEvent, end: &End) -> bool {
+    match end {
+        End::Pod(key) => {
+            let name = key.to_string();
+            event.pod == name || event.peer.as_ref() == Some(&name)
+        }
+        End::Address(address) => event.pod_address == *address || event.peer_address == *address,
+        End::Node(_) | End::Service(_) => false,
+    }
+}
+
+fn one_line(event: &FlowEvent) -> String {
+    let pod = side(
+        &event.pod,
+        event.pod_address.to_string(),
+        SocketAddr::new(event.pod_address, event.pod_port),
+    );
+    let peer = SocketAddr::new(event.peer_address, event.peer_port);
+    let peer = side(event.peer.as_deref().unwrap_or(""), event.peer_address.to_string(), peer);
+    let (from, to) = if event.direction == "egress" { (pod, peer) } else { (peer, pod) };
+    let rule = event.rule.as_deref().map(|rule| format!(" ({rule})")).unwrap_or_default();
+    let clock = clock(event.time);
+    let color = if event.verdict == name_of(Verdict::Deny) { "\x1b[31m" } else { "\x1b[32m" };
+    format!(
+        "{clock} {color}{:<5}\x1b[0m {} {from} -> {to} at {} {}: {}{rule}",
+        event.verdict, event.protocol, event.direction, event.pod, event.reason
+    )
+}
+
+/// A pod's name with its port, or the bare address with it.
+fn side(name: &str, address: String, socket: SocketAddr) -> String {
+    match (name.is_empty(), socket.port()) {
+        (true, 0) => address,
+        (true, _) => socket.to_string(),
+        (false, 0) => name.to_owned(),
+        (false, port) => format!("{name}:{port}"),
+    }
+}
+
+/// Time of day in UTC, which is what the logs say too.
+fn clock(time: f64) -> String {
+    // a time before 1970 or beyond all days shows as midnight; nothing depends on it
+    let milliseconds = (time * 1e3) as u64;
+    let seconds = milliseconds / 1000;
+    format!(
+        "{:02}:{:02}:{:02}.{:03}",
+        seconds / 3600 % 24,
+        seconds / 60 % 60,
+        seconds % 60,
+        milliseconds % 1000
+    )
+}
