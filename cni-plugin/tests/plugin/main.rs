@@ -3,6 +3,9 @@
 //!
 //! Needs root, the reference CNI plugins and iproute2; without them every test fails and names them.
 
+// clippy's allow-expect-in-tests covers #[test] functions, not the helpers that they share
+#![allow(clippy::expect_used)]
+
 mod daemon;
 mod flows;
 mod golden;

@@ -49,16 +49,7 @@ fn a_veth_whose_other_end_is_in_a_third_namespace() {
     in_world(|world| {
         let (mut pod, third) = (world.pod("pod"), world.pod("third"));
         inside(&pod, &["link", "add", "eth0", "type", "veth", "peer", "name", "far"]);
-        let mut holder = std::process::Command::new("nsenter")
-            .arg(format!("--net={}", third.netns.display()))
-            .args(["sleep", "30"])
-            .spawn()
-            .expect("start holder");
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        let moved = pod.run(&["ip", "link", "set", "far", "netns", &holder.id().to_string()]);
-        holder.kill().expect("end holder");
-        holder.wait().expect("wait");
-        assert!(moved.status.success(), "{moved:?}");
+        third.with_pid(|pid| inside(&pod, &["link", "set", "far", "netns", pid]));
         reports(&mut pod, "eth0");
         pod.call("ADD", json!({})).failed(101, &["interface eth0", "should be interface"]);
         nothing_was_touched(&pod);

@@ -24,8 +24,7 @@ fn a_stale_registration_makes_room_and_its_del_harms_nobody() {
             "ip",
             &["link", "add", "reborn", "index", &number, "type", "veth", "peer", "name", "eth0"],
         );
-        run("nsenter", &[&format!("--net={netns}"), "true"]);
-        move_into(&new, "eth0");
+        new.with_pid(|pid| run("ip", &["link", "set", "eth0", "netns", pid]));
         new.prev = json!({
             "cniVersion": "1.0.0",
             "interfaces": [{ "name": "reborn" }, { "name": "eth0", "sandbox": netns }],
@@ -45,23 +44,6 @@ fn a_stale_registration_makes_room_and_its_del_harms_nobody() {
         new.bare_del().succeeded();
         world.assert_nothing_stands();
     });
-}
-
-/// `ip link set NAME netns` takes a pid or a name; a path works through the calling shell's descriptor.
-fn move_into(pod: &crate::world::Pod<'_>, name: &str) {
-    let holder = std::process::Command::new("nsenter")
-        .arg(format!("--net={}", pod.netns.display()))
-        .args(["sleep", "30"])
-        .spawn();
-    let mut holder = holder.expect("start holder");
-    let own = std::fs::read_link("/proc/thread-self/ns/net").expect("own namespace");
-    let theirs = format!("/proc/{}/ns/net", holder.id());
-    while std::fs::read_link(&theirs).is_ok_and(|at| at == own) {
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    run("ip", &["link", "set", name, "netns", &holder.id().to_string()]);
-    holder.kill().expect("end holder");
-    holder.wait().expect("wait");
 }
 
 #[test]

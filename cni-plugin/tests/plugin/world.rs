@@ -214,6 +214,29 @@ impl Pod<'_> {
             .expect("run nsenter (Debian: util-linux)")
     }
 
+    /// Runs something while a process lives in the pod: `ip link set NAME netns` wants its number.
+    pub fn with_pid<T>(&self, body: impl FnOnce(&str) -> T) -> T {
+        struct Holder(Child);
+        impl Drop for Holder {
+            fn drop(&mut self) {
+                let _ = self.0.kill();
+                let _ = self.0.wait();
+            }
+        }
+        let holder = Command::new("nsenter")
+            .arg(format!("--net={}", self.netns.display()))
+            .args(["sleep", "60"])
+            .spawn();
+        let holder = Holder(holder.expect("run nsenter (Debian: util-linux)"));
+        let namespace =
+            |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).expect("namespace");
+        let pid = holder.0.id().to_string();
+        while namespace(&pid) == namespace("thread-self") {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        body(&pid)
+    }
+
     pub fn reaches(&self, address: IpAddr) -> bool {
         ping(self.run(&["ping", "-c1", "-W1", &address.to_string()]))
     }
