@@ -4,5 +4,6 @@ pub mod compiling;
 pub mod kernel;
 pub mod oracle;
 pub mod packet;
+pub mod runtime;
 pub mod sandbox;
 pub mod worlds;

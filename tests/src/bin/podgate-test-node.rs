@@ -1,5 +1,5 @@
-//! The first process of a test node, and its parent: see `podgate_tests::runtime::holder`.
+//! The walls of a test node: see `podgate_tests::runtime::holder`.
 
 fn main() -> anyhow::Result<()> {
-    Ok(())
+    podgate_tests::runtime::holder::main()
 }

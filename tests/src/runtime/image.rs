@@ -1,0 +1,78 @@
+//! The one container image of the tier, made on the spot: busybox, as pause and as workload.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tar::{Builder, EntryType, Header};
+
+/// Its name.
+pub const NAME: &str = "podgate.local/busybox:1";
+
+const BUSYBOX: &str = "/usr/bin/busybox";
+const APPLETS: [&str; 12] =
+    ["cat", "date", "echo", "grep", "ip", "nc", "ping", "printf", "seq", "sh", "sleep", "usleep"];
+
+/// The image as an archive that `ctr images import` takes.
+pub fn archive() -> Result<Vec<u8>> {
+    let layer = layer()?;
+    let digest = hex(&Sha256::digest(&layer));
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let config = json!({
+        "architecture": architecture,
+        "os": "linux",
+        // a sandbox has no command of its own in CRI: pause is what the image says
+        "config": { "Cmd": ["/bin/sleep", "1000000"], "Env": ["PATH=/bin"] },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+    });
+    let manifest =
+        json!([{ "Config": "config.json", "RepoTags": [NAME], "Layers": ["layer.tar"] }]);
+    let mut archive = Builder::new(Vec::new());
+    file(&mut archive, "layer.tar", 0o644, &layer)?;
+    file(&mut archive, "config.json", 0o644, config.to_string().as_bytes())?;
+    file(&mut archive, "manifest.json", 0o644, manifest.to_string().as_bytes())?;
+    archive.into_inner().context("finish the image's archive")
+}
+
+fn layer() -> Result<Vec<u8>> {
+    let busybox = fs::read(BUSYBOX)
+        .with_context(|| format!("read {BUSYBOX} (Debian: apt-get install busybox-static)"))?;
+    let dynamic = busybox.windows(8).any(|bytes| bytes == b"ld-linux");
+    ensure!(!dynamic, "{BUSYBOX} is not static (Debian: apt-get install busybox-static)");
+    let mut layer = Builder::new(Vec::new());
+    for dir in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
+        let mut header = header(EntryType::Directory, 0o755, 0);
+        layer.append_data(&mut header, format!("{dir}/"), &[][..]).context("add directory")?;
+    }
+    file(&mut layer, "bin/busybox", 0o755, &busybox)?;
+    for applet in APPLETS {
+        let mut header = header(EntryType::Symlink, 0o777, 0);
+        layer
+            .append_link(&mut header, format!("bin/{applet}"), Path::new("busybox"))
+            .context("add applet")?;
+    }
+    layer.into_inner().context("finish the image's layer")
+}
+
+fn file(archive: &mut Builder<Vec<u8>>, name: &str, mode: u32, content: &[u8]) -> Result<()> {
+    let mut header = header(EntryType::Regular, mode, content.len() as u64);
+    archive.append_data(&mut header, name, content).with_context(|| format!("add {name}"))
+}
+
+fn header(kind: EntryType, mode: u32, size: u64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_size(size);
+    header
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,84 @@
+//! policyd in a node.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use podgate_bpf::handshake::{DEFAULT_SOCKET, Request, Response};
+use serde_json::Value;
+
+use super::holder::HOME;
+use super::node::{Node, built};
+use super::program::Daemon;
+use super::wait::until;
+
+/// Where its API is, in the node.
+const API: &str = "/run/podgate/api.sock";
+
+/// A running policyd that has read the world once.
+#[derive(Debug)]
+pub struct Policyd {
+    /// The process, to be frozen or killed.
+    pub daemon: Daemon,
+    api: PathBuf,
+}
+
+impl Policyd {
+    /// Starts it on the node's world and waits until it says that it is ready.
+    pub fn start(node: &Node) -> Result<Self> {
+        let policyd = Self::launch(node)?;
+        policyd.wait_ready(node)?;
+        Ok(policyd)
+    }
+
+    /// Starts it and does not wait.
+    pub fn launch(node: &Node) -> Result<Self> {
+        let mut command = node.command(built("policyd")?);
+        command
+            .args(["run", "--source", &format!("dir:{HOME}/manifests"), "--node-name", "node"])
+            .args(["--metrics-addr", "off"]);
+        Ok(Self { daemon: node.start_daemon("policyd", command)?, api: node.path(API) })
+    }
+
+    /// Waits until the world has been read and is in force.
+    pub fn wait_ready(&self, node: &Node) -> Result<()> {
+        let socket = node.path(DEFAULT_SOCKET);
+        let ready = until(Duration::from_secs(20), || {
+            let answer =
+                podgate_cni::daemon::ask(&socket, &Request::Status, Duration::from_secs(1));
+            matches!(answer, Ok(Response::Ok))
+        });
+        if !ready {
+            bail!("start policyd: it is not ready: {}", self.daemon.log());
+        }
+        Ok(())
+    }
+
+    /// An answer of the API.
+    pub fn get(&self, path: &str) -> Result<Value> {
+        let ask = || -> Result<Value> {
+            let mut stream = UnixStream::connect(&self.api)?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            let (head, body) = answer.split_once("\r\n\r\n").context("no end of the header")?;
+            if !head.starts_with("HTTP/1.1 200") {
+                bail!("{answer}");
+            }
+            Ok(serde_json::from_str(body)?)
+        };
+        ask().with_context(|| format!("GET {path} of policyd"))
+    }
+
+    /// Each endpoint's pod name and its state.
+    pub fn endpoint_states(&self) -> Result<Vec<(String, String)>> {
+        let endpoints = self.get("/v1/endpoints")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let list = endpoints.as_array().or_else(|| endpoints["items"].as_array());
+        let list = list.with_context(|| format!("read endpoints: no list: {endpoints}"))?;
+        Ok(list.iter().map(|item| (text(&item["name"]), text(&item["state"]))).collect())
+    }
+}
