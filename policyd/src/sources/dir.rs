@@ -38,7 +38,10 @@ pub struct DirSource {
 }
 
 enum Wake {
+    /// Something in the directory may have changed.
     Touched,
+    /// The directory itself went away, and its watch with it.
+    Unwatched,
     Stop,
 }
 
@@ -93,10 +96,12 @@ impl<S: FnMut(Update)> Watch<S> {
             let settled = self.read();
             match woken.recv_timeout(if settled { RESCAN } else { RETRY }) {
                 Ok(Wake::Touched) => {
-                    if !wait_for_quiet(woken) {
+                    if !self.wait_for_quiet(woken) {
                         return;
                     }
                 }
+                // the next one of this name may even have the same inode
+                Ok(Wake::Unwatched) => self.watched = None,
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Ok(Wake::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
@@ -110,10 +115,17 @@ impl<S: FnMut(Update)> Watch<S> {
             return;
         }
         let events = events.clone();
+        let dir = self.scan.dir.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if event.map_or(true, |event| is_write(event.kind)) {
-                let _ = events.send(Wake::Touched);
-            }
+            let wake = match event {
+                Ok(event) if !is_write(event.kind) => return,
+                Ok(event) if event.kind.is_remove() && event.paths.contains(&dir) => {
+                    Wake::Unwatched
+                }
+                Ok(_) | Err(_) => Wake::Touched,
+            };
+            // the watch may just have been stopped
+            let _ = events.send(wake);
         });
         let watcher = watcher.and_then(|mut watcher| {
             watcher.watch(&self.scan.dir, RecursiveMode::NonRecursive)?;
@@ -159,6 +171,20 @@ impl<S: FnMut(Update)> Watch<S> {
         }
         whole && self.watched.is_some() && self.synced
     }
+
+    /// False if the watch was stopped meanwhile.
+    fn wait_for_quiet(&mut self, woken: &mpsc::Receiver<Wake>) -> bool {
+        let patience = Instant::now() + PATIENCE;
+        while Instant::now() < patience {
+            match woken.recv_timeout(QUIET) {
+                Ok(Wake::Touched) => {}
+                Ok(Wake::Unwatched) => self.watched = None,
+                Ok(Wake::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return false,
+                Err(mpsc::RecvTimeoutError::Timeout) => return true,
+            }
+        }
+        true
+    }
 }
 
 /// Whether an event may have changed content; our own reading raises events too.
@@ -167,19 +193,6 @@ fn is_write(kind: EventKind) -> bool {
         EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
         _ => true,
     }
-}
-
-/// False if the watch was stopped meanwhile.
-fn wait_for_quiet(woken: &mpsc::Receiver<Wake>) -> bool {
-    let patience = Instant::now() + PATIENCE;
-    while Instant::now() < patience {
-        match woken.recv_timeout(QUIET) {
-            Ok(Wake::Touched) => {}
-            Ok(Wake::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return false,
-            Err(mpsc::RecvTimeoutError::Timeout) => return true,
-        }
-    }
-    true
 }
 
 /// What changes when a file's content does, also when it is replaced by another of the same length.
@@ -308,5 +321,171 @@ impl Scan {
         }
         problems.extend(self.merge().1.iter().map(ToString::to_string));
         problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    struct Dir {
+        dir: tempfile::TempDir,
+        updates: mpsc::Receiver<Update>,
+        source: Option<DirSource>,
+    }
+
+    fn namespace(name: &str) -> String {
+        format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n")
+    }
+
+    impl Dir {
+        fn with(files: &[(&str, &str)]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for (file, text) in files {
+                fs::write(dir.path().join(file), text).unwrap();
+            }
+            let (sender, updates) = mpsc::channel();
+            let sink = move |update| drop(sender.send(update));
+            let source = DirSource::start(dir.path().to_owned(), sink).unwrap();
+            Self { dir, updates, source: Some(source) }
+        }
+
+        fn write(&self, file: &str, text: &str) {
+            fs::write(self.dir.path().join(file), text).unwrap();
+        }
+
+        /// The next update, in words.
+        fn next(&self) -> String {
+            let names = |ids: Vec<ObjectId>| {
+                ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            };
+            let set = |objects: &[Object]| names(objects.iter().map(Object::id).collect());
+            match self.updates.recv_timeout(Duration::from_secs(20)).expect("an update") {
+                Update::Replace(objects) => format!("all: {}", set(&objects)),
+                Update::Change { set: new, gone } => format!("+ {} - {}", set(&new), names(gone)),
+                Update::Problems(problems) => format!("! {}", problems.join("; ")),
+            }
+        }
+    }
+
+    #[test]
+    fn changes_are_told_as_they_come() {
+        let dir = Dir::with(&[("a.yaml", &namespace("one"))]);
+        assert_eq!(dir.next(), "all: namespace one");
+        dir.write("b.yml", &(namespace("two") + &namespace("three")));
+        assert_eq!(dir.next(), "+ namespace three, namespace two - ");
+        dir.write("b.yml", &namespace("three"));
+        assert_eq!(dir.next(), "+  - namespace two");
+        fs::remove_file(dir.dir.path().join("a.yaml")).unwrap();
+        assert_eq!(dir.next(), "+  - namespace one");
+        dir.write("notes.txt", &namespace("four"));
+        dir.write(
+            "c.json",
+            "{\"apiVersion\":\"v1\",\"kind\":\"Namespace\",\"metadata\":{\"name\":\"five\"}}",
+        );
+        assert_eq!(dir.next(), "+ namespace five - ");
+    }
+
+    #[test]
+    fn editors_that_rename_are_understood() {
+        let dir = Dir::with(&[("a.yaml", &namespace("one"))]);
+        dir.next();
+        let (new, old) = (dir.dir.path().join(".a.yaml.swp"), dir.dir.path().join("a.yaml"));
+        fs::write(&new, namespace("two")).unwrap();
+        fs::rename(&old, dir.dir.path().join("a.yaml~")).unwrap();
+        fs::rename(&new, &old).unwrap();
+        assert_eq!(dir.next(), "+ namespace two - namespace one");
+    }
+
+    #[test]
+    fn a_configmap_volume_swaps_its_data() {
+        let dir = tempfile::tempdir().unwrap();
+        for (version, name) in [("..1", "one"), ("..2", "two")] {
+            fs::create_dir(dir.path().join(version)).unwrap();
+            fs::write(dir.path().join(version).join("a.yaml"), namespace(name)).unwrap();
+        }
+        symlink("..1", dir.path().join("..data")).unwrap();
+        symlink("..data/a.yaml", dir.path().join("a.yaml")).unwrap();
+        let (sender, updates) = mpsc::channel();
+        let sink = move |update| drop(sender.send(update));
+        let source = DirSource::start(dir.path().to_owned(), sink).unwrap();
+        let dir = Dir { dir, updates, source: Some(source) };
+        assert_eq!(dir.next(), "all: namespace one");
+        symlink("..2", dir.dir.path().join("..data_tmp")).unwrap();
+        fs::rename(dir.dir.path().join("..data_tmp"), dir.dir.path().join("..data")).unwrap();
+        assert_eq!(dir.next(), "+ namespace two - namespace one");
+    }
+
+    #[test]
+    fn a_broken_file_keeps_giving_its_last_good_state() {
+        let dir = Dir::with(&[("a.yaml", &(namespace("one") + &namespace("two")))]);
+        assert_eq!(dir.next(), "all: namespace one, namespace two");
+        // the first document would still be good, the file is not
+        dir.write("a.yaml", &(namespace("three") + "---\napiVersion: v1\nkind: Namespace\n"));
+        let told = dir.next();
+        assert!(
+            told.starts_with("! read ") && told.contains("a.yaml, document 2, line 5"),
+            "{told}"
+        );
+        assert!(told.ends_with("stays in force until it is mended"), "{told}");
+        dir.write("b.yaml", &namespace("four"));
+        assert_eq!(dir.next(), "+ namespace four - ");
+        dir.write("a.yaml", &namespace("three"));
+        assert_eq!(dir.next(), "! ");
+        assert_eq!(dir.next(), "+ namespace three - namespace one, namespace two");
+    }
+
+    #[test]
+    fn a_file_that_was_never_good_holds_the_first_sync_back() {
+        let dir = Dir::with(&[("a.yaml", &namespace("one")), ("b.yaml", "kind: [")]);
+        assert!(dir.next().starts_with("! read "));
+        dir.write("b.yaml", "");
+        assert_eq!(dir.next(), "! ");
+        assert_eq!(dir.next(), "all: namespace one");
+    }
+
+    #[test]
+    fn of_two_files_the_first_counts_and_the_other_takes_its_place() {
+        let pod = |ip: &str| {
+            format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nstatus: {{podIP: {ip}}}\n")
+        };
+        let dir = Dir::with(&[("a.yaml", &pod("10.0.0.1")), ("b.yaml", &pod("10.0.0.2"))]);
+        let told = dir.next();
+        assert!(told.contains("pod default/a: already given in"), "{told}");
+        assert_eq!(dir.next(), "all: pod default/a");
+        fs::remove_file(dir.dir.path().join("a.yaml")).unwrap();
+        assert_eq!(dir.next(), "! ");
+        assert_eq!(dir.next(), "+ pod default/a - ");
+    }
+
+    #[test]
+    fn a_directory_that_vanishes_takes_nothing_along_and_may_come_back() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("manifests");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("a.yaml"), namespace("one")).unwrap();
+        let (sender, updates) = mpsc::channel();
+        let source =
+            DirSource::start(path.clone(), move |update| drop(sender.send(update))).unwrap();
+        let dir = Dir { dir: parent, updates, source: Some(source) };
+        assert_eq!(dir.next(), "all: namespace one");
+        fs::rename(&path, path.with_extension("away")).unwrap();
+        let told = dir.next();
+        assert!(told.contains("what it gave before stays in force"), "{told}");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("a.yaml"), namespace("two")).unwrap();
+        assert_eq!(dir.next(), "! ");
+        assert_eq!(dir.next(), "+ namespace two - namespace one");
+    }
+
+    #[test]
+    fn a_misspelt_directory_is_an_error_and_a_stopped_watch_ends() {
+        assert!(DirSource::start("/no/such/directory".into(), |_| {}).is_err());
+        let mut dir = Dir::with(&[]);
+        dir.next();
+        drop(dir.source.take());
+        let timeout = dir.updates.recv_timeout(Duration::from_secs(20));
+        assert!(matches!(timeout, Err(mpsc::RecvTimeoutError::Disconnected)), "{timeout:?}");
     }
 }

@@ -176,3 +176,73 @@ fn complete(key: &ObjectKey, mut body: Value) -> Result<Value, FieldError> {
     must_be("name", &key.name, metadata, "metadata.name")?;
     Ok(body)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn open(dir: &Path) -> Result<(LocalPolicies, std::sync::mpsc::Receiver<Update>), LocalError> {
+        let (sender, updates) = std::sync::mpsc::channel();
+        let local = LocalPolicies::open(dir, move |update| sender.send(update).unwrap())?;
+        Ok((local, updates))
+    }
+
+    fn replaced(update: Update) -> usize {
+        match update {
+            Update::Replace(objects) => objects.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_was_set_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = ObjectKey::new("shop", "p");
+        {
+            let (local, updates) = open(dir.path()).unwrap();
+            assert_eq!(replaced(updates.recv().unwrap()), 0);
+            assert_eq!(local.set(&key, json!({})).unwrap(), Was::Absent);
+            assert_eq!(
+                local.set(&key, json!({"spec": {"podSelector": {}}})).unwrap(),
+                Was::Present
+            );
+            assert!(matches!(updates.try_iter().count(), 2));
+        }
+        let (local, updates) = open(dir.path()).unwrap();
+        assert_eq!(replaced(updates.recv().unwrap()), 1);
+        assert_eq!(local.remove(&key).unwrap(), Was::Present);
+        assert_eq!(local.remove(&key).unwrap(), Was::Absent);
+        let (_, updates) = open(dir.path()).unwrap();
+        assert_eq!(replaced(updates.recv().unwrap()), 0);
+    }
+
+    #[test]
+    fn what_is_no_policy_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (local, updates) = open(dir.path()).unwrap();
+        updates.recv().unwrap();
+        let key = ObjectKey::new("shop", "p");
+        for (body, field) in [
+            (json!([]), "body"),
+            (json!({"kind": "Pod"}), "kind"),
+            (json!({"metadata": {"namespace": "other"}}), "metadata.namespace"),
+            (json!({"spec": {"ingress": 7}}), "spec.ingress"),
+        ] {
+            match local.set(&key, body) {
+                Err(LocalError::Invalid { field: found, .. }) => assert_eq!(found.path, field),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(updates.try_iter().count(), 0);
+        assert!(!dir.path().join(FILE).exists());
+    }
+
+    #[test]
+    fn a_broken_state_file_is_no_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE), "[{\"spec\":").unwrap();
+        let error = open(dir.path()).err().unwrap().to_string();
+        assert!(error.contains(FILE) && error.contains("mend the file"), "{error}");
+    }
+}

@@ -388,3 +388,128 @@ fn plain(error: &serde_saphyr::Error) -> String {
     let end = text.find(" at line ").unwrap_or(text.len());
     text[..end].lines().next().unwrap_or("not YAML").trim_start_matches("error: ").to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(name: &str, text: &str) -> Manifest {
+        read_text(Path::new(name), text)
+    }
+
+    fn ids(manifest: &Manifest) -> Vec<String> {
+        assert_eq!(manifest.errors, []);
+        manifest.objects.iter().map(|object| object.id().to_string()).collect()
+    }
+
+    fn errors(text: &str) -> Vec<String> {
+        read("f.yaml", text).errors.iter().map(ToString::to_string).collect()
+    }
+
+    const POLICY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n";
+
+    #[test]
+    fn documents_lists_and_foreign_kinds() {
+        let text = "# a comment\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n\
+            apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n--- # here\n\
+            apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: a, namespace: shop}\n\
+            - {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}}\n---\n\
+            apiVersion: v1\nkind: PodList\nitems:\n- metadata: {name: b, namespace: shop}\n---\n# nothing\n";
+        let found = ids(&read("f.yaml", text));
+        assert_eq!(found, ["namespace shop", "pod shop/a", "policy default/p", "pod shop/b"]);
+    }
+
+    #[test]
+    fn json_is_read_by_its_name() {
+        let text = r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicyList","items":[
+            {"metadata":{"name":"p","namespace":"shop"},"spec":{"podSelector":{}}}]}"#;
+        assert_eq!(ids(&read("f.json", text)), ["policy shop/p"]);
+        let broken = read("f.json", "{\"apiVersion\": \"v1\",\n oops").errors;
+        assert_eq!((broken[0].document, broken[0].line), (Some(1), Some(2)));
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_its_document_line_and_field() {
+        let text = format!(
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop}}\n---\n{POLICY}metadata: {{name: p, namespace: shop}}\n\
+             spec:\n  podSelector: {{}}\n  ingress:\n  - ports:\n    - port: 80\n      endPort: high\n"
+        );
+        let told = errors(&text);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(
+            told[0].starts_with(
+                "read f.yaml, document 2, line 13, policy shop/p, spec.ingress[0].ports[0].endPort: "
+            ),
+            "{told:?}"
+        );
+        // the other document is there
+        assert_eq!(read("f.yaml", &text).objects.len(), 1);
+    }
+
+    #[test]
+    fn what_the_api_server_would_reject_is_told_by_its_field() {
+        let told = errors(&format!(
+            "{POLICY}metadata: {{name: p}}\nspec: {{podSelector: {{}}, ingress: [{{ports: [{{endPort: 90}}]}}]}}\n"
+        ));
+        assert!(
+            told[0]
+                .starts_with("read f.yaml, document 1, line 1, policy p, spec.ingress[0].ports[0]"),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn a_misspelt_field_of_a_policy_is_refused() {
+        let told = errors(&format!(
+            "{POLICY}metadata: {{name: p}}\nspec:\n  podSelector: {{}}\n  ingress:\n  - form: [{{podSelector: {{}}}}]\n"
+        ));
+        assert_eq!(
+            told,
+            ["read f.yaml, document 1, line 1, policy p, spec.ingress[0].form: unknown field"]
+        );
+        // a pod of a newer cluster is none of our business
+        let pod =
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [], novelty: 1}\n";
+        assert_eq!(ids(&read("f.yaml", pod)), ["pod default/a"]);
+    }
+
+    #[test]
+    fn mistakes_of_syntax_have_lines_and_every_document_its_own() {
+        let told = errors(
+            "kind: [\n---\n7\n---\nmetadata: {}\n---\napiVersion: v1\nkind: Pod\nkind: Pod\n",
+        );
+        assert_eq!(told.len(), 4, "{told:?}");
+        assert!(told[0].starts_with("read f.yaml, document 1, line "), "{told:?}");
+        assert!(
+            told[1].starts_with("read f.yaml, document 2, line 2: must be an object"),
+            "{told:?}"
+        );
+        assert!(
+            told[2].starts_with("read f.yaml, document 3, line 4, apiVersion: missing"),
+            "{told:?}"
+        );
+        assert!(told[3].starts_with("read f.yaml, document 4, line 9: "), "{told:?}");
+    }
+
+    #[test]
+    fn labels_that_look_like_something_else_are_told() {
+        let told = errors("apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {version: 1}}\n");
+        assert!(told[0].contains("metadata.labels.version"), "{told:?}");
+        let yes = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {on: yes}}\n";
+        assert_eq!(ids(&read("f.yaml", yes)), ["pod default/a"]);
+    }
+
+    #[test]
+    fn a_directory_is_read_in_order_and_duplicates_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+        for file in ["b.yaml", "a.yml", ".hidden.yaml", "notes.txt"] {
+            fs::write(dir.path().join(file), namespace).unwrap();
+        }
+        let all = read_dir(dir.path()).unwrap();
+        assert_eq!(all.objects.len(), 1);
+        assert_eq!(all.errors.len(), 1);
+        assert!(all.errors[0].file.ends_with("b.yaml"));
+        assert!(all.errors[0].to_string().contains("namespace shop: already given in"));
+    }
+}

@@ -188,3 +188,98 @@ fn present(index: &Index, id: &ObjectId) -> Option<Object> {
         ObjectId::Policy(id) => index.policy(id).map(|policy| Object::Policy((**policy).clone())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::manifest;
+
+    fn pod(label: &str) -> Object {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: a, namespace: s, labels: {{app: {label}}}}}\n"
+        );
+        manifest::read_text("f.yaml".as_ref(), &text).objects.remove(0)
+    }
+
+    fn label(index: &Index) -> Option<String> {
+        let pod = index.pod(&ObjectKey::new("s", "a"))?;
+        pod.labels.get("app").map(ToString::to_string)
+    }
+
+    struct World {
+        store: Store,
+        index: Index,
+        here: bool,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let store = Store::new(["first".to_owned(), "second".to_owned()]);
+            Self { store, index: Index::new(), here: false }
+        }
+
+        fn take(&mut self, rank: usize, update: Update) -> bool {
+            self.store.take(Rank(rank), update, &mut self.index, |_| self.here)
+        }
+    }
+
+    fn gone() -> Update {
+        Update::Change { set: Vec::new(), gone: vec![pod("x").id()] }
+    }
+
+    #[test]
+    fn all_sources_must_have_spoken() {
+        let mut world = World::new();
+        assert!(!world.store.synced());
+        world.take(0, Update::Replace(Vec::new()));
+        world.take(1, Update::Problems(vec!["oh".into()]));
+        assert!(!world.store.synced());
+        world.take(1, Update::Replace(Vec::new()));
+        assert!(world.store.synced());
+        assert_eq!(world.store.states()[1].problems, ["oh"]);
+    }
+
+    #[test]
+    fn the_first_source_is_believed_whoever_speaks_first() {
+        for order in [[0, 1], [1, 0]] {
+            let mut world = World::new();
+            for rank in order {
+                world.take(rank, Update::Replace(vec![pod(["one", "two"][rank])]));
+            }
+            assert_eq!(label(&world.index).as_deref(), Some("one"), "{order:?}");
+            assert!(world.take(0, gone()));
+            assert_eq!(label(&world.index).as_deref(), Some("two"), "{order:?}");
+            assert!(world.take(1, gone()));
+            assert_eq!(label(&world.index), None, "{order:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_second_source_drops_unheard_changes_nothing() {
+        let mut world = World::new();
+        world.take(0, Update::Replace(vec![pod("one")]));
+        assert!(!world.take(1, Update::Replace(vec![pod("two")])));
+        assert!(!world.take(1, gone()));
+        assert!(world.take(0, Update::Replace(Vec::new())));
+        assert_eq!(label(&world.index), None);
+    }
+
+    #[test]
+    fn a_pod_with_an_interface_lingers_until_that_goes() {
+        let mut world = World::new();
+        world.take(0, Update::Replace(vec![pod("one")]));
+        world.here = true;
+        assert!(!world.take(0, gone()));
+        let key = ObjectKey::new("s", "a");
+        assert!(world.store.lingers(&key));
+        assert_eq!(label(&world.index).as_deref(), Some("one"));
+        assert!(world.store.release(&key, &mut world.index));
+        assert_eq!(label(&world.index), None);
+        // and one that comes back is an ordinary pod again
+        world.take(0, Update::Replace(vec![pod("new")]));
+        assert!(!world.take(0, gone()));
+        world.take(0, Update::Change { set: vec![pod("newer")], gone: Vec::new() });
+        assert!(!world.store.release(&key, &mut world.index));
+        assert_eq!(label(&world.index).as_deref(), Some("newer"));
+    }
+}

@@ -61,3 +61,59 @@ fn origins(before: &MapState, after: &MapState) -> BTreeMap<Class, BTreeSet<Clas
     }
     origins
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use podgate_bpf::abi::PolicyKey;
+
+    use super::*;
+
+    fn key(class: u32, port: u16) -> MapKey {
+        let port = port.to_be_bytes();
+        MapKey(PolicyKey { prefixlen: 96, owner: 1, class, direction: 1, protocol: 6, port })
+    }
+
+    fn state(hosts: &[(&str, u32)], nets: &[(&str, u32)]) -> MapState {
+        MapState {
+            hosts: hosts.iter().map(|(a, c)| (a.parse::<IpAddr>().unwrap(), Class(*c))).collect(),
+            nets: nets.iter().map(|(n, c)| (n.parse().unwrap(), Class(*c))).collect(),
+            tables: BTreeMap::new(),
+        }
+    }
+
+    fn table(keys: &[(u32, u16)]) -> BTreeMap<MapKey, RuleId> {
+        keys.iter().map(|(class, port)| (key(*class, *port), RuleId(9))).collect()
+    }
+
+    #[test]
+    fn a_class_that_splits_keeps_its_entries() {
+        let before = state(&[("10.0.0.1", 1), ("10.0.0.2", 1)], &[]);
+        let after = state(&[("10.0.0.1", 1), ("10.0.0.2", 5)], &[]);
+        assert_eq!(translate(&table(&[(1, 80), (0, 53)]), &before, &after), table(&[(5, 80)]));
+    }
+
+    #[test]
+    fn classes_that_merge_keep_what_both_had() {
+        let before = state(&[("10.0.0.1", 1), ("10.0.0.2", 2)], &[]);
+        let after = state(&[("10.0.0.1", 5), ("10.0.0.2", 5)], &[]);
+        let last = table(&[(1, 80), (1, 443), (2, 80), (2, 22)]);
+        assert_eq!(translate(&last, &before, &after), table(&[(5, 80)]));
+    }
+
+    #[test]
+    fn a_stranger_gains_nothing() {
+        let before = state(&[("10.0.0.1", 1)], &[]);
+        let after = state(&[("10.0.0.1", 5), ("10.0.0.2", 5)], &[]);
+        assert_eq!(translate(&table(&[(1, 80)]), &before, &after), table(&[]));
+    }
+
+    #[test]
+    fn prefixes_count_too_and_known_classes_are_left_alone() {
+        let before = state(&[("10.0.0.1", 2)], &[("10.0.0.0/8", 1)]);
+        let after = state(&[("10.0.0.1", 1)], &[("10.0.0.0/8", 1), ("10.1.0.0/16", 7)]);
+        let last = table(&[(1, 80), (2, 443)]);
+        assert_eq!(translate(&last, &before, &after), table(&[(7, 80)]));
+    }
+}

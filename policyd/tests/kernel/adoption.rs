@@ -1,0 +1,108 @@
+//! A restart takes over what is in force.
+
+use nix::sys::signal::Signal;
+use podgate_bpf::handshake::Response;
+
+use crate::node::{Node, eventually, on_a_node, pod, policy};
+
+fn world(node: &Node) {
+    let pods = [pod("shop/web", "app: web", "10.0.0.1"), pod("shop/api", "app: api", "10.0.0.2")];
+    node.manifest("pods.yaml", &pods.concat());
+    node.manifest("policies.yaml", &policy("shop/api-from-web", "app: api", "app: web", 80));
+}
+
+#[test]
+fn a_clean_stop_leaves_the_policies_in_force() {
+    on_a_node(|node| {
+        world(node);
+        let api = node.endpoint("shop/api", "10.0.0.2");
+        let mut policyd = node.policyd();
+        node.ready();
+        policyd.signal(Signal::SIGTERM);
+        assert_eq!(policyd.end().0, Some(0));
+        assert!(!node.path("cni.sock").exists());
+        assert!(node.allows(&api, "10.0.0.1", 6, 80));
+        assert!(!node.allows(&api, "10.0.0.9", 6, 80));
+    });
+}
+
+#[test]
+fn a_new_policyd_edits_the_map_in_place_and_its_classes_are_new() {
+    on_a_node(|node| {
+        world(node);
+        let api = node.endpoint("shop/api", "10.0.0.2");
+        let policyd = node.policyd();
+        node.ready();
+        policyd.kill();
+        let before = node.maps().peers().unwrap();
+        node.manifest("policies.yaml", &policy("shop/api-from-web", "app: api", "app: web", 443));
+        let _policyd = node.policyd();
+        node.ready();
+        assert!(node.allows(&api, "10.0.0.1", 6, 443));
+        assert!(!node.allows(&api, "10.0.0.1", 6, 80));
+        let after = node.maps().peers().unwrap();
+        assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+        assert!(after.values().min() > before.values().max(), "{before:?} {after:?}");
+        // nothing of the old classes is left
+        let map = node.maps().policy_map(api.ifindex).unwrap().unwrap();
+        let old: Vec<_> = before.values().collect();
+        assert!(map.entries().unwrap().iter().all(|(key, _)| !old.contains(&&key.class)));
+    });
+}
+
+#[test]
+fn until_the_sources_have_spoken_the_old_policy_stays() {
+    on_a_node(|node| {
+        world(node);
+        let api = node.endpoint("shop/api", "10.0.0.2");
+        let policyd = node.policyd();
+        node.ready();
+        policyd.kill();
+        let good = std::fs::read_to_string(node.path("manifests/policies.yaml")).unwrap();
+        node.manifest("policies.yaml", &good.replace("Ingress]", "Inwards]"));
+        let _policyd = node.policyd();
+        eventually("the mistake is told", || {
+            let problems = node.get("/v1/status")["problems"].to_string();
+            problems.contains("spec.policyTypes[0]").then_some(())
+        });
+        assert!(node.allows(&api, "10.0.0.1", 6, 80));
+        assert!(!node.allows(&api, "10.0.0.9", 6, 80));
+        assert_eq!(node.get("/v1/endpoints")[0]["state"], "degraded");
+        node.manifest("policies.yaml", &good);
+        node.ready();
+        assert!(node.allows(&api, "10.0.0.1", 6, 80));
+        assert_eq!(node.get("/v1/endpoints")[0]["state"], "enforced");
+    });
+}
+
+#[test]
+fn a_map_of_an_earlier_pod_with_the_same_number_is_replaced() {
+    on_a_node(|node| {
+        world(node);
+        let mut api = node.endpoint("shop/api", "10.0.0.2");
+        let policyd = node.policyd();
+        node.ready();
+        policyd.kill();
+        // the same link, registered anew: the old map's keys carry the old owner
+        api.owner += 100;
+        node.maps().register(&api).unwrap();
+        let _policyd = node.policyd();
+        node.ready();
+        assert_eq!(node.add(&[&api]), Response::Ok);
+        assert!(node.allows(&api, "10.0.0.1", 6, 80));
+        let map = node.maps().policy_map(api.ifindex).unwrap().unwrap();
+        assert!(map.entries().unwrap().iter().all(|(key, _)| key.owner == api.owner));
+    });
+}
+
+#[test]
+fn there_is_only_one_policyd() {
+    on_a_node(|node| {
+        let _policyd = node.policyd();
+        node.ready();
+        let mut second = node.policyd();
+        let (code, _) = second.end();
+        assert_eq!(code, Some(1));
+        node.ready();
+    });
+}

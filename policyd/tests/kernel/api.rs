@@ -1,0 +1,187 @@
+//! The API and the metrics.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+
+use serde_json::json;
+
+use crate::node::{Node, eventually, on_a_node, pod, policy};
+
+fn world(node: &Node) {
+    let pods = [pod("shop/web", "app: web", "10.0.0.1"), pod("shop/api", "app: api", "10.0.0.2")];
+    node.manifest("pods.yaml", &pods.concat());
+    node.manifest("policies.yaml", &policy("shop/api-from-web", "app: api", "app: web", 80));
+}
+
+#[test]
+fn it_shows_status_endpoints_and_policies() {
+    on_a_node(|node| {
+        world(node);
+        let api = node.endpoint("shop/api", "10.0.0.2");
+        let _policyd = node.policyd();
+        node.ready();
+        let status = node.get("/v1/status");
+        assert_eq!(status["ready"], true);
+        assert_eq!(status["node"], "n1");
+        assert_eq!(status["objects"], json!({"pods": 2, "namespaces": 0, "policies": 1}));
+        assert_eq!(status["endpoints"], json!({"enforced": 1, "pending": 0, "degraded": 0}));
+        let endpoint = &node.get("/v1/endpoints")[0];
+        assert_eq!(endpoint["ifindex"], api.ifindex);
+        assert_eq!(
+            endpoint["ingress"],
+            json!({"isolated": true, "policies": ["shop/api-from-web"]})
+        );
+        assert_eq!(endpoint["egress"], json!({"isolated": false, "policies": []}));
+        let detail = &node.get("/v1/endpoints/shop/api")[0];
+        assert_eq!(detail["name"], "api");
+        let allowed = detail["allowed"].as_array().unwrap();
+        let rule = allowed.iter().find(|a| a["direction"] == "ingress").unwrap();
+        assert_eq!(rule["ports"], "TCP 80");
+        assert_eq!(rule["rule"], "shop/api-from-web ingress[0]");
+        assert_eq!(rule["peers"]["of"]["members"], json!(["shop/web (10.0.0.1)"]));
+        assert_eq!(node.http("GET", "/v1/endpoints/shop/none", "").0, 404);
+        let policies = node.get("/v1/policies");
+        assert_eq!(policies[0]["pods"], json!(["shop/api"]));
+        assert_eq!(policies[0]["source"], "dir");
+        assert_eq!(node.http("GET", "/v1/nothing", "").0, 404);
+    });
+}
+
+#[test]
+fn a_local_policy_is_in_force_with_the_answer_and_after_a_restart() {
+    on_a_node(|node| {
+        world(node);
+        let api = node.endpoint("shop/api", "10.0.0.2");
+        let policyd = node.policyd();
+        node.ready();
+        let body = json!({"spec": {"podSelector": {}, "ingress": [{"ports": [{"port": 9090}]}]}});
+        let (status, answer) = node.http("PUT", "/v1/policies/shop/scrape", &body.to_string());
+        assert_eq!((status, &answer["change"]), (201, &json!("created")), "{answer}");
+        assert!(node.allows(&api, "192.0.2.1", 6, 9090));
+        assert_eq!(node.http("PUT", "/v1/policies/shop/scrape", &body.to_string()).0, 200);
+        policyd.kill();
+        let _policyd = node.policyd();
+        node.ready();
+        assert!(node.allows(&api, "192.0.2.1", 6, 9090));
+        assert_eq!(node.http("DELETE", "/v1/policies/shop/scrape", "").0, 200);
+        assert!(!node.allows(&api, "192.0.2.1", 6, 9090));
+        assert_eq!(node.http("DELETE", "/v1/policies/shop/scrape", "").0, 404);
+    });
+}
+
+#[test]
+fn a_wrong_policy_is_refused_by_its_field() {
+    on_a_node(|node| {
+        let _policyd = node.policyd();
+        node.ready();
+        let put = |body: serde_json::Value| {
+            let (status, answer) = node.http("PUT", "/v1/policies/shop/x", &body.to_string());
+            (status, answer["field"].as_str().unwrap_or_default().to_owned())
+        };
+        let spec = |rule| json!({"spec": {"podSelector": {}, "ingress": [rule]}});
+        let wrong_port = json!({"ports": [{"port": 70000}]});
+        assert_eq!(put(spec(wrong_port)), (422, "spec.ingress[0].ports[0].port".into()));
+        let misspelt = json!({"form": [{"podSelector": {}}]});
+        let (status, field) = put(spec(misspelt));
+        assert_eq!(status, 422);
+        assert!(field.ends_with("form"), "{field}");
+        assert_eq!(put(json!({"metadata": {"name": "y"}})), (422, "metadata.name".into()));
+        assert_eq!(put(json!({"spec": {"podSelector": 7}})), (422, "spec.podSelector".into()));
+        assert_eq!(node.http("PUT", "/v1/policies/shop/x", "no json").0, 400);
+        assert_eq!(node.get("/v1/policies"), json!([]));
+    });
+}
+
+#[test]
+fn it_explains_both_gates() {
+    on_a_node(|node| {
+        world(node);
+        node.endpoint("shop/api", "10.0.0.2");
+        let _policyd = node.policyd();
+        node.ready();
+        let yes = node.get("/v1/explain?from=shop/web&to=shop/api&port=80&protocol=TCP");
+        assert_eq!(yes["verdict"], "allow", "{yes}");
+        let no = node.get("/v1/explain?from=shop/web&to=10.0.0.2&port=81");
+        assert_eq!(no["verdict"], "deny", "{no}");
+        assert!(no["why"].as_str().unwrap().contains("shop/api-from-web"), "{no}");
+        let stranger = node.get("/v1/explain?from=192.0.2.1&to=shop/api&port=80");
+        assert_eq!(stranger["verdict"], "deny");
+        let node_itself = node.get("/v1/explain?from=127.0.0.1&to=shop/api&port=80");
+        assert_eq!(node_itself["verdict"], "allow", "{node_itself}");
+        for (query, field) in [
+            ("from=shop/web&to=shop/nobody&port=80", "to"),
+            ("from=web&to=shop/api&port=80", "from"),
+            ("from=shop/web&to=shop/api", "port"),
+            ("from=shop/web&to=shop/api&port=80&protocol=XYZ", "protocol"),
+        ] {
+            let (status, answer) = node.http("GET", &format!("/v1/explain?{query}"), "");
+            assert_eq!((status, answer["field"].as_str()), (422, Some(field)), "{answer}");
+        }
+        assert_eq!(node.http("GET", "/v1/explain?from=shop/web", "").0, 400);
+    });
+}
+
+#[test]
+fn enforcement_is_kept_in_the_kernel() {
+    on_a_node(|node| {
+        let policyd = node.policyd();
+        node.ready();
+        assert_eq!(node.get("/v1/enforcement"), json!({"mode": "enforce"}));
+        let set = |body: &str| node.http("PUT", "/v1/enforcement", body);
+        assert_eq!(set("{\"mode\":\"audit\"}"), (200, json!({"mode": "audit"})));
+        policyd.kill();
+        let _policyd = node.policyd();
+        node.ready();
+        assert_eq!(node.get("/v1/status")["enforcement"], "audit");
+        assert_eq!(set("{\"mode\":\"on\"}"), (200, json!({"mode": "enforce"})));
+        assert_eq!(set("{\"mode\":\"maybe\"}").0, 400);
+    });
+}
+
+#[test]
+fn whoever_listens_hears_verdicts() {
+    on_a_node(|node| {
+        let _policyd = node.policyd();
+        node.ready();
+        let mut stream = node.connect("api.sock");
+        stream.write_all(b"GET /v1/flows HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
+        let mut head = String::new();
+        BufReader::new(&stream).read_line(&mut head).unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        // the other half of this test, real packets, is the lab's
+    });
+}
+
+#[test]
+fn metrics_and_health_are_served() {
+    on_a_node(|node| {
+        world(node);
+        node.endpoint("shop/api", "10.0.0.2");
+        let _policyd = node.policyd();
+        node.ready();
+        let get = |path: &str| {
+            let mut stream = TcpStream::connect("127.0.0.1:9898").unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        };
+        assert!(get("/healthz").starts_with("HTTP/1.1 200"));
+        eventually("it is ready", || get("/readyz").starts_with("HTTP/1.1 200").then_some(()));
+        let metrics = get("/metrics");
+        for line in [
+            "podgate_endpoints{state=\"enforced\"} 1",
+            "podgate_objects{kind=\"policy\"} 1",
+            "podgate_ready 1",
+            "podgate_packets_total{direction=\"egress\",verdict=\"deny\",reason=\"policy\"} 0",
+            "podgate_packet_bytes_total{direction=\"ingress\",verdict=\"allow\",reason=\"flow\"} 0",
+            "podgate_datapath_notes_total{note=\"flow-lost\"} 0",
+            "podgate_build_info{version=",
+            "podgate_commit_duration_seconds_count",
+            "podgate_gates_reattached_total 0",
+            "# EOF",
+        ] {
+            assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+        }
+    });
+}

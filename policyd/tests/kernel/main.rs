@@ -1,0 +1,13 @@
+//! policyd against the real kernel: real maps, real links, the real process. Needs root.
+//!
+//! Each test has a mount and a network namespace of its own, which end with it: see [`node`].
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod adoption;
+mod api;
+mod cni_socket;
+mod kill;
+mod node;
+mod programming;
+mod reconcile;

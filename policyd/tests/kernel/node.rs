@@ -1,0 +1,309 @@
+//! A node of one test: namespaces, pins, sockets and manifests of its own.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use podgate_bpf::abi::{Direction, PolicyKey, Startup};
+use podgate_bpf::handshake::{EndpointRef, Request, Response};
+use podgate_bpf::loader::Sizes;
+use podgate_bpf::maps::{Maps, PodRef, Registration};
+use podgate_bpf::{Gate, PinRoot};
+use serde_json::Value;
+
+/// Long enough for a busy machine.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Runs a test on a node of its own. The namespaces belong to a thread made for the test and to what it starts;
+/// with the last of them go the pins, the links and the mounts.
+pub fn on_a_node(test: impl FnOnce(&Node) + Send) {
+    thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            let node = Node::new();
+            test(&node);
+        });
+        if let Err(panic) = run.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+pub struct Node {
+    dir: tempfile::TempDir,
+    pub root: PinRoot,
+    pub gate: Gate,
+    next_owner: AtomicU32,
+}
+
+impl Node {
+    fn new() -> Self {
+        let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
+        unshare(flags).expect("make namespaces (these tests need root)");
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+            .expect("private mounts");
+        let dir = tempfile::tempdir().unwrap();
+        let bpf = dir.path().join("bpf");
+        std::fs::create_dir(&bpf).unwrap();
+        mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), none)
+            .expect("mount a BPF file system (the kernel needs CONFIG_BPF_SYSCALL)");
+        std::fs::create_dir(dir.path().join("manifests")).unwrap();
+        ip("link set lo up");
+        let root = PinRoot::new(bpf.join("podgate"));
+        let sizes = Sizes { flows4: 1024, flows6: 1024, frags: 64, ..Sizes::default() };
+        let gate = Gate::open_or_load(&root, &sizes).expect("load the programs");
+        Self { dir, root, gate, next_owner: AtomicU32::new(0x1001) }
+    }
+
+    pub fn maps(&self) -> &Maps {
+        &self.gate.maps
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes a manifest, as an editor that replaces the file does.
+    pub fn manifest(&self, file: &str, text: &str) {
+        let new = self.path("manifests").join(".new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, self.path("manifests").join(file)).unwrap();
+    }
+
+    /// A link and its registration, as the plugin leaves them: `pod` is `namespace/name`.
+    pub fn endpoint(&self, pod: &str, address: &str) -> Registration {
+        let (namespace, name) = pod.split_once('/').unwrap();
+        let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
+        let link = format!("d{owner:x}");
+        ip(&format!("link add {link} type veth peer name {link}p"));
+        let registration = Registration {
+            ifindex: nix::net::if_::if_nametoindex(link.as_str()).unwrap(),
+            owner,
+            startup: Startup::Hold,
+            anti_spoofing: true,
+            addresses: vec![address.parse::<IpAddr>().unwrap()],
+            netns_cookie: 1,
+            container_id: format!("c{owner}"),
+            interface: "eth0".into(),
+            host_interface: link,
+            network: "test".into(),
+            pod: Some(PodRef {
+                namespace: namespace.into(),
+                name: name.into(),
+                uid: String::new(),
+            }),
+            netns: "/run/netns/none".into(),
+        };
+        self.maps().register(&registration).unwrap();
+        registration
+    }
+
+    /// Starts the real policyd over the manifests.
+    pub fn policyd(&self) -> Policyd {
+        self.policyd_with(&[])
+    }
+
+    pub fn policyd_with(&self, more: &[&str]) -> Policyd {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_policyd"))
+            .arg("run")
+            .args(["--source".into(), format!("dir:{}", self.path("manifests").display())])
+            .args(["--bpf-root".as_ref(), self.root.root().as_os_str()])
+            .args(["--cni-socket".as_ref(), self.path("cni.sock").as_os_str()])
+            .args(["--api-socket".as_ref(), self.path("api.sock").as_os_str()])
+            .args(["--state-dir".as_ref(), self.path("state").as_os_str()])
+            .args(["--metrics-addr", "127.0.0.1:9898", "--node-name", "n1", "--log-level", "debug"])
+            .args(more)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start policyd");
+        let stderr = child.stderr.take().unwrap();
+        let log = thread::spawn(move || {
+            let mut log = Vec::new();
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                // shown by the test harness when the test fails
+                eprintln!("policyd: {line}");
+                log.push(line);
+            }
+            log
+        });
+        Policyd { child, log: Some(log) }
+    }
+
+    /// What the plugin says, and what it hears.
+    pub fn ask(&self, request: &Request) -> Response {
+        let answer = self.say(&format!("{}\n", serde_json::to_string(request).unwrap()));
+        serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer:?}"))
+    }
+
+    pub fn say(&self, text: &str) -> String {
+        let mut stream = self.connect("cni.sock");
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        // a refused line may be answered before it has been read to its end
+        let _ = stream.write_all(text.as_bytes());
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        answer
+    }
+
+    pub fn add(&self, endpoints: &[&Registration]) -> Response {
+        let endpoints =
+            endpoints.iter().map(|r| EndpointRef { ifindex: r.ifindex, owner: r.owner });
+        self.ask(&Request::Add { container_id: "c".into(), endpoints: endpoints.collect() })
+    }
+
+    /// Connects to a socket of policyd, as soon as it is there.
+    pub fn connect(&self, socket: &str) -> UnixStream {
+        let path = self.path(socket);
+        eventually(&format!("{socket} is listened on"), || UnixStream::connect(&path).ok())
+    }
+
+    /// Waits for readiness.
+    pub fn ready(&self) {
+        eventually("policyd is ready", || {
+            (self.ask(&Request::Status) == Response::Ok).then_some(())
+        });
+    }
+
+    /// A request to the API: status and body.
+    pub fn http(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let mut stream = self.connect("api.sock");
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned()));
+        (status, body)
+    }
+
+    pub fn get(&self, path: &str) -> Value {
+        let (status, body) = self.http("GET", path, "");
+        assert_eq!(status, 200, "GET {path}: {body}");
+        body
+    }
+
+    /// What the kernel's maps say of a new flow, as the programs look it up.
+    pub fn allows(&self, to: &Registration, peer: &str, protocol: u8, port: u16) -> bool {
+        self.verdict(to, Direction::Ingress, peer, protocol, port)
+    }
+
+    pub fn verdict(
+        &self,
+        at: &Registration,
+        direction: Direction,
+        peer: &str,
+        protocol: u8,
+        port: u16,
+    ) -> bool {
+        let peer: IpAddr = peer.parse().unwrap();
+        let class = self.class(peer);
+        let Some(map) = self.maps().policy_map(at.ifindex).unwrap() else { return false };
+        let entries = map.entries().unwrap();
+        let matches = |class: u32, key: &PolicyKey| {
+            let at =
+                key.owner == at.owner && key.class == class && key.direction == direction as u8;
+            let protocol = key.prefixlen == 72 || key.protocol == protocol;
+            let bits = key.prefixlen.saturating_sub(80).min(16);
+            let mask = if bits == 0 { 0 } else { u16::MAX << (16 - bits) };
+            at && protocol && port & mask == u16::from_be_bytes(key.port) & mask
+        };
+        entries.iter().any(|(key, _)| matches(class, key) || matches(0, key))
+    }
+
+    fn class(&self, peer: IpAddr) -> u32 {
+        if let Some(class) = self.maps().peers().unwrap().get(&peer) {
+            return *class;
+        }
+        let nets = self.maps().nets().unwrap();
+        let holding = nets.iter().filter(|((address, length), _)| {
+            ipnet::IpNet::new(*address, *length).unwrap().contains(&peer)
+        });
+        holding.max_by_key(|((_, length), _)| *length).map_or(0, |(_, class)| *class)
+    }
+}
+
+pub struct Policyd {
+    child: Child,
+    log: Option<thread::JoinHandle<Vec<String>>>,
+}
+
+impl Policyd {
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    /// SIGKILL, and its end.
+    pub fn kill(mut self) -> Vec<String> {
+        self.child.kill().unwrap();
+        self.end().1
+    }
+
+    /// Waits for its end: the exit code and the log.
+    pub fn end(&mut self) -> (Option<i32>, Vec<String>) {
+        let status = self.child.wait().unwrap();
+        (status.code(), self.log.take().map(|log| log.join().unwrap()).unwrap_or_default())
+    }
+}
+
+impl Drop for Policyd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until `found` finds something.
+pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "it never happened that {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn ip(arguments: &str) {
+    let run = Command::new("ip").args(arguments.split_whitespace()).output();
+    let output = run.expect("run ip (Debian: apt-get install iproute2)");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A pod's manifest.
+pub fn pod(name: &str, labels: &str, address: &str) -> String {
+    let (namespace, name) = name.split_once('/').unwrap();
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: {namespace}, name: {name}, labels: {{{labels}}}}}\n\
+         spec: {{containers: [{{name: c, image: i}}]}}\nstatus: {{podIP: \"{address}\", phase: Running}}\n---\n"
+    )
+}
+
+/// A policy that lets `from` (labels) reach `to` on a TCP port, and nobody else.
+pub fn policy(name: &str, to: &str, from: &str, port: u16) -> String {
+    let (namespace, name) = name.split_once('/').unwrap();
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+         metadata: {{namespace: {namespace}, name: {name}}}\n\
+         spec:\n  podSelector: {{matchLabels: {{{to}}}}}\n  policyTypes: [Ingress]\n  ingress:\n  \
+         - from: [{{podSelector: {{matchLabels: {{{from}}}}}}}]\n    ports: [{{port: {port}}}]\n---\n"
+    )
+}
