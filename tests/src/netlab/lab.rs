@@ -1,0 +1,283 @@
+//! The node, its pods and their gates.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use podgate_bpf::abi::{Direction, Note, Reason, Startup};
+use podgate_bpf::attach::AttachMode;
+use podgate_bpf::loader::Sizes;
+use podgate_bpf::maps::Registration;
+use podgate_bpf::{Gate, PinRoot};
+use podgate_policy::compile::{Class, EndpointId};
+
+use super::{Net, Policy};
+use crate::sandbox;
+use crate::sync::{Kernel, MapState};
+
+/// A family of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// As trial names spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "v4",
+            Self::V6 => "v6",
+        }
+    }
+}
+
+/// A pod: a namespace with one interface, `eth0`.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its namespace.
+    pub net: Net,
+    /// The host end of its veth, in the node's namespace.
+    pub host: String,
+    /// Number of the host end.
+    pub ifindex: u32,
+    /// Its address.
+    pub v4: Ipv4Addr,
+    /// The same.
+    pub v6: Ipv6Addr,
+}
+
+impl Pod {
+    /// Its address of a family.
+    pub fn address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.v4.into(),
+            Family::V6 => self.v6.into(),
+        }
+    }
+}
+
+/// What the maps should hold, and the way there.
+#[derive(Debug)]
+struct Writer {
+    kernel: Kernel,
+    wanted: MapState,
+    owners: std::collections::BTreeMap<EndpointId, u32>,
+}
+
+/// One node.
+#[derive(Debug)]
+pub struct Lab {
+    /// The node's namespace.
+    pub node: Net,
+    /// Programs and maps.
+    pub gate: Arc<Gate>,
+    attach: AttachMode,
+    root: PinRoot,
+    writer: Mutex<Writer>,
+    next_pod: AtomicU8,
+    next_owner: AtomicU32,
+}
+
+impl Lab {
+    /// A node whose gates are attached in this way.
+    pub fn new(attach: AttachMode) -> Self {
+        let root = PinRoot::new(sandbox::pin_dir());
+        let sizes = Sizes { flows4: 4096, flows6: 4096, frags: 1024, ..Sizes::default() };
+        let gate = Gate::open_or_load(&root, &sizes)
+            .unwrap_or_else(|e| panic!("load the programs: {e}"));
+        let gate = Arc::new(gate);
+        let adopted = Kernel::adopt(gate.clone()).unwrap_or_else(|e| panic!("read the maps: {e}"));
+        let node = Net::new();
+        node.ip(
+            "link add br0 type bridge forward_delay 0
+             link set br0 up
+             address add 10.0.0.1/24 dev br0
+             address add fd00::1/64 dev br0 nodad",
+        );
+        node.sysctl("ipv4/ip_forward", "1");
+        node.sysctl("ipv6/conf/all/forwarding", "1");
+        let writer = Writer {
+            kernel: adopted.kernel,
+            wanted: MapState::default(),
+            owners: Default::default(),
+        };
+        Self {
+            node,
+            gate,
+            attach,
+            root,
+            writer: Mutex::new(writer),
+            next_pod: AtomicU8::new(10),
+            next_owner: AtomicU32::new(0x5eed),
+        }
+    }
+
+    /// A pod on the node's bridge, without a gate.
+    pub fn pod(&self) -> Pod {
+        let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
+        let net = Net::new();
+        let host = format!("v{number}");
+        self.node.veth(&host, &net, "eth0");
+        self.node.ip(&format!("link set {host} master br0"));
+        let v4 = Ipv4Addr::new(10, 0, 0, number);
+        // fd00::10 for 10.0.0.10, to be read by people
+        let low = u16::from_str_radix(&number.to_string(), 16).unwrap_or_default();
+        let v6 = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, low);
+        net.ip(&format!(
+            "address add {v4}/24 dev eth0
+             address add {v6}/64 dev eth0 nodad
+             route add default via 10.0.0.1
+             -6 route add default via fd00::1"
+        ));
+        let ifindex = self.node.ifindex(&host);
+        Pod { net, host, ifindex, v4, v6 }
+    }
+
+    /// A pod behind a gate that nobody has programmed yet.
+    pub fn registered(&self, startup: Startup) -> Pod {
+        let pod = self.pod();
+        self.register(&pod, startup);
+        pod
+    }
+
+    /// A pod behind a gate with this policy in force.
+    pub fn gated(&self, policy: &Policy) -> Pod {
+        let pod = self.registered(Startup::Hold);
+        self.set_policy(&pod, policy);
+        pod
+    }
+
+    /// Stands a pod's gate, as the plugin does.
+    pub fn register(&self, pod: &Pod, startup: Startup) {
+        let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
+        let registration = Registration {
+            ifindex: pod.ifindex,
+            owner,
+            startup,
+            anti_spoofing: true,
+            addresses: vec![pod.v4.into(), pod.v6.into()],
+            netns_cookie: pod.net.run(podgate_bpf::current_netns_cookie),
+            container_id: format!("lab-{}", pod.host),
+            interface: "eth0".into(),
+            host_interface: pod.host.clone(),
+            network: "lab".into(),
+            pod: None,
+            netns: String::new(),
+        };
+        let registered = self.gate.maps.register(&registration);
+        registered.unwrap_or_else(|e| panic!("register {}: {e}", pod.host));
+        let attached = self.node.run(|| self.gate.attach(pod.ifindex, self.attach));
+        attached.unwrap_or_else(|e| panic!("attach {}: {e}", pod.host));
+        self.change(|writer| {
+            writer.owners.insert(EndpointId(pod.ifindex), owner);
+        });
+    }
+
+    /// Puts a policy in force at a pod's gate, in place of the last one, as policyd does.
+    pub fn set_policy(&self, pod: &Pod, policy: &Policy) {
+        let endpoint = EndpointId(pod.ifindex);
+        self.change(|writer| {
+            let owner = writer.owners[&endpoint];
+            writer.wanted.tables.insert(endpoint, policy.spelled(owner));
+        });
+    }
+
+    /// Puts an address into a class.
+    pub fn set_class(&self, address: IpAddr, class: Class) {
+        self.change(|writer| {
+            writer.wanted.hosts.insert(address, class);
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Writer)) {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut writer);
+        let Writer { kernel, wanted, owners } = &mut *writer;
+        let outcome = kernel.commit(wanted, owners);
+        assert!(outcome.is_complete(), "commit: {outcome:?}");
+    }
+
+    /// Makes an address count as the node's own.
+    pub fn own_node_address(&self, address: IpAddr) {
+        let added = self.gate.maps.add_node_addr(address);
+        added.unwrap_or_else(|e| panic!("add node address {address}: {e}"));
+    }
+
+    /// Packets that met this reason so far.
+    pub fn count(&self, direction: Direction, reason: Reason) -> u64 {
+        self.counters().get(direction, reason).packets
+    }
+
+    /// How often this happened so far.
+    pub fn noted(&self, note: Note) -> u64 {
+        self.counters().note(note)
+    }
+
+    fn counters(&self) -> podgate_bpf::maps::Counters {
+        self.gate.maps.counters().unwrap_or_else(|e| panic!("read counters: {e}"))
+    }
+
+    /// Every counter that is not 0, for messages.
+    pub fn counted(&self) -> Vec<(Direction, Reason, u64)> {
+        let counters = self.counters();
+        let both = Direction::ALL.iter().flat_map(|direction| {
+            Reason::ALL.iter().map(move |reason| (*direction, *reason))
+        });
+        both.map(|(direction, reason)| (direction, reason, counters.get(direction, reason).packets))
+            .filter(|(.., packets)| *packets > 0)
+            .collect()
+    }
+
+    /// A second node's side of the world: a namespace behind a router that is a neighbour of the pods and
+    /// hands on packets of up to `mtu` bytes only. The pods that should reach it get routes from [`Lab::route`].
+    pub fn behind_router(&self, mtu: u32) -> (Pod, Net) {
+        let router = self.pod();
+        let far = Net::new();
+        router.net.veth("far", &far, "eth0");
+        router.net.ip(&format!(
+            "address add 10.9.0.1/24 dev far
+             address add fd09::1/64 dev far nodad
+             link set far mtu {mtu}"
+        ));
+        router.net.sysctl("ipv4/ip_forward", "1");
+        router.net.sysctl("ipv6/conf/all/forwarding", "1");
+        far.ip(
+            "address add 10.9.0.9/24 dev eth0
+             address add fd09::9/64 dev eth0 nodad
+             route add default via 10.9.0.1
+             -6 route add default via fd09::1",
+        );
+        (router, far)
+    }
+
+    /// The way of a pod to what is behind the router.
+    pub fn route(&self, pod: &Pod, router: &Pod) {
+        pod.net.ip(&format!(
+            "route add 10.9.0.0/24 via {}
+             -6 route add fd09::/64 via {}",
+            router.v4, router.v6
+        ));
+    }
+
+    /// The address behind the router.
+    pub fn far_address(family: Family) -> IpAddr {
+        match family {
+            Family::V4 => Ipv4Addr::new(10, 9, 0, 9).into(),
+            Family::V6 => Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 9).into(),
+        }
+    }
+
+    /// How long a denied packet is given to prove that it does not arrive after all.
+    pub const GRACE: Duration = Duration::from_millis(50);
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // links and filters hold the programs: the namespace takes those along, pins of links do not go with it
+        let _ = Gate::unload(&self.root);
+    }
+}

@@ -1,0 +1,175 @@
+//! An oracle's world in the kernel: compiled, committed by policyd's own [`crate::sync`], asked packet by packet.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use podgate_bpf::abi::{Direction, Startup};
+use podgate_bpf::loader::Sizes;
+use podgate_bpf::maps::{PodRef, Registration};
+use podgate_bpf::testrun::Context;
+use podgate_bpf::{Gate, PinRoot};
+use podgate_policy::compile::{Compiler, EndpointId};
+use podgate_policy::model::ObjectKey;
+
+use crate::compiling;
+use crate::encode;
+use crate::oracle::World;
+use crate::sandbox::{self, Veth};
+use crate::sync::{Kernel, MapState};
+
+/// Interfaces of every world: pod number `n` of a world has the n-th.
+const PODS: usize = 10;
+
+/// Programs, maps and interfaces into which one world after the other is loaded.
+#[derive(Debug)]
+pub struct Loader {
+    gate: Arc<Gate>,
+    root: PinRoot,
+    veths: Vec<Veth>,
+    compiler: Compiler,
+    kernel: Kernel,
+    here: BTreeMap<usize, Here>,
+    next_owner: u32,
+}
+
+/// Who is at an interface now.
+#[derive(Debug, PartialEq, Eq)]
+struct Here {
+    pod: ObjectKey,
+    addresses: Vec<IpAddr>,
+    owner: u32,
+}
+
+impl Loader {
+    /// Empty maps, and an interface for each pod that a world may have.
+    pub fn new() -> Self {
+        let root = PinRoot::new(sandbox::pin_dir());
+        let gate = Gate::open_or_load(&root, &Sizes::default())
+            .unwrap_or_else(|e| panic!("load the programs: {e}"));
+        let gate = Arc::new(gate);
+        let adopted = Kernel::adopt(gate.clone()).unwrap_or_else(|e| panic!("read the maps: {e}"));
+        let veth = |_| Veth::new().unwrap_or_else(|e| panic!("make a veth: {e}"));
+        Self {
+            gate,
+            root,
+            veths: (0..PODS).map(veth).collect(),
+            compiler: adopted.compiler,
+            kernel: adopted.kernel,
+            here: BTreeMap::new(),
+            next_owner: 1,
+        }
+    }
+
+    /// The programs and maps.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Makes a packet from `source` the node's own, if the node's own stack sends it.
+    pub fn own_node_address(&self, source: IpAddr) {
+        let added = self.gate.maps.add_node_addr(source);
+        added.unwrap_or_else(|e| panic!("add node address {source}: {e}"));
+    }
+
+    /// Changes the maps from whatever world was there to this one. A pod of the same name that keeps its
+    /// addresses keeps its interface's registration; all others are registered anew. Returns the pods that
+    /// were here before.
+    pub fn load(&mut self, world: &World) -> Vec<usize> {
+        let endpoints = compiling::endpoints(world).unwrap_or_else(|e| panic!("convert: {e}"));
+        let mut stayed = Vec::new();
+        let gone: Vec<usize> = self.here.keys().copied().collect();
+        for pod in gone.into_iter().filter(|pod| world.interfaces.iter().all(|(here, _)| here != pod)) {
+            let removed = self.gate.maps.unregister(self.veths[pod].ifindex);
+            removed.unwrap_or_else(|e| panic!("unregister pod-{pod}: {e}"));
+            self.kernel.forget(EndpointId(self.veths[pod].ifindex));
+            self.here.remove(&pod);
+        }
+        for ((pod, addresses), endpoint) in world.interfaces.iter().zip(&endpoints) {
+            let key = endpoint.pod.clone().unwrap_or_else(|| panic!("pod-{pod} has no name"));
+            let same = |here: &&Here| here.pod == key && here.addresses == *addresses;
+            if self.here.get(pod).filter(same).is_some() {
+                stayed.push(*pod);
+                continue;
+            }
+            let owner = self.next_owner;
+            self.next_owner += 1;
+            self.register(*pod, &key, addresses, owner);
+            self.here.insert(*pod, Here { pod: key, addresses: addresses.clone(), owner });
+        }
+
+        let index = compiling::index(world).unwrap_or_else(|e| panic!("convert: {e}"));
+        let at_links: Vec<_> = world
+            .interfaces
+            .iter()
+            .zip(endpoints)
+            .map(|((pod, _), mut endpoint)| {
+                endpoint.id = EndpointId(self.veths[*pod].ifindex);
+                endpoint
+            })
+            .collect();
+        let compiled = self.compiler.compile(&index, &at_links);
+        let owners: BTreeMap<EndpointId, u32> = self
+            .here
+            .iter()
+            .map(|(pod, here)| (EndpointId(self.veths[*pod].ifindex), here.owner))
+            .collect();
+        let wanted = MapState::of(&compiled, |id, table| {
+            encode::table(owners[&id], table, |rule| self.compiler.origin(rule))
+        });
+        let outcome = self.kernel.commit(&wanted, &owners);
+        assert!(outcome.is_complete(), "commit: {outcome:?}");
+        stayed
+    }
+
+    fn register(&self, pod: usize, key: &ObjectKey, addresses: &[IpAddr], owner: u32) {
+        let veth = &self.veths[pod];
+        let registration = Registration {
+            ifindex: veth.ifindex,
+            owner,
+            startup: Startup::Hold,
+            anti_spoofing: true,
+            addresses: addresses.to_vec(),
+            netns_cookie: 0,
+            container_id: format!("pod-{pod}"),
+            interface: "eth0".into(),
+            host_interface: veth.host.clone(),
+            network: "world".into(),
+            pod: Some(PodRef {
+                namespace: key.namespace.to_string(),
+                name: key.name.to_string(),
+                uid: String::new(),
+            }),
+            netns: String::new(),
+        };
+        let registered = self.gate.maps.register(&registration);
+        registered.unwrap_or_else(|e| panic!("register pod-{pod}: {e}"));
+    }
+
+    /// Whether a frame passes the gate of a pod; `received_on` as in [`Context::ingress_ifindex`].
+    pub fn passes(&self, pod: usize, direction: Direction, frame: &[u8], received_on: u32) -> bool {
+        let context =
+            Context { ifindex: self.veths[pod].ifindex, ingress_ifindex: received_on };
+        let outcome = self.gate.test_run(direction, context, frame, 1);
+        match outcome.unwrap_or_else(|e| panic!("run a program: {e}")).action {
+            -1 => true,
+            2 => false,
+            other => panic!("neither next nor shot: {other}"),
+        }
+    }
+}
+
+impl Default for Loader {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        let _ = Gate::unload(&self.root);
+        for veth in &self.veths {
+            let _ = veth.delete();
+        }
+    }
+}
