@@ -2,8 +2,8 @@
 //!
 //! No code lives in the pod's namespace: the thread enters it, opens a netlink socket, which stays
 //! there, and comes back; the socket is then used from here. It is the main thread of a process that
-//! does this once, before anything is changed, and ends if it cannot come back; a thread of its own
-//! would cost a quarter of a millisecond of CPU and, on a busy node, many of waiting.
+//! does this once, before anything is changed, and ends if it cannot come back. A thread of its own would
+//! cost ADD a tenth of its CPU and half its wall time on a busy node (it has to be scheduled, twice).
 
 use std::io;
 use std::net::IpAddr;
