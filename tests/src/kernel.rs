@@ -1,1 +1,172 @@
-//! being written
+//! The kernel tier's tables: a world, packets in order, and what each must meet.
+//!
+//! Every table has programs and maps of its own (its own pins), so tables run side by side. A packet's
+//! expectation is a [`Reason`]: exactly that counter of that direction must rise, by one packet and the
+//! packet's bytes, no other may, and the verdict must be the reason's. What failed is shown with the whole world.
+//!
+//! ```ignore
+//! table("a reply is of its flow", World::isolated().allow(Ingress, ANY, Ports::One(TCP, 80)))
+//!     .to_pod(tcp(40000, 80).syn().between(PEER, POD), AllowPolicy)
+//!     .from_pod(tcp(80, 40000).syn_ack().between(POD, PEER), AllowFlow)
+//! ```
+
+mod lab;
+mod world;
+
+use std::fmt;
+
+use libtest_mimic::Trial;
+use podgate_bpf::abi::{Direction, Reason};
+
+pub use lab::Lab;
+pub use world::{Ports, World};
+
+use crate::packet::Ip;
+
+/// The pod of every table.
+pub const POD: &str = "10.0.0.5";
+/// The same.
+pub const POD6: &str = "fd00::5";
+/// Somebody else, of class [`world::PEER_CLASS`] in worlds that say so.
+pub const PEER: &str = "10.0.0.9";
+/// The same.
+pub const PEER6: &str = "fd00::9";
+/// The node, in worlds that say so.
+pub const NODE: &str = "10.0.0.1";
+/// The same.
+pub const NODE6: &str = "fd00::1";
+/// Entries of this class hold for every peer.
+pub const ANY: u32 = podgate_bpf::abi::CLASS_ANY;
+/// An interface through which packets reach the node; none is 0.
+pub const UPLINK: u32 = 4242;
+
+/// Anything that can be sent.
+pub trait Frame {
+    /// The Ethernet frame.
+    fn into_frame(self) -> Vec<u8>;
+}
+
+impl Frame for Ip {
+    fn into_frame(self) -> Vec<u8> {
+        self.frame()
+    }
+}
+
+impl Frame for Vec<u8> {
+    fn into_frame(self) -> Vec<u8> {
+        self
+    }
+}
+
+type Act = Box<dyn FnOnce(&mut Lab) + Send>;
+
+enum Step {
+    Packet { direction: Direction, frame: Vec<u8>, received_on: u32, expected: Reason },
+    Act { what: String, act: Act },
+}
+
+/// A named sequence of packets and changes in a world.
+pub struct Table {
+    name: String,
+    world: World,
+    steps: Vec<Step>,
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} steps)", self.name, self.steps.len())
+    }
+}
+
+/// Starts a table.
+pub fn table(name: impl Into<String>, world: World) -> Table {
+    Table { name: name.into(), world, steps: Vec::new() }
+}
+
+impl Table {
+    fn packet(
+        mut self,
+        direction: Direction,
+        frame: impl Frame,
+        via: u32,
+        expected: Reason,
+    ) -> Self {
+        let frame = frame.into_frame();
+        self.steps.push(Step::Packet { direction, frame, received_on: via, expected });
+        self
+    }
+
+    /// The pod sends.
+    pub fn from_pod(self, frame: impl Frame, expected: Reason) -> Self {
+        self.packet(Direction::Egress, frame, 0, expected)
+    }
+
+    /// Somebody sends to the pod, through an interface of the node.
+    pub fn to_pod(self, frame: impl Frame, expected: Reason) -> Self {
+        self.packet(Direction::Ingress, frame, UPLINK, expected)
+    }
+
+    /// The node's own stack sends to the pod.
+    pub fn node_to_pod(self, frame: impl Frame, expected: Reason) -> Self {
+        self.packet(Direction::Ingress, frame, 0, expected)
+    }
+
+    /// Something else happens.
+    pub fn then(
+        mut self,
+        what: impl Into<String>,
+        act: impl FnOnce(&mut Lab) + Send + 'static,
+    ) -> Self {
+        self.steps.push(Step::Act { what: what.into(), act: Box::new(act) });
+        self
+    }
+
+    /// The policy's entries change, and the epoch moves.
+    pub fn change(self, act: impl FnOnce(&mut Lab) + Send + 'static) -> Self {
+        self.then("policy changes", move |lab| {
+            act(lab);
+            lab.bump();
+        })
+    }
+
+    /// Runs it; panics at the first packet that meets something else than expected.
+    pub fn run(self) {
+        let mut lab = Lab::new(&self.world);
+        for (number, step) in self.steps.into_iter().enumerate() {
+            let number = number + 1;
+            match step {
+                Step::Packet { direction, frame, received_on, expected } => {
+                    let met = lab.send(direction, &frame, received_on);
+                    if let Err(wrong) = met.is(expected, frame.len()) {
+                        panic!(
+                            "step {number}, {} of {} bytes: {wrong}\n  frame {}\n{lab}",
+                            direction.name(),
+                            frame.len(),
+                            hex(&frame),
+                        );
+                    }
+                }
+                Step::Act { what, act } => {
+                    let outcome =
+                        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| act(&mut lab)));
+                    if let Err(panic) = outcome {
+                        eprintln!("step {number}, {what}:\n{lab}");
+                        std::panic::resume_unwind(panic);
+                    }
+                }
+            }
+        }
+    }
+
+    /// As a test.
+    pub fn trial(self) -> Trial {
+        Trial::test(self.name.clone(), move || {
+            self.run();
+            Ok(())
+        })
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

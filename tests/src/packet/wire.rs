@@ -97,7 +97,8 @@ fn ports(source: u16, destination: u16) -> Vec<u8> {
 }
 
 impl Transport {
-    fn flags(mut self, flags: u8) -> Self {
+    /// TCP: any flags.
+    pub fn flags(mut self, flags: u8) -> Self {
         assert_eq!(self.protocol, protocol::TCP, "only TCP has flags");
         self.bytes[13] = flags;
         self
@@ -208,6 +209,12 @@ impl Ip {
     /// IPv4: makes the header `words` words long (5 to 15), the rest filled with "no operation".
     pub fn header_words(mut self, words: u8) -> Self {
         self.options = vec![1; usize::from(words - 5) * 4];
+        self
+    }
+
+    /// IPv4: option bytes, a multiple of 4.
+    pub fn options(mut self, bytes: &[u8]) -> Self {
+        self.options = bytes.to_vec();
         self
     }
 

@@ -1,3 +1,43 @@
+//! The programs, packet by packet: each table is a world, packets in order, and the counter that each must
+//! raise. Names follow `semantics.md`. Run one file's tables with its name as the filter: `tcp:`.
+
+mod control;
+mod echo;
+mod epoch;
+mod errors;
+mod events;
+mod foreign;
+mod fragments;
+mod headers;
+mod identity;
+mod modes;
+mod policy;
+mod prelude;
+mod startup;
+mod tcp;
+mod transports;
+
 fn main() -> std::process::ExitCode {
-    podgate_tests::sandbox::run(Vec::new)
+    podgate_tests::sandbox::run(|| {
+        [
+            tcp::tables(),
+            transports::tables(),
+            echo::tables(),
+            errors::tables(),
+            headers::tables(),
+            fragments::tables(),
+            control::tables(),
+            foreign::tables(),
+            identity::tables(),
+            startup::tables(),
+            epoch::tables(),
+            modes::tables(),
+            policy::tables(),
+            events::tables(),
+        ]
+        .into_iter()
+        .flatten()
+        .map(|table| table.trial())
+        .collect()
+    })
 }

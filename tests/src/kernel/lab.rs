@@ -1,0 +1,288 @@
+//! A world in real maps, and the real programs that judge its packets.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::OnceLock;
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use podgate_bpf::abi::{Counter, Direction, Flow, Mode, Note, Reason, Startup, Verdict};
+use podgate_bpf::loader::Sizes;
+use podgate_bpf::maps::{Counters, PolicyMap, Registration};
+use podgate_bpf::testrun::Context;
+use podgate_bpf::{Gate, PinRoot};
+use zerocopy::IntoBytes;
+
+use super::world::{Entry, Ports, World};
+use crate::packet::addr;
+use crate::sandbox::{self, Veth};
+
+/// TC_ACT_UNSPEC: the next program, or the stack.
+const NEXT: i32 = -1;
+/// TC_ACT_SHOT.
+const DROP: i32 = 2;
+
+/// Gives the value, or ends the test with "what: why".
+#[track_caller]
+pub(super) fn must<T, E: fmt::Display>(what: &str, result: Result<T, E>) -> T {
+    result.unwrap_or_else(|why| panic!("{what}: {why}"))
+}
+
+/// One pod's gate with maps of its own.
+#[derive(Debug)]
+pub struct Lab {
+    /// The programs and maps.
+    pub gate: Gate,
+    /// The pod's interface.
+    pub ifindex: u32,
+    root: PinRoot,
+    owner: u32,
+    policy: Option<PolicyMap>,
+    next_rule: u32,
+}
+
+/// What one packet met.
+#[derive(Debug)]
+pub struct Met {
+    /// The TC action.
+    pub action: i32,
+    direction: Direction,
+    /// Every counter that rose, and by how much.
+    rose: Vec<(Direction, Reason, Counter)>,
+}
+
+impl Met {
+    /// The one reason that was counted.
+    pub fn reason(&self) -> Option<Reason> {
+        match self.rose.as_slice() {
+            [(direction, reason, _)] if *direction == self.direction => Some(*reason),
+            _ => None,
+        }
+    }
+
+    /// Whether verdict and counters are those of `expected` for one packet of `length` bytes.
+    pub fn is(&self, expected: Reason, length: usize) -> Result<(), String> {
+        let action = if expected.is_denial() { DROP } else { NEXT };
+        let counter = Counter { packets: 1, bytes: length as u64 };
+        let counted = vec![(self.direction, expected, counter)];
+        if self.action == action && self.rose == counted {
+            return Ok(());
+        }
+        Err(format!(
+            "expected action {action} and {expected:?} counted once, met action {} and {:?}",
+            self.action, self.rose
+        ))
+    }
+}
+
+impl Lab {
+    /// Loads the programs and builds the world.
+    pub fn new(world: &World) -> Self {
+        // A device is only a number here: all labs of a process share one.
+        static VETH: OnceLock<Veth> = OnceLock::new();
+        let veth = VETH.get_or_init(|| must("make a veth", Veth::new()));
+        let root = PinRoot::new(sandbox::pin_dir());
+        let sizes = Sizes { flows4: 1024, flows6: 1024, frags: 256, ..Sizes::default() };
+        let gate = must("load the programs", Gate::open_or_load(&root, &sizes));
+        let mut lab =
+            Self { gate, ifindex: veth.ifindex, root, owner: 0x5eed, policy: None, next_rule: 1 };
+        let maps = &lab.gate.maps;
+        for (address, class) in &world.peers {
+            must("set a peer", maps.set_peer(*address, *class));
+        }
+        for (net, class) in &world.nets {
+            must("set a net", maps.set_net(*net, *class));
+        }
+        for address in &world.nodes {
+            must("add a node address", maps.add_node_addr(*address));
+        }
+        if world.registered {
+            lab.register(world.startup, world.anti_spoofing, &world.addresses);
+        }
+        if let Some(entries) = &world.entries {
+            lab.install(entries);
+        }
+        lab.bump();
+        lab
+    }
+
+    fn register(&self, startup: Startup, anti_spoofing: bool, addresses: &[IpAddr]) {
+        let registration = Registration {
+            ifindex: self.ifindex,
+            owner: self.owner,
+            startup,
+            anti_spoofing,
+            addresses: addresses.to_vec(),
+            netns_cookie: 0,
+            container_id: "table".into(),
+            interface: "eth0".into(),
+            host_interface: "host0".into(),
+            network: "tables".into(),
+            pod: None,
+            netns: String::new(),
+        };
+        must("register the pod", self.gate.maps.register(&registration));
+    }
+
+    /// Another pod comes to this interface, isolated or not; what the first one left stays where it is, its
+    /// policy map too unless `world` brings one.
+    pub fn succeed(&mut self, world: &World) {
+        self.owner += 1;
+        self.register(world.startup, world.anti_spoofing, &world.addresses);
+        if let Some(entries) = &world.entries {
+            self.install(entries);
+        }
+    }
+
+    fn install(&mut self, entries: &[Entry]) {
+        let spelled: Vec<_> = entries.iter().flat_map(|entry| entry.spell(self.owner)).collect();
+        let map = must("make a policy map", self.gate.maps.new_policy_map(&spelled));
+        must("install it", self.gate.maps.install_policy_maps(&[(self.ifindex, &map)]));
+        self.next_rule = entries.len() as u32 + 1;
+        self.policy = Some(map);
+    }
+
+    /// Puts the entries of `world` in force in place of those that are.
+    pub fn replace(&mut self, world: &World) {
+        self.install(world.entries.as_deref().unwrap_or_default());
+    }
+
+    fn entry(&self, direction: Direction, class: u32, ports: Ports, verdict: Verdict) -> Entry {
+        Entry { direction, class, ports, verdict, rule: self.next_rule }
+    }
+
+    fn policy(&self) -> &PolicyMap {
+        self.policy.as_ref().unwrap_or_else(|| panic!("this world has no policy map"))
+    }
+
+    /// Adds an entry that allows, in place.
+    pub fn allow(&mut self, direction: Direction, class: u32, ports: Ports) {
+        for (key, value) in self.entry(direction, class, ports, Verdict::Allow).spell(self.owner) {
+            must("add an entry", self.policy().set(&key, &value));
+        }
+        self.next_rule += 1;
+    }
+
+    /// Removes an entry, in place.
+    pub fn withdraw(&mut self, direction: Direction, class: u32, ports: Ports) {
+        for (key, _) in self.entry(direction, class, ports, Verdict::Allow).spell(self.owner) {
+            must("remove an entry", self.policy().remove(&key));
+        }
+    }
+
+    /// How many new flows the entry of these ports decided.
+    pub fn hits(&self, direction: Direction, class: u32, ports: Ports) -> u64 {
+        let (key, _) = self.entry(direction, class, ports, Verdict::Allow).spell(self.owner)[0];
+        let entries = must("read the policy map", self.policy().entries());
+        entries.iter().find(|(found, _)| *found == key).map_or(0, |(_, value)| value.hits)
+    }
+
+    /// Moves an address to another class.
+    pub fn set_peer(&self, address: &str, class: u32) {
+        must("set a peer", self.gate.maps.set_peer(addr(address), class));
+    }
+
+    /// Has every flow judged again.
+    pub fn bump(&self) {
+        self.gate.maps.control().bump_epoch();
+    }
+
+    /// What a denial does from now on.
+    pub fn set_mode(&self, mode: Mode) {
+        self.gate.maps.control().set_mode(mode);
+    }
+
+    /// How often a note was made.
+    pub fn notes(&self, note: Note) -> u64 {
+        must("read counters", self.gate.maps.counters()).note(note)
+    }
+
+    /// The remembered flows of both families, without their keys.
+    pub fn flows(&self) -> Vec<Flow> {
+        let v4 = must("read flows4", self.gate.maps.flows4()).into_iter().map(|(_, flow)| flow);
+        let v6 = must("read flows6", self.gate.maps.flows6()).into_iter().map(|(_, flow)| flow);
+        v4.chain(v6).collect()
+    }
+
+    /// Lets time pass for every flow, in the programs' coarse seconds (2^30 ns).
+    pub fn age_flows(&self, seconds: u32) {
+        for (key, flow) in must("read flows4", self.gate.maps.flows4()) {
+            self.age("flows4", key.as_bytes(), flow, seconds);
+        }
+        for (key, flow) in must("read flows6", self.gate.maps.flows6()) {
+            self.age("flows6", key.as_bytes(), flow, seconds);
+        }
+    }
+
+    fn age(&self, map: &str, key: &[u8], flow: Flow, seconds: u32) {
+        let map = must("open a map", MapHandle::from_pinned_path(self.root.path(map)));
+        let older = Flow { expires: flow.expires.wrapping_sub(seconds), ..flow };
+        must("age a flow", map.update(key, older.as_bytes(), MapFlags::ANY));
+    }
+
+    /// Forgets every flow, as eviction from the full maps does.
+    pub fn forget_flows(&self) {
+        for name in ["flows4", "flows6"] {
+            let map = must("open a map", MapHandle::from_pinned_path(self.root.path(name)));
+            let keys: Vec<_> = map.keys().collect();
+            for key in keys {
+                must("forget a flow", map.delete(&key));
+            }
+        }
+    }
+
+    /// The pin of a map, for tests that look past the typed access.
+    pub fn pin(&self, map: &str) -> std::path::PathBuf {
+        self.root.path(map)
+    }
+
+    fn counters(&self) -> Counters {
+        must("read counters", self.gate.maps.counters())
+    }
+
+    /// Sends a frame through one of the programs, once.
+    pub fn send(&self, direction: Direction, frame: &[u8], ingress_ifindex: u32) -> Met {
+        let before = self.counters();
+        let context = Context { ifindex: self.ifindex, ingress_ifindex };
+        let outcome = must("run a program", self.gate.test_run(direction, context, frame, 1));
+        let after = self.counters();
+        let mut rose = Vec::new();
+        for &way in Direction::ALL {
+            for &reason in Reason::ALL {
+                let (old, new) = (before.get(way, reason), after.get(way, reason));
+                if old != new {
+                    let packets = new.packets - old.packets;
+                    rose.push((way, reason, Counter { packets, bytes: new.bytes - old.bytes }));
+                }
+            }
+        }
+        Met { action: outcome.action, direction, rose }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // The file system goes with the process; the maps' memory should not wait for that.
+        let _ = Gate::unload(&self.root);
+    }
+}
+
+impl fmt::Display for Lab {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let maps = &self.gate.maps;
+        writeln!(f, "  mode {:?}, epoch {}", maps.control().mode(), maps.control().epoch())?;
+        writeln!(f, "  registration {:?}", maps.registration(self.ifindex))?;
+        writeln!(f, "  peers {:?}", maps.peers())?;
+        writeln!(f, "  nets {:?}", maps.nets())?;
+        writeln!(f, "  node addresses {:?}", maps.node_addrs())?;
+        for entry in self.policy.iter().filter_map(|map| map.entries().ok()).flatten() {
+            writeln!(f, "  entry {entry:?}")?;
+        }
+        for flow in maps.flows4().into_iter().flatten() {
+            writeln!(f, "  flow {flow:?}")?;
+        }
+        for flow in maps.flows6().into_iter().flatten() {
+            writeln!(f, "  flow {flow:?}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! What is told: the ring of events, its limit, and what it is silent about.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use podgate_bpf::abi::{Mode, Note, Reason, Verdict};
+use podgate_bpf::events::{Event, Events};
+use podgate_bpf::testrun::Context;
+use podgate_tests::kernel::Lab;
+use podgate_tests::packet::ethernet;
+
+use crate::prelude::*;
+
+/// Everything told so far.
+fn told(lab: &Lab) -> Vec<Event> {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let sink = events.clone();
+    let ring = Events::new(&lab.gate.maps, move |event| sink.lock().unwrap().push(event)).unwrap();
+    ring.poll(Duration::from_millis(1)).unwrap();
+    drop(ring);
+    std::mem::take(&mut *events.lock().unwrap())
+}
+
+/// The reasons and verdicts told so far.
+fn reasons(wanted: &'static [(Reason, Verdict)]) -> impl FnOnce(&mut Lab) + Send {
+    move |lab| {
+        let told: Vec<_> = told(lab).iter().map(|event| (event.reason, event.verdict)).collect();
+        assert_eq!(told, wanted);
+    }
+}
+
+pub(crate) fn tables() -> Vec<Table> {
+    let mut tables = both(contents);
+    tables.extend(both(silence));
+    tables.push(limit());
+    tables.push(full_ring());
+    tables
+}
+
+fn contents(f: Family) -> Vec<Table> {
+    let address = |text: &str| -> std::net::IpAddr { text.parse().unwrap() };
+    let (pod, peer) = (address(f.pod), address(f.peer));
+    let family = if f.icmp == ICMP { 4 } else { 6 };
+    let world = || World::isolated().peer(f.peer, 17).allow(Egress, 17, Ports::One(UDP, 53));
+    let denied = f.back(tcp(40000, 80).syn());
+    let length = denied.frame().len() as u32;
+    vec![
+        table(f.named("events: a denial"), world()).to_pod(denied, DenyPolicy).then(
+            "its event",
+            move |lab| {
+                let told = told(lab);
+                let [event] = told.as_slice() else { panic!("one event, not {told:?}") };
+                assert!(event.time > 0);
+                let wanted = Event {
+                    time: event.time,
+                    ifindex: lab.ifindex,
+                    owner: 0x5eed,
+                    rule: 0,
+                    class: 17,
+                    length,
+                    direction: Ingress,
+                    reason: DenyPolicy,
+                    verdict: Verdict::Deny,
+                    family,
+                    protocol: TCP,
+                    pod: (pod, 80),
+                    peer: (peer, 40000),
+                };
+                assert_eq!(*event, wanted);
+            },
+        ),
+        table(f.named("events: an allowed flow, where somebody asks"), world())
+            .then("tell", |lab| lab.gate.maps.control().tell_allowed(true))
+            .from_pod(f.out(udp(5000, 53)), AllowPolicy)
+            .to_pod(f.back(udp(53, 5000)), AllowFlow)
+            .from_pod(f.out(udp(5000, 53)), AllowFlow)
+            .then("its one event", move |lab| {
+                let told = told(lab);
+                let [event] = told.as_slice() else { panic!("one event, not {told:?}") };
+                let got = (event.reason, event.verdict, event.direction, event.rule, event.class);
+                assert_eq!(got, (AllowPolicy, Verdict::Allow, Egress, 1, 17));
+                assert_eq!((event.pod, event.peer), ((pod, 5000), (peer, 53)));
+            }),
+        table(f.named("events: an echo's identifier stands for its port"), world())
+            .from_pod(f.out(f.ping(7)), DenyPolicy)
+            .then("its event", move |lab| {
+                let event = told(lab).remove(0);
+                assert_eq!((event.protocol, event.pod), (f.icmp, (pod, 7)));
+            }),
+        table(f.named("events: what is no IP"), world())
+            .to_pod(ethernet(0x9999, &[0; 46]), DenyNotIp)
+            .then("its event", |lab| {
+                let event = told(lab).remove(0);
+                let got = (event.family, event.protocol, event.owner, event.reason);
+                assert_eq!(got, (0, 0, 0x5eed, DenyNotIp));
+            }),
+        table(f.named("events: an interface that nobody registered"), World::unregistered())
+            .to_pod(f.back(udp(1, 2)), DenyNoEndpoint)
+            .then("its event", move |lab| {
+                let event = told(lab).remove(0);
+                assert_eq!((event.owner, event.ifindex), (0, lab.ifindex));
+                assert_eq!((event.pod, event.peer), ((pod, 2), (peer, 1)));
+            }),
+        table(f.named("events: every packet of a cut flow"), World::open())
+            .to_pod(f.back(udp(1, 2)), AllowPolicy)
+            .change(|lab| lab.withdraw(Ingress, ANY, Ports::Every))
+            .to_pod(f.back(udp(1, 2)), DenyPolicy)
+            .from_pod(f.out(udp(2, 1)), DenyPolicy)
+            .then("their events", move |lab| {
+                let told = told(lab);
+                let seen: Vec<_> =
+                    told.iter().map(|e| (e.direction, e.reason, e.owner, e.rule)).collect();
+                let wanted =
+                    [(Ingress, DenyPolicy, 0x5eed, 0), (Egress, DenyPolicy, 0x5eed, 0)];
+                assert_eq!(seen, wanted);
+            }),
+        table(f.named("events: an entry that denies is named"), {
+            World::isolated().allow(Ingress, ANY, Ports::All(TCP)).deny(
+                Ingress,
+                ANY,
+                Ports::One(TCP, 80),
+            )
+        })
+        .to_pod(f.back(tcp(1, 80).syn()), DenyPolicy)
+        .then("rule 2", |lab| assert_eq!(told(lab).remove(0).rule, 2)),
+    ]
+}
+
+fn silence(f: Family) -> Vec<Table> {
+    let packets = |table: Table, denied| {
+        table
+            .to_pod(f.back(udp(1, 80)), denied)
+            .to_pod(f.back(tcp(1, 2).truncated(9)), denied)
+            .to_pod(f.back(tcp(1, 80).syn()), AllowPolicy)
+    };
+    let audit = table(f.named("events: audit tells what it lets pass"), web())
+        .then("audit", |lab| lab.set_mode(Mode::Audit));
+    let off = table(f.named("events: off tells nothing"), web())
+        .then("off", |lab| lab.set_mode(Mode::Off));
+    vec![
+        table(f.named("events: allowed flows are not told unless asked for"), web())
+            .to_pod(f.back(tcp(1, 80).syn()), AllowPolicy)
+            .then("silence", reasons(&[])),
+        packets(audit, AllowAudit).then(
+            "two",
+            reasons(&[(DenyPolicy, Verdict::Allow), (DenyMalformed, Verdict::Allow)]),
+        ),
+        packets(off, AllowAudit).then("silence", reasons(&[])),
+    ]
+}
+
+/// Sends a denied packet this often, as fast as it goes.
+fn flood(lab: &Lab, repeat: u32) {
+    let context = Context { ifindex: lab.ifindex, ingress_ifindex: 1 };
+    let frame = V4.back(udp(1, 2)).frame();
+    let outcome = lab.gate.test_run(Ingress, context, &frame, repeat).unwrap();
+    assert_eq!(outcome.action, 2);
+}
+
+fn limit() -> Table {
+    table("events: no more than the limit of a CPU and second", World::isolated())
+        .then("3 a second", |lab| lab.gate.maps.control().events_per_second(3))
+        .then("200 denials", |lab| {
+            flood(lab, 200);
+            let told = told(lab).len() as u64;
+            // twice as many if the second turned meanwhile
+            assert!((3..=6).contains(&told), "{told} told");
+            assert_eq!(lab.notes(Note::EventLimit), 200 - told);
+            let denied = lab.gate.maps.counters().unwrap().get(Ingress, DenyPolicy);
+            assert_eq!(denied.packets, 200, "counted all the same");
+        })
+        .then("the next second", |lab| {
+            std::thread::sleep(Duration::from_millis(1100));
+            flood(lab, 1);
+            assert_eq!(told(lab).len(), 1);
+        })
+        .then("none at all", |lab| {
+            lab.gate.maps.control().events_per_second(0);
+            flood(lab, 1);
+            assert_eq!(told(lab), []);
+        })
+}
+
+fn full_ring() -> Table {
+    table("events: a full ring loses events, not packets", World::isolated())
+        .then("as many as one likes", |lab| lab.gate.maps.control().events_per_second(u32::MAX))
+        .then("10,000 denials that nobody reads", |lab| {
+            flood(lab, 10_000);
+            let told = told(lab).len() as u64;
+            assert!(told > 1000, "{told} told");
+            assert_eq!(lab.notes(Note::EventLost), 10_000 - told);
+            let denied = lab.gate.maps.counters().unwrap().get(Ingress, DenyPolicy);
+            assert_eq!(denied.packets, 10_000);
+        })
+        .then("read, it has room again", |lab| {
+            flood(lab, 1);
+            assert_eq!(told(lab).len(), 1);
+        })
+}
