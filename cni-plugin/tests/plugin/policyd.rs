@@ -12,7 +12,7 @@ use podgate_bpf::handshake::Request;
 
 /// What it does with a connection.
 #[derive(Clone, Copy, Debug)]
-pub enum Mood {
+pub(crate) enum Mood {
     /// Answers with this line.
     Says(&'static str),
     /// Reads and never answers.
@@ -25,10 +25,10 @@ pub enum Mood {
     Floods,
 }
 
-pub const OK: Mood = Mood::Says(r#"{"status":"ok"}"#);
+pub(crate) const OK: Mood = Mood::Says(r#"{"status":"ok"}"#);
 
 /// Runs until dropped.
-pub struct Policyd {
+pub(crate) struct Policyd {
     path: PathBuf,
     stop: Arc<AtomicBool>,
     seen: Arc<Mutex<Vec<Request>>>,
@@ -36,7 +36,7 @@ pub struct Policyd {
 }
 
 impl Policyd {
-    pub fn listen(path: &Path, mood: Mood) -> Self {
+    pub(crate) fn listen(path: &Path, mood: Mood) -> Self {
         let listener = UnixListener::bind(path).expect("bind socket");
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -59,7 +59,7 @@ impl Policyd {
     }
 
     /// What plugins have asked so far.
-    pub fn seen(&self) -> Vec<Request> {
+    pub(crate) fn seen(&self) -> Vec<Request> {
         self.seen.lock().expect("lock").clone()
     }
 }

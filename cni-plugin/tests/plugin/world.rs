@@ -17,12 +17,12 @@ const PLUGINS: &str = "/usr/lib/cni";
 const PODGATE: &str = env!("CARGO_BIN_EXE_podgate");
 
 /// A node: its network namespace, bpffs and directories.
-pub struct World {
+pub(crate) struct World {
     dir: tempfile::TempDir,
 }
 
 /// Runs a test in a world of its own. On a thread of its own too: namespaces belong to threads.
-pub fn in_world(test: impl FnOnce(&World) + Send) {
+pub(crate) fn in_world(test: impl FnOnce(&World) + Send) {
     let result = std::thread::scope(|scope| scope.spawn(|| test(&World::new())).join());
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
@@ -53,29 +53,29 @@ impl World {
         world
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.path("cni.sock")
     }
 
-    pub fn pins(&self) -> PinRoot {
+    pub(crate) fn pins(&self) -> PinRoot {
         PinRoot::new(self.path("bpf/podgate"))
     }
 
     /// What is pinned; fails the test if nothing is.
-    pub fn gate(&self) -> Gate {
+    pub(crate) fn gate(&self) -> Gate {
         Gate::open(&self.pins()).expect("open gate")
     }
 
-    pub fn registrations(&self) -> Vec<Registration> {
+    pub(crate) fn registrations(&self) -> Vec<Registration> {
         self.gate().maps.registrations().expect("read registrations")
     }
 
     /// No registration, no program at any interface, no link pin.
-    pub fn assert_nothing_stands(&self) {
+    pub(crate) fn assert_nothing_stands(&self) {
         assert_eq!(self.registrations(), [], "registrations are left");
         let gate = self.gate();
         for ifindex in 1..64 {
@@ -92,7 +92,7 @@ impl World {
     }
 
     /// An empty pod: a network namespace.
-    pub fn pod(&self, name: &str) -> Pod<'_> {
+    pub(crate) fn pod(&self, name: &str) -> Pod<'_> {
         let netns = self.path("ns").join(name);
         fs::File::create(&netns).expect("create file");
         let at = netns.clone();
@@ -108,14 +108,14 @@ impl World {
     }
 
     /// A pod with an interface by the bridge plugin.
-    pub fn bridged(&self, name: &str) -> Pod<'_> {
+    pub(crate) fn bridged(&self, name: &str) -> Pod<'_> {
         let mut pod = self.pod(name);
         pod.prev = pod.bridge("eth0", "1.0.0");
         pod
     }
 
     /// podgate's configuration; `keys` are merged in, `null` takes one out.
-    pub fn conf(&self, version: &str, keys: Value) -> Value {
+    pub(crate) fn conf(&self, version: &str, keys: Value) -> Value {
         let mut conf = json!({
             "cniVersion": version, "name": "pods", "type": "podgate",
             "bpfRoot": self.path("bpf/podgate"), "socket": self.socket(),
@@ -127,7 +127,7 @@ impl World {
     }
 
     /// Runs a verb that is about no pod.
-    pub fn call(&self, verb: &str, conf: &Value) -> Done {
+    pub(crate) fn call(&self, verb: &str, conf: &Value) -> Done {
         finish(start(PODGATE, &[("CNI_COMMAND", verb), ("CNI_PATH", PLUGINS)], &conf.to_string()))
     }
 }
@@ -143,12 +143,12 @@ impl Drop for World {
 }
 
 /// A pod, also a container of it, and what the plugins before podgate made.
-pub struct Pod<'w> {
-    pub world: &'w World,
-    pub name: String,
-    pub ifname: String,
-    pub netns: PathBuf,
-    pub prev: Value,
+pub(crate) struct Pod<'w> {
+    pub(crate) world: &'w World,
+    pub(crate) name: String,
+    pub(crate) ifname: String,
+    pub(crate) netns: PathBuf,
+    pub(crate) prev: Value,
 }
 
 impl Pod<'_> {
@@ -170,7 +170,7 @@ impl Pod<'_> {
     }
 
     /// The real bridge plugin's ADD for an interface of this pod.
-    pub fn bridge(&self, ifname: &str, version: &str) -> Value {
+    pub(crate) fn bridge(&self, ifname: &str, version: &str) -> Value {
         let conf = json!({
             "cniVersion": version, "name": "pods", "type": "bridge",
             "bridge": "br0", "isGateway": true,
@@ -185,7 +185,7 @@ impl Pod<'_> {
     }
 
     /// Starts podgate on this pod, chained behind `prev`.
-    pub fn start(&self, verb: &str, keys: Value) -> Child {
+    pub(crate) fn start(&self, verb: &str, keys: Value) -> Child {
         let version = self.prev["cniVersion"].as_str().unwrap_or("1.0.0").to_owned();
         let mut conf = self.world.conf(&version, keys);
         if conf.get("prevResult").is_none() {
@@ -194,19 +194,19 @@ impl Pod<'_> {
         start(PODGATE, &self.env(verb), &conf.to_string())
     }
 
-    pub fn call(&self, verb: &str, keys: Value) -> Done {
+    pub(crate) fn call(&self, verb: &str, keys: Value) -> Done {
         finish(self.start(verb, keys))
     }
 
     /// DEL as runtimes repeat it: no namespace, no result.
-    pub fn bare_del(&self) -> Done {
+    pub(crate) fn bare_del(&self) -> Done {
         let mut env = self.env("DEL");
         env[2].1.clear();
         finish(start(PODGATE, &env, &self.world.conf("1.0.0", json!({})).to_string()))
     }
 
     /// Runs a program in the pod.
-    pub fn run(&self, command: &[&str]) -> Output {
+    pub(crate) fn run(&self, command: &[&str]) -> Output {
         Command::new("nsenter")
             .arg(format!("--net={}", self.netns.display()))
             .args(command)
@@ -215,7 +215,7 @@ impl Pod<'_> {
     }
 
     /// Runs something while a process lives in the pod: `ip link set NAME netns` wants its number.
-    pub fn with_pid<T>(&self, body: impl FnOnce(&str) -> T) -> T {
+    pub(crate) fn with_pid<T>(&self, body: impl FnOnce(&str) -> T) -> T {
         struct Holder(Child);
         impl Drop for Holder {
             fn drop(&mut self) {
@@ -237,18 +237,18 @@ impl Pod<'_> {
         body(&pid)
     }
 
-    pub fn reaches(&self, address: IpAddr) -> bool {
+    pub(crate) fn reaches(&self, address: IpAddr) -> bool {
         ping(self.run(&["ping", "-c1", "-W1", &address.to_string()]))
     }
 
     /// The address of its only interface.
-    pub fn address(&self) -> IpAddr {
+    pub(crate) fn address(&self) -> IpAddr {
         let text = self.prev["ips"][0]["address"].as_str().expect("address");
         text.split('/').next().expect("address").parse().expect("address")
     }
 
     /// Its registrations, by interface index.
-    pub fn registrations(&self) -> Vec<Registration> {
+    pub(crate) fn registrations(&self) -> Vec<Registration> {
         let container = format!("container-{}", self.name);
         let mut found = self.world.registrations();
         found.retain(|r| r.container_id == container);
@@ -258,7 +258,7 @@ impl Pod<'_> {
 }
 
 /// Whether the node reaches an address.
-pub fn node_reaches(address: IpAddr) -> bool {
+pub(crate) fn node_reaches(address: IpAddr) -> bool {
     ping(
         Command::new("ping").args(["-c1", "-W1", &address.to_string()]).output().expect("run ping"),
     )
@@ -271,14 +271,14 @@ fn ping(output: Output) -> bool {
 }
 
 /// Names of the interfaces of this thread's namespace.
-pub fn links_here() -> Vec<String> {
+pub(crate) fn links_here() -> Vec<String> {
     let shown: Value = serde_json::from_str(&run("ip", &["-j", "link"])).expect("ip -j");
     let name = |link: &Value| link["ifname"].as_str().expect("name").to_owned();
     shown.as_array().expect("list").iter().map(name).collect()
 }
 
 /// Runs a tool that must succeed.
-pub fn run(program: &str, args: &[&str]) -> String {
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
     let output =
         Command::new(program).args(args).output().unwrap_or_else(|e| panic!("run {program}: {e}"));
     assert!(output.status.success(), "{program} {args:?}: {output:?}");
@@ -286,7 +286,11 @@ pub fn run(program: &str, args: &[&str]) -> String {
 }
 
 /// Starts a plugin and hands it its configuration.
-pub fn start<K: AsRef<str>, V: AsRef<str>>(program: &str, env: &[(K, V)], stdin: &str) -> Child {
+pub(crate) fn start<K: AsRef<str>, V: AsRef<str>>(
+    program: &str,
+    env: &[(K, V)],
+    stdin: &str,
+) -> Child {
     let mut child = Command::new(program)
         .env_clear()
         .envs(env.iter().map(|(k, v)| (k.as_ref(), v.as_ref())))
@@ -303,14 +307,14 @@ pub fn start<K: AsRef<str>, V: AsRef<str>>(program: &str, env: &[(K, V)], stdin:
 
 /// A plugin that has ended.
 #[derive(Debug)]
-pub struct Done {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
-    pub took: Duration,
+pub(crate) struct Done {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) took: Duration,
 }
 
-pub fn finish(child: Child) -> Done {
+pub(crate) fn finish(child: Child) -> Done {
     let started = Instant::now();
     let output = child.wait_with_output().expect("wait");
     Done {
@@ -322,19 +326,19 @@ pub fn finish(child: Child) -> Done {
 }
 
 impl Done {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 
     #[track_caller]
-    pub fn succeeded(&self) -> &Self {
+    pub(crate) fn succeeded(&self) -> &Self {
         assert_eq!(self.code, Some(0), "{self:?}");
         self
     }
 
     /// Failed as the protocol wants it, with this code and all of these words.
     #[track_caller]
-    pub fn failed(&self, code: u32, words: &[&str]) -> &Self {
+    pub(crate) fn failed(&self, code: u32, words: &[&str]) -> &Self {
         assert_eq!(self.code, Some(1), "{self:?}");
         let json = self.json();
         assert_eq!(json["code"], code, "{self:?}");
@@ -345,7 +349,7 @@ impl Done {
     }
 
     #[track_caller]
-    pub fn logged(&self, word: &str) -> &Self {
+    pub(crate) fn logged(&self, word: &str) -> &Self {
         assert!(self.stderr.contains(word), "no {word:?} in the log: {self:?}");
         self
     }
