@@ -23,7 +23,8 @@ fn check(ret: i32) -> io::Result<i32> {
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
 }
 
 /// Opens a pinned program or link.
@@ -43,15 +44,20 @@ pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 }
 
 /// Attaches a program to a device as the first of its TCX hook. EINVAL: the kernel has no TCX (before 6.6).
-pub(crate) fn tcx_attach_first(program: BorrowedFd<'_>, ifindex: u32, hook: u32) -> io::Result<OwnedFd> {
+pub(crate) fn tcx_attach_first(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    hook: u32,
+) -> io::Result<OwnedFd> {
     let opts = libbpf_sys::bpf_link_create_opts {
         sz: size_of::<libbpf_sys::bpf_link_create_opts>() as _,
         flags: libbpf_sys::BPF_F_BEFORE,
         ..Default::default()
     };
     // SAFETY: opts is a whole, zero-extended structure of the size it names.
-    let fd =
-        check(unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex as i32, hook, &opts) })?;
+    let fd = check(unsafe {
+        libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex as i32, hook, &opts)
+    })?;
     // SAFETY: as in open_pin.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use podgate_bpf::abi::{Counter, Direction, Flow, Mode, Note, Reason, Startup, Verdict};
+use podgate_bpf::events::Events;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::{Counters, PolicyMap, Registration};
 use podgate_bpf::testrun::Context;
@@ -27,14 +29,69 @@ pub(super) fn must<T, E: fmt::Display>(what: &str, result: Result<T, E>) -> T {
     result.unwrap_or_else(|why| panic!("{what}: {why}"))
 }
 
+/// Loaded programs with maps of their own. Loading takes longer than all packets of a table, so those that a
+/// table is done with serve the next one.
+#[derive(Debug)]
+struct Loaded {
+    gate: Gate,
+    root: PinRoot,
+}
+
+static IDLE: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
+
+impl Loaded {
+    /// Maps as they are after loading; of whatever table they were before.
+    fn new() -> Self {
+        let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let loaded = idle.unwrap_or_else(|| {
+            let root = PinRoot::new(sandbox::pin_dir());
+            let sizes = Sizes { flows4: 1024, flows6: 1024, frags: 256, ..Sizes::default() };
+            let gate = must("load the programs", Gate::open_or_load(&root, &sizes));
+            Self { gate, root }
+        });
+        let control = loaded.gate.maps.control();
+        control.set_mode(Mode::Enforce);
+        control.tell_allowed(false);
+        control.events_per_second(u32::MAX);
+        loaded
+    }
+
+    fn map(&self, name: &str) -> MapHandle {
+        must("open a map", MapHandle::from_pinned_path(self.root.path(name)))
+    }
+
+    /// Empties every map; false if that cannot be.
+    fn clear(&self) -> bool {
+        let emptied = ["policies", "endpoints", "peers4", "peers6", "nets4", "nets6", "node_addrs"]
+            .into_iter()
+            .chain(["flows4", "flows6", "frags"])
+            .all(|name| {
+                let map = self.map(name);
+                let keys: Vec<_> = map.keys().collect();
+                keys.iter().all(|key| map.delete(key).is_ok()) && map.keys().next().is_none()
+            });
+        let counters = self.map("counters");
+        let zeroed = counters.keys().all(|slot| {
+            let found = counters.lookup_percpu(&slot, MapFlags::ANY).ok().flatten();
+            let zeros =
+                found.map(|cpus| cpus.iter().map(|cpu| vec![0; cpu.len()]).collect::<Vec<_>>());
+            zeros.is_some_and(|zeros| counters.update_percpu(&slot, &zeros, MapFlags::ANY).is_ok())
+        });
+        let drained =
+            Events::new(&self.gate.maps, |_| ()).and_then(|ring| ring.poll(Duration::ZERO)).is_ok();
+        emptied && zeroed && drained
+    }
+}
+
 /// One pod's gate with maps of its own.
 #[derive(Debug)]
 pub struct Lab {
-    /// The programs and maps.
-    pub gate: Gate,
     /// The pod's interface.
     pub ifindex: u32,
-    root: PinRoot,
+    /// Not `None` before the end.
+    loaded: Option<Loaded>,
+    /// Whether another table may have the programs.
+    reusable: bool,
     owner: u32,
     policy: Option<PolicyMap>,
     next_rule: u32,
@@ -80,12 +137,15 @@ impl Lab {
         // A device is only a number here: all labs of a process share one.
         static VETH: OnceLock<Veth> = OnceLock::new();
         let veth = VETH.get_or_init(|| must("make a veth", Veth::new()));
-        let root = PinRoot::new(sandbox::pin_dir());
-        let sizes = Sizes { flows4: 1024, flows6: 1024, frags: 256, ..Sizes::default() };
-        let gate = must("load the programs", Gate::open_or_load(&root, &sizes));
-        let mut lab =
-            Self { gate, ifindex: veth.ifindex, root, owner: 0x5eed, policy: None, next_rule: 1 };
-        let maps = &lab.gate.maps;
+        let mut lab = Self {
+            ifindex: veth.ifindex,
+            loaded: Some(Loaded::new()),
+            reusable: true,
+            owner: 0x5eed,
+            policy: None,
+            next_rule: 1,
+        };
+        let maps = &lab.gate().maps;
         for (address, class) in &world.peers {
             must("set a peer", maps.set_peer(*address, *class));
         }
@@ -105,6 +165,20 @@ impl Lab {
         lab
     }
 
+    fn loaded(&self) -> &Loaded {
+        self.loaded.as_ref().unwrap_or_else(|| unreachable!("only drop() takes it"))
+    }
+
+    /// The programs and maps.
+    pub fn gate(&self) -> &Gate {
+        &self.loaded().gate
+    }
+
+    /// Leaves no trace in other tables: for one that changes what cannot be undone, the limiter of events.
+    pub fn keep_to_itself(&mut self) {
+        self.reusable = false;
+    }
+
     fn register(&self, startup: Startup, anti_spoofing: bool, addresses: &[IpAddr]) {
         let registration = Registration {
             ifindex: self.ifindex,
@@ -120,7 +194,7 @@ impl Lab {
             pod: None,
             netns: String::new(),
         };
-        must("register the pod", self.gate.maps.register(&registration));
+        must("register the pod", self.gate().maps.register(&registration));
     }
 
     /// Another pod comes to this interface, isolated or not; what the first one left stays where it is, its
@@ -135,8 +209,8 @@ impl Lab {
 
     fn install(&mut self, entries: &[Entry]) {
         let spelled: Vec<_> = entries.iter().flat_map(|entry| entry.spell(self.owner)).collect();
-        let map = must("make a policy map", self.gate.maps.new_policy_map(&spelled));
-        must("install it", self.gate.maps.install_policy_maps(&[(self.ifindex, &map)]));
+        let map = must("make a policy map", self.gate().maps.new_policy_map(&spelled));
+        must("install it", self.gate().maps.install_policy_maps(&[(self.ifindex, &map)]));
         self.next_rule = entries.len() as u32 + 1;
         self.policy = Some(map);
     }
@@ -178,43 +252,43 @@ impl Lab {
 
     /// Moves an address to another class.
     pub fn set_peer(&self, address: &str, class: u32) {
-        must("set a peer", self.gate.maps.set_peer(addr(address), class));
+        must("set a peer", self.gate().maps.set_peer(addr(address), class));
     }
 
     /// Has every flow judged again.
     pub fn bump(&self) {
-        self.gate.maps.control().bump_epoch();
+        self.gate().maps.control().bump_epoch();
     }
 
     /// What a denial does from now on.
     pub fn set_mode(&self, mode: Mode) {
-        self.gate.maps.control().set_mode(mode);
+        self.gate().maps.control().set_mode(mode);
     }
 
     /// How often a note was made.
     pub fn notes(&self, note: Note) -> u64 {
-        must("read counters", self.gate.maps.counters()).note(note)
+        must("read counters", self.gate().maps.counters()).note(note)
     }
 
     /// The remembered flows of both families, without their keys.
     pub fn flows(&self) -> Vec<Flow> {
-        let v4 = must("read flows4", self.gate.maps.flows4()).into_iter().map(|(_, flow)| flow);
-        let v6 = must("read flows6", self.gate.maps.flows6()).into_iter().map(|(_, flow)| flow);
+        let v4 = must("read flows4", self.gate().maps.flows4()).into_iter().map(|(_, flow)| flow);
+        let v6 = must("read flows6", self.gate().maps.flows6()).into_iter().map(|(_, flow)| flow);
         v4.chain(v6).collect()
     }
 
     /// Lets time pass for every flow, in the programs' coarse seconds (2^30 ns).
     pub fn age_flows(&self, seconds: u32) {
-        for (key, flow) in must("read flows4", self.gate.maps.flows4()) {
+        for (key, flow) in must("read flows4", self.gate().maps.flows4()) {
             self.age("flows4", key.as_bytes(), flow, seconds);
         }
-        for (key, flow) in must("read flows6", self.gate.maps.flows6()) {
+        for (key, flow) in must("read flows6", self.gate().maps.flows6()) {
             self.age("flows6", key.as_bytes(), flow, seconds);
         }
     }
 
     fn age(&self, map: &str, key: &[u8], flow: Flow, seconds: u32) {
-        let map = must("open a map", MapHandle::from_pinned_path(self.root.path(map)));
+        let map = self.loaded().map(map);
         let older = Flow { expires: flow.expires.wrapping_sub(seconds), ..flow };
         must("age a flow", map.update(key, older.as_bytes(), MapFlags::ANY));
     }
@@ -222,28 +296,27 @@ impl Lab {
     /// Forgets every flow, as eviction from the full maps does.
     pub fn forget_flows(&self) {
         for name in ["flows4", "flows6"] {
-            let map = must("open a map", MapHandle::from_pinned_path(self.root.path(name)));
-            let keys: Vec<_> = map.keys().collect();
-            for key in keys {
+            let map = self.loaded().map(name);
+            for key in map.keys().collect::<Vec<_>>() {
                 must("forget a flow", map.delete(&key));
             }
         }
     }
 
-    /// The pin of a map, for tests that look past the typed access.
-    pub fn pin(&self, map: &str) -> std::path::PathBuf {
-        self.root.path(map)
+    /// A map, for tests that look past the typed access.
+    pub fn map(&self, name: &str) -> MapHandle {
+        self.loaded().map(name)
     }
 
     fn counters(&self) -> Counters {
-        must("read counters", self.gate.maps.counters())
+        must("read counters", self.gate().maps.counters())
     }
 
     /// Sends a frame through one of the programs, once.
     pub fn send(&self, direction: Direction, frame: &[u8], ingress_ifindex: u32) -> Met {
         let before = self.counters();
         let context = Context { ifindex: self.ifindex, ingress_ifindex };
-        let outcome = must("run a program", self.gate.test_run(direction, context, frame, 1));
+        let outcome = must("run a program", self.gate().test_run(direction, context, frame, 1));
         let after = self.counters();
         let mut rose = Vec::new();
         for &way in Direction::ALL {
@@ -261,14 +334,19 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // The file system goes with the process; the maps' memory should not wait for that.
-        let _ = Gate::unload(&self.root);
+        let Some(loaded) = self.loaded.take() else { return };
+        if self.reusable && !std::thread::panicking() && loaded.clear() {
+            IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(loaded);
+        } else {
+            // The file system goes with the process; the maps' memory should not wait for that.
+            let _ = Gate::unload(&loaded.root);
+        }
     }
 }
 
 impl fmt::Display for Lab {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let maps = &self.gate.maps;
+        let maps = &self.gate().maps;
         writeln!(f, "  mode {:?}, epoch {}", maps.control().mode(), maps.control().epoch())?;
         writeln!(f, "  registration {:?}", maps.registration(self.ifindex))?;
         writeln!(f, "  peers {:?}", maps.peers())?;

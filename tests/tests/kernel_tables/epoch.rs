@@ -87,7 +87,8 @@ fn rejudged(f: Family, talk: &Talk) -> Vec<Table> {
     let kept = talk.come(kept, AllowFlow).then("judged once", judged(1));
     let kept = talk.go(kept, &talk.again, AllowFlow);
     let kept = talk.come(kept, AllowFlow).then("and not again", judged(1));
-    let kept = talk.go(kept.change(|_| ()), &talk.again, AllowFlow).then("until the next", judged(2));
+    let kept =
+        talk.go(kept.change(|_| ()), &talk.again, AllowFlow).then("until the next", judged(2));
 
     let cut = talk
         .running(f, "cut", wide())

@@ -10,7 +10,9 @@ fn router(f: Family) -> &'static str {
 /// Type and code of the errors of a family.
 fn kinds(f: Family) -> &'static [(u8, u8)] {
     match f.icmp {
-        ICMP => &[(3, 0), (3, 1), (3, 2), (3, 3), (3, 4), (3, 13), (4, 0), (11, 0), (11, 1), (12, 0)],
+        ICMP => {
+            &[(3, 0), (3, 1), (3, 2), (3, 3), (3, 4), (3, 13), (4, 0), (11, 0), (11, 1), (12, 0)]
+        }
         _ => &[(1, 0), (1, 1), (1, 3), (1, 4), (1, 5), (2, 0), (3, 0), (3, 1), (4, 0), (4, 1)],
     }
 }
@@ -84,14 +86,17 @@ fn addresses(f: Family) -> Vec<Table> {
             .from_pod(sent.clone(), AllowPolicy)
             .to_pod(error().quoting(&sent, 8).between(router(f), f.second), DenyPolicy)
             .to_pod(error().quoting(&sent, 8).between(router(f), f.pod), AllowRelated),
-        table(f.named("errors: one that quotes what the pod received, sent to the pod"), receiver())
-            .to_pod(received.clone(), AllowPolicy)
-            .then("ingress is isolated", |lab| {
-                lab.withdraw(Ingress, ANY, Ports::Every);
-                lab.allow(Ingress, ANY, Ports::One(UDP, 53));
-                lab.bump();
-            })
-            .to_pod(error().quoting(&received, 8).between(router(f), f.pod), DenyPolicy),
+        table(
+            f.named("errors: one that quotes what the pod received, sent to the pod"),
+            receiver(),
+        )
+        .to_pod(received.clone(), AllowPolicy)
+        .then("ingress is isolated", |lab| {
+            lab.withdraw(Ingress, ANY, Ports::Every);
+            lab.allow(Ingress, ANY, Ports::One(UDP, 53));
+            lab.bump();
+        })
+        .to_pod(error().quoting(&received, 8).between(router(f), f.pod), DenyPolicy),
         table(f.named("errors: the pod's own to another than the packet's sender"), receiver())
             .to_pod(received.clone(), AllowPolicy)
             .from_pod(error().quoting(&received, 8).between(f.pod, f.stranger), DenyPolicy),
@@ -128,10 +133,13 @@ fn quotes(f: Family) -> Vec<Table> {
             .to_pod(to_pod(&ping, 8), AllowRelated)
             .to_pod(to_pod(&f.out(f.ping(8)), 8), DenyPolicy)
             .to_pod(to_pod(&f.out(f.pong(7)), 8), DenyPolicy),
-        table(f.named("errors: about the pod's echo reply"), World::isolated().not_isolated(Ingress))
-            .to_pod(f.back(f.ping(7)), AllowPolicy)
-            .then("only this flow is left", |lab| assert_eq!(lab.flows().len(), 1))
-            .to_pod(to_pod(&f.out(f.pong(7)), 8), AllowRelated),
+        table(
+            f.named("errors: about the pod's echo reply"),
+            World::isolated().not_isolated(Ingress),
+        )
+        .to_pod(f.back(f.ping(7)), AllowPolicy)
+        .then("only this flow is left", |lab| assert_eq!(lab.flows().len(), 1))
+        .to_pod(to_pod(&f.out(f.pong(7)), 8), AllowRelated),
         table(f.named("errors: about an error"), sender(f))
             .from_pod(about_error.clone(), AllowPolicy)
             .to_pod(to_pod(&about_error, 48), DenyPolicy),
@@ -162,9 +170,15 @@ fn quotes(f: Family) -> Vec<Table> {
             .from_pod(sent.clone(), AllowPolicy)
             .to_pod(to_pod(&sent, 40).fragment(7, 0, true), DenyPolicy),
         table(f.named("errors: quoting the other family"), sender(f))
-            .from_pod(if f.icmp == ICMP { V6.out(udp(40000, 53)) } else { V4.out(udp(40000, 53)) }, AllowPolicy)
+            .from_pod(
+                if f.icmp == ICMP { V6.out(udp(40000, 53)) } else { V4.out(udp(40000, 53)) },
+                AllowPolicy,
+            )
             .to_pod(
-                to_pod(&if f.icmp == ICMP { V6.out(udp(40000, 53)) } else { V4.out(udp(40000, 53)) }, 40),
+                to_pod(
+                    &if f.icmp == ICMP { V6.out(udp(40000, 53)) } else { V4.out(udp(40000, 53)) },
+                    40,
+                ),
                 DenyPolicy,
             ),
     ];

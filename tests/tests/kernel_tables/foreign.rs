@@ -68,7 +68,8 @@ fn tunnels() -> Vec<Table> {
         let inside = f.back(tcp(40000, 80).syn()).packet();
         let number = if f.icmp == ICMP { protocol::IPIP } else { 41 };
         let gre = [&[0, 0, 8, 0], inside.as_slice()].concat();
-        let all_ports = || web().allow(Ingress, ANY, Ports::All(TCP)).allow(Egress, ANY, Ports::All(TCP));
+        let all_ports =
+            || web().allow(Ingress, ANY, Ports::All(TCP)).allow(Egress, ANY, Ports::All(TCP));
         vec![
             table(f.named("tunnels: IP in IP is not what it carries"), all_ports())
                 .to_pod(f.back(raw(number, &inside)), DenyPolicy)

@@ -68,9 +68,8 @@ fn in_order(f: Family) -> Vec<Table> {
 
 fn out_of_order(f: Family) -> Vec<Table> {
     let tcp_later = || f.back(raw(TCP, &[0x13, 0x88, 0, 53, 0, 8, 0, 0])).fragment(1, 64, false);
-    let from_peer = |class| {
-        World::isolated().allow(Ingress, class, Ports::One(UDP, 53)).peer(f.peer, 1)
-    };
+    let from_peer =
+        |class| World::isolated().allow(Ingress, class, Ports::One(UDP, 53)).peer(f.peer, 1);
     vec![
         table(f.named("fragments: a later one first, where some port is allowed"), domain())
             .to_pod(later(f, 1), AllowFragment)
@@ -99,7 +98,10 @@ fn out_of_order(f: Family) -> Vec<Table> {
         table(f.named("fragments: a later one alone opens nothing"), {
             World::isolated().not_isolated(Egress)
         })
-        .from_pod(f.out(raw(UDP, &[0, 53, 0, 53, 0, 8, 0, 0])).fragment(1, 64, false), AllowFragment)
+        .from_pod(
+            f.out(raw(UDP, &[0, 53, 0, 53, 0, 8, 0, 0])).fragment(1, 64, false),
+            AllowFragment,
+        )
         .to_pod(f.back(udp(53, 53)), DenyPolicy)
         .to_pod(later(f, 1), DenyFragment),
     ]
@@ -135,15 +137,27 @@ fn special(f: Family) -> Vec<Table> {
                 udp(1, 2).payload(&[0; 56]).between(f.second, f.peer).fragment(1, 0, true),
                 DenySpoofed,
             )
-            .from_pod(raw(UDP, &[0; 8]).between(f.second, f.peer).fragment(1, 64, false), DenyFragment)
-            .from_pod(raw(UDP, &[0; 8]).between(f.second, f.peer).fragment(2, 64, false), DenySpoofed),
+            .from_pod(
+                raw(UDP, &[0; 8]).between(f.second, f.peer).fragment(1, 64, false),
+                DenyFragment,
+            )
+            .from_pod(
+                raw(UDP, &[0; 8]).between(f.second, f.peer).fragment(2, 64, false),
+                DenySpoofed,
+            ),
         table(f.named("fragments: of the own node"), World::isolated().node(f.node))
-            .node_to_pod(raw(UDP, &[0; 8]).between(f.node, f.pod).fragment(1, 64, false), AllowOwnNode)
+            .node_to_pod(
+                raw(UDP, &[0; 8]).between(f.node, f.pod).fragment(1, 64, false),
+                AllowOwnNode,
+            )
             .node_to_pod(
                 udp(1, 2).payload(&[0; 56]).between(f.node, f.pod).fragment(1, 0, true),
                 AllowOwnNode,
             )
-            .node_to_pod(raw(UDP, &[0; 8]).between(f.node, f.pod).fragment(1, 64, false), AllowFlow),
+            .node_to_pod(
+                raw(UDP, &[0; 8]).between(f.node, f.pod).fragment(1, 64, false),
+                AllowFlow,
+            ),
         table(f.named("fragments: before policy is there"), World::unprogrammed(startup))
             .to_pod(later(f, 1), DenyStartup)
             .to_pod(first(f, 53, 1), DenyStartup)
@@ -186,9 +200,13 @@ fn v6_only() -> Vec<Table> {
                 AllowFlow,
             ),
         table("fragments: a first one without the whole chain of headers", domain())
-            .to_pod(f.back(raw(protocol::DESTINATION, &[UDP, 7])).fragment(1, 0, true), DenyMalformed)
             .to_pod(
-                f.back(raw(protocol::DESTINATION, &[UDP, 7, 0, 0, 0, 0, 0, 0])).fragment(1, 0, true),
+                f.back(raw(protocol::DESTINATION, &[UDP, 7])).fragment(1, 0, true),
+                DenyMalformed,
+            )
+            .to_pod(
+                f.back(raw(protocol::DESTINATION, &[UDP, 7, 0, 0, 0, 0, 0, 0]))
+                    .fragment(1, 0, true),
                 DenyMalformed,
             ),
         table("fragments: all 32 bits of the identification count", domain())
@@ -199,9 +217,11 @@ fn v6_only() -> Vec<Table> {
             ),
         table("fragments: neighbour discovery in fragments is no control (RFC 6980)", domain())
             .to_pod(
-                icmp(135, 0, [0; 4]).payload(&[0; 56]).between("fe80::9", POD6).hop_limit(255).fragment(
-                    1, 0, true,
-                ),
+                icmp(135, 0, [0; 4])
+                    .payload(&[0; 56])
+                    .between("fe80::9", POD6)
+                    .hop_limit(255)
+                    .fragment(1, 0, true),
                 DenyPolicy,
             ),
     ]

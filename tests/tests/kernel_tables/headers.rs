@@ -90,7 +90,8 @@ fn extensions() -> Vec<Table> {
         );
     }
     // the next header inside says UDP, the length reaches beyond the packet
-    let endless = || f.back(raw(protocol::DESTINATION, &[UDP, 255, 0, 0, 0, 0, 0, 0, 0, 80, 0, 53]));
+    let endless =
+        || f.back(raw(protocol::DESTINATION, &[UDP, 255, 0, 0, 0, 0, 0, 0, 0, 80, 0, 53]));
     tables.extend([
         table("extensions: 9 in a row", domain())
             .to_pod(chain(asked(53), 9), DenyMalformed)
@@ -107,9 +108,10 @@ fn extensions() -> Vec<Table> {
             .to_pod(f.back(raw(protocol::HOP_BY_HOP, &[UDP, 0, 0, 0])), DenyMalformed)
             .to_pod(f.back(raw(protocol::FRAGMENT, &[UDP, 0, 0, 0])), DenyMalformed),
         table("extensions: bytes of one that look like ports are not", domain()).to_pod(
-            f.back(raw(protocol::DESTINATION, &[
-                UDP, 0, 0x13, 0x88, 0, 53, 0, 8, 0x13, 0x88, 0, 54, 0, 8, 0, 0,
-            ])),
+            f.back(raw(
+                protocol::DESTINATION,
+                &[UDP, 0, 0x13, 0x88, 0, 53, 0, 8, 0x13, 0x88, 0, 54, 0, 8, 0, 0],
+            )),
             DenyPolicy,
         ),
         table("extensions: no next header", domain())

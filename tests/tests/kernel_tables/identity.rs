@@ -128,7 +128,7 @@ fn own_node(f: Family) -> Vec<Table> {
         table(f.named("node: an address that it loses"), world())
             .node_to_pod(probe(80), AllowOwnNode)
             .from_pod(answer(80), AllowFlow)
-            .change(move |lab| lab.gate.maps.remove_node_addr(address).unwrap())
+            .change(move |lab| lab.gate().maps.remove_node_addr(address).unwrap())
             .from_pod(answer(80), DenyPolicy)
             .node_to_pod(tcp(50000, 80).ack().between(f.node, f.pod), DenyPolicy),
         table(f.named("node: a forwarded flow does not become its own"), {

@@ -1,6 +1,6 @@
 //! Audit and off: denials pass, and leave nothing behind that enforcing would have to obey.
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use libbpf_rs::{MapCore, MapFlags};
 use podgate_bpf::abi::Mode;
 use podgate_tests::kernel::Lab;
 
@@ -23,7 +23,7 @@ pub(crate) fn tables() -> Vec<Table> {
             .then("mode 7", |lab| write_mode(lab, 7))
             .to_pod(V4.back(udp(1, 2)), DenyPolicy)
             .then("it reads as that too", |lab| {
-                assert_eq!(lab.gate.maps.control().mode(), Mode::Enforce);
+                assert_eq!(lab.gate().maps.control().mode(), Mode::Enforce);
             }),
     );
     tables
@@ -31,7 +31,7 @@ pub(crate) fn tables() -> Vec<Table> {
 
 /// As a newer build would.
 fn write_mode(lab: &Lab, number: u32) {
-    let map = MapHandle::from_pinned_path(lab.pin("control")).unwrap();
+    let map = lab.map("control");
     let mut record = map.lookup(&[0; 4], MapFlags::ANY).unwrap().unwrap();
     record[4..8].copy_from_slice(&number.to_ne_bytes());
     map.update(&[0; 4], &record, MapFlags::ANY).unwrap();
@@ -132,6 +132,7 @@ fn passing(f: Family, mode: Mode) -> Vec<Table> {
             .to_pod(f.back(tcp(1, 80).syn()), AllowAudit)
             .from_pod(f.out(tcp(80, 1).syn_ack()), AllowAudit)
             .then("enforce", set(Mode::Enforce))
-            .from_pod(f.out(tcp(80, 1).ack()), DenyNoEndpoint),
+            .from_pod(f.out(tcp(80, 1).ack()), DenyPolicy)
+            .from_pod(f.out(tcp(81, 1).ack()), DenyNoEndpoint),
     ]
 }

@@ -35,12 +35,12 @@ fn ports(f: Family) -> Vec<Table> {
         let one = send(one, udp, 80, DenyPolicy);
         tables.push(send(one, sctp, 80, DenyPolicy));
 
-        for (first, bits) in [(8000_u16, 14_u32), (0, 1), (32768, 1), (0, 15), (65534, 15), (1024, 6)] {
+        for (first, bits) in
+            [(8000_u16, 14_u32), (0, 1), (32768, 1), (0, 15), (65534, 15), (1024, 6)]
+        {
             let last = first + ((1_u32 << (16 - bits)) - 1) as u16;
-            let range = table(
-                named(&format!("{first} to {last}")),
-                world(Ports::Prefix(UDP, first, bits)),
-            );
+            let range =
+                table(named(&format!("{first} to {last}")), world(Ports::Prefix(UDP, first, bits)));
             let mut range = send(range, udp, first, AllowPolicy);
             range = send(range, udp, last, if last == first { AllowFlow } else { AllowPolicy });
             if let Some(below) = first.checked_sub(1) {
@@ -92,10 +92,8 @@ fn ports(f: Family) -> Vec<Table> {
 }
 
 fn classes(f: Family) -> Vec<Table> {
-    let (peer, stranger) = (
-        |port| f.back(tcp(1, port).syn()),
-        |port| tcp(1, port).syn().between(f.stranger, f.pod),
-    );
+    let (peer, stranger) =
+        (|port| f.back(tcp(1, port).syn()), |port| tcp(1, port).syn().between(f.stranger, f.pod));
     let world = || World::isolated().peer(f.peer, 1);
     vec![
         table(f.named("classes: what is allowed to one is not to another"), {
@@ -156,10 +154,11 @@ fn denials(f: Family) -> Vec<Table> {
         .to_pod(peer(82), AllowPolicy)
         .to_pod(f.back(udp(1, 80)), AllowPolicy),
         table(f.named("denials: and one port of those again"), {
-            world()
-                .allow(Ingress, ANY, Ports::Every)
-                .deny(Ingress, ANY, Ports::All(TCP))
-                .allow(Ingress, ANY, Ports::One(TCP, 80))
+            world().allow(Ingress, ANY, Ports::Every).deny(Ingress, ANY, Ports::All(TCP)).allow(
+                Ingress,
+                ANY,
+                Ports::One(TCP, 80),
+            )
         })
         .to_pod(stranger(80), AllowPolicy)
         .to_pod(stranger(81), DenyPolicy)
@@ -203,7 +202,10 @@ fn prefixes() -> Vec<Table> {
             of.iter().fold(
                 table(format!("prefixes: nested, class {class}"), nested(class)),
                 |table, (source, theirs)| {
-                    table.to_pod(from(source), if *theirs == class { AllowPolicy } else { DenyPolicy })
+                    table.to_pod(
+                        from(source),
+                        if *theirs == class { AllowPolicy } else { DenyPolicy },
+                    )
                 },
             )
         })

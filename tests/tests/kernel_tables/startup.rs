@@ -48,7 +48,7 @@ pub(crate) fn tables() -> Vec<Table> {
                 .from_pod(f.out(tcp(81, 40000).ack()), DenyPolicy),
             table(f.named("startup: policy goes, the pod is held again"), web())
                 .to_pod(request(), AllowPolicy)
-                .change(|lab| lab.gate.maps.remove_policy_maps(&[lab.ifindex]).unwrap())
+                .change(|lab| lab.gate().maps.remove_policy_maps(&[lab.ifindex]).unwrap())
                 .then("it is cut", |_| ())
                 .to_pod(more(), DenyPolicy)
                 .to_pod(f.back(tcp(40001, 80).syn()), DenyStartup),
@@ -60,7 +60,7 @@ pub(crate) fn tables() -> Vec<Table> {
             table(f.named("interface: the registration goes, its flows with it"), web())
                 .to_pod(request(), AllowPolicy)
                 .from_pod(reply(), AllowFlow)
-                .then("unregister", |lab| lab.gate.maps.unregister(lab.ifindex).unwrap())
+                .then("unregister", |lab| lab.gate().maps.unregister(lab.ifindex).unwrap())
                 .to_pod(more(), DenyNoEndpoint)
                 .from_pod(reply(), DenyNoEndpoint),
         ];

@@ -27,9 +27,11 @@ fn conversations(f: Family) -> Vec<Table> {
             .to_pod(f.back(tcp(40000, 81).syn()), DenyPolicy)
             .to_pod(f.back(tcp(80, 40000).syn()), DenyPolicy),
         table(f.named("tcp: the pod's port decides ingress, the peer's egress"), {
-            World::isolated()
-                .allow(Ingress, ANY, Ports::One(TCP, 80))
-                .allow(Egress, ANY, Ports::One(TCP, 443))
+            World::isolated().allow(Ingress, ANY, Ports::One(TCP, 80)).allow(
+                Egress,
+                ANY,
+                Ports::One(TCP, 443),
+            )
         })
         .to_pod(f.back(tcp(443, 443).syn()), DenyPolicy)
         .to_pod(f.back(tcp(443, 80).syn()), AllowPolicy)
@@ -109,10 +111,8 @@ fn endings(f: Family) -> Vec<Table> {
             .to_pod(f.back(tcp(80, 40000).syn_ack()), AllowFlow)
             .then("a minute passes", |lab| lab.age_flows(60))
             .to_pod(f.back(tcp(80, 40000).ack()), AllowFlow),
-        closed("tcp: a closed tuple does not open the other way").to_pod(
-            f.back(tcp(80, 40000).syn()),
-            DenyPolicy,
-        ),
+        closed("tcp: a closed tuple does not open the other way")
+            .to_pod(f.back(tcp(80, 40000).syn()), DenyPolicy),
         wait(
             opened(f, "tcp: a half-closed connection waits")
                 .from_pod(f.out(tcp(40000, 80).fin()), AllowFlow),

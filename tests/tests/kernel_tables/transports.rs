@@ -5,9 +5,8 @@ use crate::prelude::*;
 pub(crate) fn tables() -> Vec<Table> {
     both(|f| {
         let dns = || World::isolated().allow(Egress, ANY, Ports::One(UDP, 53));
-        let asked = |name: &str| {
-            table(f.named(name), dns()).from_pod(f.out(udp(5000, 53)), AllowPolicy)
-        };
+        let asked =
+            |name: &str| table(f.named(name), dns()).from_pod(f.out(udp(5000, 53)), AllowPolicy);
         let wait = |table: Table, seconds| {
             table.then(format!("{seconds} s pass"), move |lab| lab.age_flows(seconds))
         };
@@ -15,10 +14,9 @@ pub(crate) fn tables() -> Vec<Table> {
             asked("udp: the answer to a datagram passes")
                 .to_pod(f.back(udp(53, 5000)), AllowFlow)
                 .from_pod(f.out(udp(5000, 53)), AllowFlow),
-            asked("udp: only its answer").to_pod(f.back(udp(54, 5000)), DenyPolicy).to_pod(
-                udp(53, 5000).between(f.stranger, f.pod),
-                DenyPolicy,
-            ),
+            asked("udp: only its answer")
+                .to_pod(f.back(udp(54, 5000)), DenyPolicy)
+                .to_pod(udp(53, 5000).between(f.stranger, f.pod), DenyPolicy),
             table(f.named("udp: to the pod and back"), {
                 World::isolated().allow(Ingress, ANY, Ports::One(UDP, 53))
             })
