@@ -314,7 +314,8 @@ fn pods_stay_enforced_while_the_conflist_is_away() -> Result<()> {
         until(Duration::from_secs(10), || matches!(cri.network_fault(), Ok(Some(_)))),
         "containerd has not noticed that the conflist is gone"
     );
-    ensure!(cri.run(&Pod::new("late")).is_err(), "a pod runs without a network");
+    // its sandbox stays, stopped, until a kubelet removes it
+    ensure!(cri.run(&Pod::new("early")).is_err(), "a pod runs without a network");
     let limit = Duration::from_millis(200);
     ensure!(talk(&node, &client.netns, server.address, limit)?.is_err(), "the server answered");
     ensure!(at_server.packets_from(client.address) == 0, "the server saw a packet");

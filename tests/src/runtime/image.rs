@@ -43,8 +43,10 @@ pub fn archive() -> Result<Vec<u8>> {
 fn layer() -> Result<Vec<u8>> {
     let busybox = fs::read(BUSYBOX)
         .with_context(|| format!("read {BUSYBOX} (Debian: apt-get install busybox-static)"))?;
-    let dynamic = busybox.windows(8).any(|bytes| bytes == b"ld-linux");
-    ensure!(!dynamic, "{BUSYBOX} is not static (Debian: apt-get install busybox-static)");
+    ensure!(
+        is_static(&busybox),
+        "{BUSYBOX} is not static (Debian: apt-get install busybox-static)"
+    );
     let mut layer = Builder::new(Vec::new());
     for dir in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
         let mut header = header(EntryType::Directory, 0o755, 0);
@@ -58,6 +60,14 @@ fn layer() -> Result<Vec<u8>> {
             .context("add applet")?;
     }
     layer.into_inner().context("finish the image's layer")
+}
+
+/// Whether a 64-bit ELF file names no interpreter: in the image there would be none.
+fn is_static(elf: &[u8]) -> bool {
+    const PT_INTERP: u16 = 3;
+    let number = |at: usize| elf.get(at..at + 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]));
+    let (start, size, count) = (number(32), number(54), number(56));
+    (0..count).all(|i| number(usize::from(start) + usize::from(i * size)) != PT_INTERP)
 }
 
 fn file(archive: &mut Builder<Vec<u8>>, name: &str, mode: u32, content: &[u8]) -> Result<()> {

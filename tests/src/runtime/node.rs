@@ -95,6 +95,9 @@ impl Node {
 
     /// A path of the node, from outside.
     pub fn path(&self, inside: &str) -> PathBuf {
+        // an absolute symlink, which would lead to the machine's own /run
+        let inside =
+            inside.strip_prefix("/var").filter(|i| i.starts_with("/run")).unwrap_or(inside);
         self.root().join(inside.trim_start_matches('/'))
     }
 
