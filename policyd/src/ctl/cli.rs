@@ -26,8 +26,11 @@ From pod to pod takes both gates: egress at src and ingress at dst. A node alway
 Where both ends have IPv4 and IPv6 addresses, both families are asked: the verdict is allow only if
 both allow, and `why` says it when they differ. Ends without a common family: deny.
 
-All pods count as pods of this node. Pods without an address get one from 10.88.0.0/16 (and
-fd00:10:88::/64 where the world has IPv6), so an ipBlock may match them.
+A pod's own node is the one that its nodeName says; a pod that is not scheduled is at home on whichever
+node is asked about. Any other node is an ordinary address, known from its hostNetwork pods.
+
+All pods' gates are judged, whatever their node. Pods without an address get one from 10.88.0.0/16
+(and fd00:10:88::/64 where the world has IPv6), nodes from 100.64.0.0/16, so an ipBlock may match them.
 
 With -o json: one line for each probe, in order: its own fields, verdict and why.
 Exit status: 0 all as expected, 1 an expectation failed, 2 the run itself failed.";

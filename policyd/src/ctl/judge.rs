@@ -115,13 +115,9 @@ impl World {
             };
             return Ok(first(&gateways).map(|address| (Spot::Node, address)));
         }
-        if known.is_empty() {
-            let cause = format!(
-                "no address of node {} is known: give it a hostNetwork pod, or ask about its address",
-                name.unwrap_or("(unnamed)")
-            );
-            return Err((field, cause));
-        }
+        // another node is a stranger; one whose address nobody knows got a free one
+        let planned = name.and_then(|name| self.plan.nodes.get(name));
+        let known = if known.is_empty() { planned.unwrap_or(known) } else { known };
         Ok(first(known).map(|address| (Spot::Outside, address)))
     }
 

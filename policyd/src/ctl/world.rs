@@ -44,7 +44,7 @@ pub struct Seat {
 pub enum Party {
     /// A pod of the world, by its place in [`World::seats`], with those of its addresses that are meant.
     Pod(usize, Vec<IpAddr>),
-    /// A node: its name if it has one, and its addresses as far as the manifests tell.
+    /// A node: its name if it has one, and its addresses as far as hostNetwork pods tell.
     Node(Option<Arc<str>>, Vec<IpAddr>),
     /// An address that is nobody's.
     Stranger(IpAddr),
@@ -72,16 +72,19 @@ impl World {
     }
 
     fn new(dir: PathBuf, index: Index, probes: &[Probe]) -> Self {
-        let ends = probes.iter().flat_map(|probe| [&probe.src, &probe.dst]);
-        let mut mentioned = ends
-            .filter_map(|end| match end {
-                End::Address(address) if index.owner_of(*address).is_none() => Some(*address),
-                _ => None,
-            })
-            .collect::<BTreeSet<_>>();
-        let hosts = index.pods().filter(|pod| pod.host_network);
-        mentioned.extend(hosts.flat_map(|pod| pod.addresses.iter().copied()));
-        let plan = Plan::new(&index, &mentioned);
+        let (mut mentioned, mut nodes) = (BTreeSet::new(), BTreeSet::new());
+        for end in probes.iter().flat_map(|probe| [&probe.src, &probe.dst]) {
+            match end {
+                End::Address(address) if index.owner_of(*address).is_none() => {
+                    mentioned.insert(*address);
+                }
+                End::Node(name) => {
+                    nodes.insert(name.as_str().into());
+                }
+                End::Address(_) | End::Pod(_) | End::Service(_) => {}
+            }
+        }
+        let plan = Plan::new(&index, &mentioned, &nodes);
         let seats = index
             .pods()
             .filter_map(|pod| Some((pod, plan.pods.get(&pod.key)?)))
@@ -139,7 +142,7 @@ impl World {
             return Err(format!("no pod {key} in {}", self.dir.display()));
         };
         if pod.host_network {
-            return Ok(self.node(pod.node.clone()));
+            return Ok(Party::Node(pod.node.clone(), pod.addresses.clone()));
         }
         match self.seats.iter().position(|seat| seat.pod.key == *key) {
             Some(seat) => Ok(Party::Pod(seat, self.seats[seat].endpoint.addresses.clone())),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use clap::{Arg, CommandFactory};
 use podgate_bpf::handshake::{self, Request, Response};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -13,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::error::{Error, Result};
 use super::isolate::STATE;
+use crate::args::Cli;
 
 /// How long it may take to read the manifests and load the programs, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,8 +34,16 @@ impl Daemon {
         let log = Path::new(STATE).join("policyd.log");
         let io = |e| Error::io("write", log.display().to_string(), e);
         let (out, err) = File::create(&log).and_then(|f| Ok((f.try_clone()?, f))).map_err(io)?;
-        let child = Command::new(binary)
-            .args(["run", "--node-name", "lab", "--metrics-addr", "off", "--source"])
+        let mut command = Command::new(binary);
+        // settings of the machine's own policyd are not meant
+        let run = Cli::command().find_subcommand("run").cloned().unwrap_or_default();
+        for setting in run.get_arguments().filter_map(Arg::get_env) {
+            command.env_remove(setting);
+        }
+        let child = command
+            .args(["run", "--node-name", "lab", "--metrics-addr", "off"])
+            // a busy machine is no reason for an ADD to fail
+            .args(["--cni-wait-ms", "15000", "--source"])
             .arg(format!("dir:{}", manifests.display()))
             .stdin(Stdio::null())
             .stdout(out)

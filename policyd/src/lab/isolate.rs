@@ -25,7 +25,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::geteuid;
 
 use super::error::{Error, Result};
@@ -35,6 +35,9 @@ const INNER: &str = "PODGATE_LAB_INNER";
 
 /// Exit status when the lab itself failed.
 const BROKEN: u8 = 2;
+
+/// Signals by which a user or a shell ends a program.
+const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
 /// Where a lab keeps what it needs, inside its own /run.
 pub(crate) const STATE: &str = "/run/podgate-lab";
@@ -59,26 +62,39 @@ pub(crate) fn run_inner() -> Result<u8> {
         what: format!("make a PID namespace: {e}"),
         hint: "the lab needs CAP_SYS_ADMIN; in a container, run it privileged".into(),
     })?;
+    // the signals that would end this process are taken up one by one instead: it must outlive the lab,
+    // so that who waits for it finds nothing of the lab left
+    let mut signals = SigSet::empty();
+    ENDING.into_iter().chain([Signal::SIGCHLD]).for_each(|signal| signals.add(signal));
+    signals.thread_block().map_err(|e| Error::io("block", "signals", e))?;
+
     let mut arguments = env::args_os();
     let name = arguments.next().unwrap_or_else(|| OsString::from("podgatectl"));
-    let mut inner = Command::new("/proc/self/exe")
+    let program = env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
+    let mut inner = Command::new(program)
         .arg0(name)
         .args(arguments)
         .env(INNER, "1")
         .stdin(Stdio::piped())
         .spawn()
         .map_err(|e| Error::io("start", "the lab's inner process", e))?;
-    // `wait` would close our end of the pipe first, which is the sign that we are gone
-    let lifeline = inner.stdin.take();
-    let status = inner.wait().map_err(|e| Error::io("wait for", "the lab's inner process", e))?;
-    drop(lifeline);
-    match (status.code(), status.signal()) {
-        (Some(code), _) => Ok(u8::try_from(code).unwrap_or(BROKEN)),
-        (None, signal) => Err(Error::io(
-            "run",
-            "the lab",
-            io::Error::other(format!("killed by signal {signal:?}")),
-        )),
+    // `wait` closes our end of the pipe first, which is the sign that it is over
+    let waited = |e| Error::io("wait for", "the lab's inner process", e);
+    loop {
+        let signal = signals.wait().map_err(|e| waited(e.into()))?;
+        if signal != Signal::SIGCHLD {
+            inner.wait().map_err(waited)?;
+            return Ok(128 + u8::try_from(signal as i32).unwrap_or_default());
+        }
+        if let Some(status) = inner.try_wait().map_err(waited)? {
+            return match (status.code(), status.signal()) {
+                (Some(code), _) => Ok(u8::try_from(code).unwrap_or(BROKEN)),
+                (None, signal) => {
+                    let killed = io::Error::other(format!("killed by signal {signal:?}"));
+                    Err(Error::io("run", "the lab", killed))
+                }
+            };
+        }
     }
 }
 

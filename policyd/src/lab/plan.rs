@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use podgate_policy::index::Index;
@@ -16,6 +17,9 @@ const FREE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x88, 0, 0, 0, 0, 2);
 /// Where the node's side of the link to the outside gets one.
 const UPLINK4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const UPLINK6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x89, 0, 0, 0, 0, 1);
+/// Where nodes without a known address get one.
+const NODES4: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
+const NODES6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x90, 0, 0, 0, 0, 1);
 /// Prefix lengths of subnets, unless a pod's address would be the subnet's own or its broadcast address.
 const SUBNET4: u8 = 16;
 const SUBNET6: u8 = 64;
@@ -34,6 +38,8 @@ pub struct Subnet {
 pub struct Plan {
     /// The pods that have a network of their own, and their addresses.
     pub pods: BTreeMap<ObjectKey, Vec<IpAddr>>,
+    /// Every node that is spoken of, and its addresses: those of its hostNetwork pods, or free ones.
+    pub nodes: BTreeMap<Arc<str>, Vec<IpAddr>>,
     /// The subnets of the bridge.
     pub subnets: Vec<Subnet>,
     /// The node's addresses towards the outside, one of each family.
@@ -41,14 +47,19 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Lays a world out. `mentioned`: further addresses that somebody outside may have.
-    pub fn new(index: &Index, mentioned: &BTreeSet<IpAddr>) -> Self {
+    /// Lays a world out. `mentioned`: further addresses that somebody outside may have; `nodes`: further
+    /// nodes that are spoken of.
+    pub fn new(index: &Index, mentioned: &BTreeSet<IpAddr>, nodes: &BTreeSet<Arc<str>>) -> Self {
+        let hosts = index.pods().filter(|pod| pod.host_network);
+        let hosts = hosts.flat_map(|pod| pod.addresses.iter().copied());
+        let outside = &mentioned.iter().copied().chain(hosts).collect();
         let mut taken = mentioned.clone();
         taken.extend(index.pods().flat_map(|pod| pod.addresses.iter().copied()));
         let pods = pods(index, &mut taken);
-        let subnets = subnets(&pods, mentioned, &mut taken);
+        let subnets = subnets(&pods, outside, &mut taken);
         let uplinks = vec![free(UPLINK4.into(), &mut taken), free(UPLINK6.into(), &mut taken)];
-        Self { pods, subnets, uplinks }
+        let nodes = self::nodes(index, nodes, &mut taken);
+        Self { pods, nodes, subnets, uplinks }
     }
 
     /// The subnet that an address of a pod lies in.
@@ -82,6 +93,30 @@ fn pods(index: &Index, taken: &mut BTreeSet<IpAddr>) -> BTreeMap<ObjectKey, Vec<
     pods
 }
 
+fn nodes(
+    index: &Index,
+    asked: &BTreeSet<Arc<str>>,
+    taken: &mut BTreeSet<IpAddr>,
+) -> BTreeMap<Arc<str>, Vec<IpAddr>> {
+    let mut nodes = BTreeMap::<Arc<str>, BTreeSet<IpAddr>>::new();
+    for name in asked.iter().chain(index.pods().filter_map(|pod| pod.node.as_ref())) {
+        nodes.entry(name.clone()).or_default();
+    }
+    for pod in index.pods().filter(|pod| pod.host_network && pod.life != PodLife::Finished) {
+        if let Some(addresses) = pod.node.as_ref().and_then(|node| nodes.get_mut(node)) {
+            addresses.extend(&pod.addresses);
+        }
+    }
+    let or_free = |(name, known): (Arc<str>, BTreeSet<IpAddr>)| {
+        let mut addresses = known.into_iter().collect::<Vec<_>>();
+        if addresses.is_empty() {
+            addresses = vec![free(NODES4.into(), taken), free(NODES6.into(), taken)];
+        }
+        (name, addresses)
+    };
+    nodes.into_iter().map(or_free).collect()
+}
+
 /// The next address from `first` on that nobody has; it is taken then.
 fn free(first: IpAddr, taken: &mut BTreeSet<IpAddr>) -> IpAddr {
     let mut address = first;
@@ -100,7 +135,7 @@ fn next(address: IpAddr) -> IpAddr {
 
 fn subnets(
     pods: &BTreeMap<ObjectKey, Vec<IpAddr>>,
-    mentioned: &BTreeSet<IpAddr>,
+    outside: &BTreeSet<IpAddr>,
     taken: &mut BTreeSet<IpAddr>,
 ) -> Vec<Subnet> {
     let addresses = pods.values().flatten().copied().collect::<Vec<_>>();
@@ -112,7 +147,7 @@ fn subnets(
             let special = |address: &IpAddr| {
                 *address == net.network() || (family && *address == net.broadcast())
             };
-            !inside.iter().chain(mentioned).any(special)
+            !inside.iter().chain(outside).any(special)
         };
         let mut length = if family { SUBNET4 } else { SUBNET6 };
         let nets = loop {
@@ -173,7 +208,8 @@ mod tests {
         for pod in pods {
             index.apply(Change::PodSet(pod));
         }
-        Plan::new(&index, &mentioned.iter().map(|a| a.parse().unwrap()).collect())
+        let mentioned = mentioned.iter().map(|a| a.parse().unwrap()).collect();
+        Plan::new(&index, &mentioned, &BTreeSet::new())
     }
 
     fn of<'a>(plan: &'a Plan, name: &str) -> &'a [IpAddr] {

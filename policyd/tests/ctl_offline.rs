@@ -1,0 +1,272 @@
+//! `explain`, `matrix` and `check` from manifests: what they print, and how they exit.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn worlds() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf/worlds")
+}
+
+fn podgatectl(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_podgatectl"))
+        .args(arguments)
+        .env("LC_ALL", "C.UTF-8")
+        .env_remove("CLICOLOR_FORCE")
+        .output()
+        .unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn world(name: &str) -> (String, String) {
+    let dir = worlds().join(name);
+    (dir.join("manifests").display().to_string(), dir.join("probes.json").display().to_string())
+}
+
+fn check(name: &str, format: &str) -> Output {
+    let (manifests, probes) = world(name);
+    podgatectl(&["check", "--manifests", &manifests, "--probes", &probes, "-o", format])
+}
+
+/// A world of one's own: the manifests' text and a list of probes.
+fn own(manifests: &str, probes: &Value) -> (TempDir, String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, file) = (dir.path().join("manifests"), dir.path().join("probes.json"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("world.yaml"), manifests).unwrap();
+    fs::write(&file, probes.to_string()).unwrap();
+    let (folder, file) = (folder.display().to_string(), file.display().to_string());
+    (dir, folder, file)
+}
+
+const TWO_PODS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {namespace: a, name: x}
+spec: {nodeName: n1, containers: []}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: a, name: y, labels: {closed: 'yes'}}
+spec: {nodeName: n2, containers: []}
+status: {podIPs: [{ip: 10.0.0.2}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: a, name: host}
+spec: {nodeName: n1, hostNetwork: true, containers: []}
+status: {podIPs: [{ip: 192.0.2.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: a, name: done}
+spec: {containers: []}
+status: {phase: Succeeded, podIPs: [{ip: 10.0.0.9}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: a, name: closed}
+spec:
+  podSelector: {matchLabels: {closed: 'yes'}}
+  ingress:
+    - from: [{ipBlock: {cidr: 10.0.0.0/24}}]
+";
+
+#[test]
+fn the_worlds_are_as_their_probes_say() {
+    let mut seen = 0;
+    for entry in fs::read_dir(worlds()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let output = check(&name, "json");
+        assert_eq!(output.status.code(), Some(0), "{name}: {}{}", out(&output), err(&output));
+        seen += 1;
+    }
+    assert!(seen >= 5, "only {seen} worlds");
+}
+
+#[test]
+fn a_table_for_people() {
+    insta::assert_snapshot!("check_named_ports", out(&check("named-ports", "table")));
+    let (manifests, _) = world("three-tier");
+    insta::assert_snapshot!(
+        "matrix_three_tier",
+        out(&podgatectl(&["matrix", "--manifests", &manifests]))
+    );
+    let ascii = podgatectl(&[
+        "matrix",
+        "--manifests",
+        &manifests,
+        "--port",
+        "53/UDP",
+        "--port",
+        "icmp",
+        "--ascii",
+    ]);
+    insta::assert_snapshot!("matrix_ascii", out(&ascii));
+}
+
+#[test]
+fn a_line_of_json_for_each_probe() {
+    let output = check("dual-stack", "json");
+    insta::assert_snapshot!("check_dual_stack_json", out(&output));
+    let (_, probes) = world("dual-stack");
+    let probes = serde_json::from_str::<Vec<Value>>(&fs::read_to_string(probes).unwrap()).unwrap();
+    let lines =
+        out(&output).lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<Value>>();
+    assert_eq!(lines.len(), probes.len());
+    for (line, probe) in lines.iter().zip(&probes) {
+        for (field, value) in probe.as_object().unwrap() {
+            assert_eq!(line[field], *value);
+        }
+        assert!(line["verdict"] == "allow" || line["verdict"] == "deny");
+        assert!(!line["why"].as_str().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_failed_expectation_exits_1_and_names_the_rule() {
+    let probes = json!([
+        {"src": "a/x", "dst": "a/y", "proto": "TCP", "port": 80, "expect": "allow"},
+        {"src": "a/y", "dst": "a/x", "proto": "TCP", "port": 80, "expect": "allow"},
+    ]);
+    let (_dir, manifests, file) = own(TWO_PODS, &probes);
+    let output = podgatectl(&["check", "--manifests", &manifests, "--probes", &file]);
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    let text = out(&output);
+    assert!(text.contains("isolated for ingress by a/closed"), "{text}");
+    assert!(text.contains("2 probes, 1 of 2 NOT as expected"), "{text}");
+}
+
+#[test]
+fn nodes_and_the_pods_that_use_their_network() {
+    // y runs on n2, so n1 is a stranger to it: known by the address of its hostNetwork pod
+    for (src, verdict, why) in [
+        ("node:n2", "allow", "own node"),
+        ("node:n1", "deny", "no rule allows 192.0.2.1"),
+        ("a/host", "deny", "no rule allows 192.0.2.1"),
+        ("192.0.2.1", "deny", "no rule allows 192.0.2.1"),
+        ("node:n3", "deny", "no rule allows 100.64."),
+        ("10.0.0.77", "allow", "ingress[0]"),
+        ("a/y", "allow", "reaches itself"),
+    ] {
+        let probes =
+            json!([{"src": src, "dst": "a/y", "proto": "TCP", "port": 80, "expect": verdict}]);
+        let (_dir, manifests, file) = own(TWO_PODS, &probes);
+        let output =
+            podgatectl(&["check", "--manifests", &manifests, "--probes", &file, "-o", "json"]);
+        let text = out(&output);
+        assert_eq!(output.status.code(), Some(0), "{src}: {text}{}", err(&output));
+        assert!(text.contains(why), "{src}: {text}");
+    }
+}
+
+#[test]
+fn mistakes_exit_2_and_name_their_place() {
+    let good = json!({"src": "a/x", "dst": "a/y", "proto": "TCP", "port": 80});
+    for (bad, says) in [
+        (
+            json!({"src": "a/x", "dst": "a/y", "proto": "TCP", "port": 99999}),
+            "probes[1].port: must be a number",
+        ),
+        (json!({"src": "a/x", "dst": "a/y", "proto": "TCP"}), "probes[1].port: missing"),
+        (json!({"dst": "a/y", "proto": "TCP", "port": 80}), "probes[1].src: missing"),
+        (
+            json!({"src": "a/x", "dst": "svc:a/s", "proto": "TCP", "port": 80}),
+            "probes[1].dst: svc:a/s: services are not supported yet",
+        ),
+        (
+            json!({"src": "a/nobody", "dst": "a/y", "proto": "TCP", "port": 80}),
+            "probes[1].src: no pod a/nobody",
+        ),
+        (
+            json!({"src": "a/x", "dst": "a/done", "proto": "TCP", "port": 80}),
+            "probes[1].dst: pod a/done has finished",
+        ),
+        (json!("what"), "probes[1]: must be an object"),
+    ] {
+        let (_dir, manifests, file) = own(TWO_PODS, &json!([good, bad]));
+        let output =
+            podgatectl(&["check", "--manifests", &manifests, "--probes", &file, "-o", "json"]);
+        assert_eq!(output.status.code(), Some(2), "{says}");
+        assert!(err(&output).contains(says), "{says}: {}", err(&output));
+        assert_eq!(out(&output), "", "no half answers");
+    }
+    let (_dir, manifests, file) = own(TWO_PODS, &json!({"src": "a/x"}));
+    let output = podgatectl(&["check", "--manifests", &manifests, "--probes", &file]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(err(&output).contains("must be a list of probes"), "{}", err(&output));
+}
+
+#[test]
+fn mistakes_in_manifests_exit_2() {
+    let (_dir, manifests, file) = own(&TWO_PODS.replace("ipBlock", "ipBlok"), &json!([]));
+    let output = podgatectl(&["check", "--manifests", &manifests, "--probes", &file]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = err(&output);
+    assert!(text.contains("world.yaml, document 5") && text.contains("policy a/closed"), "{text}");
+    let output = podgatectl(&["matrix", "--manifests", "/nowhere/at/all"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(err(&output).contains("/nowhere/at/all"), "{}", err(&output));
+}
+
+#[test]
+fn explain_says_what_each_gate_does() {
+    let (_dir, manifests, _) = own(TWO_PODS, &json!([]));
+    let explain = |to: &str, more: &[&str]| {
+        let mut arguments =
+            vec!["explain", "--manifests", &manifests, "--from", "a/x", "--to", to, "--port", "80"];
+        arguments.extend(more);
+        podgatectl(&arguments)
+    };
+    insta::assert_snapshot!(out(&explain("a/y", &[])), @r"
+    a/x -> a/y on 80/TCP: deny
+      10.88.0.2 -> 10.0.0.2: denied at a/y: isolated for ingress by a/closed; no rule allows 10.88.0.2 on 80/TCP
+    ");
+    assert_eq!(explain("a/y", &[]).status.code(), Some(0));
+    assert_eq!(explain("a/y", &["--exit-code"]).status.code(), Some(1));
+    assert_eq!(explain("a/x", &["--exit-code"]).status.code(), Some(0));
+    let wrong = explain("a/z", &[]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(err(&wrong).contains("explain --to: no pod a/z"), "{}", err(&wrong));
+}
+
+#[test]
+fn without_policyd_the_error_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api.sock").display().to_string();
+    let output = podgatectl(&["--socket", &socket, "status"]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = err(&output);
+    assert!(text.contains(&socket) && text.contains("is policyd running"), "{text}");
+}
+
+#[test]
+fn colours_only_where_they_are_wanted() {
+    let (manifests, _) = world("three-tier");
+    let plain = podgatectl(&["matrix", "--manifests", &manifests]);
+    assert!(!out(&plain).contains('\x1b'));
+    let forced = podgatectl(&["matrix", "--manifests", &manifests, "--color", "always"]);
+    assert!(out(&forced).contains("\x1b["));
+}
+
+#[test]
+fn kubectl_finds_it_as_a_plugin() {
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = dir.path().join("kubectl-podgate");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_podgatectl"), &plugin).unwrap();
+    let output = Command::new(&plugin).arg("--help").output().unwrap();
+    assert!(out(&output).contains("Usage: kubectl podgate"), "{}", out(&output));
+    let completion = podgatectl(&["completion", "bash"]);
+    assert_eq!(completion.status.code(), Some(0));
+    assert!(out(&completion).contains("_podgatectl()"));
+}
