@@ -25,6 +25,11 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, error)
     }
 
+    /// 405.
+    pub(super) fn wrong_method(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, error)
+    }
+
     /// 422: understood, but a field of it is wrong.
     pub(super) fn field(error: impl Into<String>, field: &FieldError) -> Self {
         let mut refusal = Self::new(StatusCode::UNPROCESSABLE_ENTITY, error);

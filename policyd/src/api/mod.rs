@@ -57,6 +57,9 @@ impl Api {
             .route("/v1/explain", get(explain::get))
             .route("/v1/flows", get(flows::get))
             .route("/v1/enforcement", get(enforcement::get).put(enforcement::put))
+            .method_not_allowed_fallback(|| async {
+                Refusal::wrong_method("use route: it has no such method in API v1")
+            })
             .fallback(|| async { Refusal::not_found("find route: no such route in API v1") })
             .with_state(self)
     }

@@ -5,8 +5,11 @@
 //! them, [`local`] keeps the policies that the API was given.
 
 pub mod dir;
+mod document;
 pub mod local;
 pub mod manifest;
+mod object;
+mod scan;
 mod spec;
 mod store;
 

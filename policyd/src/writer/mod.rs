@@ -45,10 +45,13 @@ pub enum Message {
     /// Gets an answer when everything sent before has been put in force, as far as it can be.
     Barrier(oneshot::Sender<()>),
     /// Runs a question on the writer's own state, between commits.
-    Ask(Box<dyn FnOnce(&Answers<'_>) + Send>),
+    Ask(Question),
     /// End the thread. The maps stay as they are.
     Stop,
 }
+
+/// Looks at the writer's state and sends its answer away.
+pub type Question = Box<dyn FnOnce(&Answers<'_>) + Send>;
 
 /// What a question may look at.
 pub struct Answers<'a> {

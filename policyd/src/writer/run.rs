@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::endpoints::{Delta, Endpoints};
 use super::standing::Observe;
 use super::waiting::{Standing, Waiting};
-use super::{Answers, Message};
+use super::{Answers, Message, Question};
 use crate::encode;
 use crate::sources::Store;
 use crate::sync::{Adopted, Kernel, MapState};
@@ -34,7 +34,7 @@ pub(super) struct Run {
     pub(super) node_addresses: Option<Arc<BTreeSet<IpAddr>>>,
     waiting: Waiting,
     barriers: Vec<oneshot::Sender<()>>,
-    questions: Vec<Box<dyn FnOnce(&Answers<'_>) + Send>>,
+    questions: Vec<Question>,
     /// Something changed that the maps do not say yet.
     dirty: bool,
     /// A first commit has happened.

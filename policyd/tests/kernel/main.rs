@@ -7,6 +7,7 @@
 mod adoption;
 mod api;
 mod cni_socket;
+mod degraded;
 mod kill;
 mod node;
 mod programming;

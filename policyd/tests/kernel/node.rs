@@ -21,14 +21,20 @@ use podgate_bpf::{Gate, PinRoot};
 use serde_json::Value;
 
 /// Long enough for a busy machine.
-pub const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// Runs a test on a node of its own. The namespaces belong to a thread made for the test and to what it starts;
 /// with the last of them go the pins, the links and the mounts.
-pub fn on_a_node(test: impl FnOnce(&Node) + Send) {
+pub(crate) fn on_a_node(test: impl FnOnce(&Node) + Send) {
+    let sizes = Sizes { flows4: 1024, flows6: 1024, frags: 64, ..Sizes::default() };
+    on_a_node_of(&sizes, test);
+}
+
+/// The same, with maps of these sizes.
+pub(crate) fn on_a_node_of(sizes: &Sizes, test: impl FnOnce(&Node) + Send) {
     thread::scope(|scope| {
         let run = scope.spawn(|| {
-            let node = Node::new();
+            let node = Node::new(sizes);
             test(&node);
         });
         if let Err(panic) = run.join() {
@@ -37,15 +43,15 @@ pub fn on_a_node(test: impl FnOnce(&Node) + Send) {
     });
 }
 
-pub struct Node {
+pub(crate) struct Node {
     dir: tempfile::TempDir,
-    pub root: PinRoot,
-    pub gate: Gate,
+    pub(crate) root: PinRoot,
+    pub(crate) gate: Gate,
     next_owner: AtomicU32,
 }
 
 impl Node {
-    fn new() -> Self {
+    fn new(sizes: &Sizes) -> Self {
         let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
         unshare(flags).expect("make namespaces (these tests need root)");
         let none = None::<&str>;
@@ -59,28 +65,27 @@ impl Node {
         std::fs::create_dir(dir.path().join("manifests")).unwrap();
         ip("link set lo up");
         let root = PinRoot::new(bpf.join("podgate"));
-        let sizes = Sizes { flows4: 1024, flows6: 1024, frags: 64, ..Sizes::default() };
-        let gate = Gate::open_or_load(&root, &sizes).expect("load the programs");
+        let gate = Gate::open_or_load(&root, sizes).expect("load the programs");
         Self { dir, root, gate, next_owner: AtomicU32::new(0x1001) }
     }
 
-    pub fn maps(&self) -> &Maps {
+    pub(crate) fn maps(&self) -> &Maps {
         &self.gate.maps
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Writes a manifest, as an editor that replaces the file does.
-    pub fn manifest(&self, file: &str, text: &str) {
+    pub(crate) fn manifest(&self, file: &str, text: &str) {
         let new = self.path("manifests").join(".new");
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, self.path("manifests").join(file)).unwrap();
     }
 
     /// A link and its registration, as the plugin leaves them: `pod` is `namespace/name`.
-    pub fn endpoint(&self, pod: &str, address: &str) -> Registration {
+    pub(crate) fn endpoint(&self, pod: &str, address: &str) -> Registration {
         let (namespace, name) = pod.split_once('/').unwrap();
         let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
         let link = format!("d{owner:x}");
@@ -108,11 +113,11 @@ impl Node {
     }
 
     /// Starts the real policyd over the manifests.
-    pub fn policyd(&self) -> Policyd {
+    pub(crate) fn policyd(&self) -> Policyd {
         self.policyd_with(&[])
     }
 
-    pub fn policyd_with(&self, more: &[&str]) -> Policyd {
+    pub(crate) fn policyd_with(&self, more: &[&str]) -> Policyd {
         let mut child = Command::new(env!("CARGO_BIN_EXE_policyd"))
             .arg("run")
             .args(["--source".into(), format!("dir:{}", self.path("manifests").display())])
@@ -141,12 +146,12 @@ impl Node {
     }
 
     /// What the plugin says, and what it hears.
-    pub fn ask(&self, request: &Request) -> Response {
+    pub(crate) fn ask(&self, request: &Request) -> Response {
         let answer = self.say(&format!("{}\n", serde_json::to_string(request).unwrap()));
         serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer:?}"))
     }
 
-    pub fn say(&self, text: &str) -> String {
+    pub(crate) fn say(&self, text: &str) -> String {
         let mut stream = self.connect("cni.sock");
         stream.set_read_timeout(Some(SOON)).unwrap();
         // a refused line may be answered before it has been read to its end
@@ -156,27 +161,27 @@ impl Node {
         answer
     }
 
-    pub fn add(&self, endpoints: &[&Registration]) -> Response {
+    pub(crate) fn add(&self, endpoints: &[&Registration]) -> Response {
         let endpoints =
             endpoints.iter().map(|r| EndpointRef { ifindex: r.ifindex, owner: r.owner });
         self.ask(&Request::Add { container_id: "c".into(), endpoints: endpoints.collect() })
     }
 
     /// Connects to a socket of policyd, as soon as it is there.
-    pub fn connect(&self, socket: &str) -> UnixStream {
+    pub(crate) fn connect(&self, socket: &str) -> UnixStream {
         let path = self.path(socket);
         eventually(&format!("{socket} is listened on"), || UnixStream::connect(&path).ok())
     }
 
     /// Waits for readiness.
-    pub fn ready(&self) {
+    pub(crate) fn ready(&self) {
         eventually("policyd is ready", || {
             (self.ask(&Request::Status) == Response::Ok).then_some(())
         });
     }
 
     /// A request to the API: status and body.
-    pub fn http(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+    pub(crate) fn http(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let mut stream = self.connect("api.sock");
         stream.set_read_timeout(Some(SOON)).unwrap();
         let length = body.len();
@@ -194,18 +199,18 @@ impl Node {
         (status, body)
     }
 
-    pub fn get(&self, path: &str) -> Value {
+    pub(crate) fn get(&self, path: &str) -> Value {
         let (status, body) = self.http("GET", path, "");
         assert_eq!(status, 200, "GET {path}: {body}");
         body
     }
 
     /// What the kernel's maps say of a new flow, as the programs look it up.
-    pub fn allows(&self, to: &Registration, peer: &str, protocol: u8, port: u16) -> bool {
+    pub(crate) fn allows(&self, to: &Registration, peer: &str, protocol: u8, port: u16) -> bool {
         self.verdict(to, Direction::Ingress, peer, protocol, port)
     }
 
-    pub fn verdict(
+    pub(crate) fn verdict(
         &self,
         at: &Registration,
         direction: Direction,
@@ -240,24 +245,24 @@ impl Node {
     }
 }
 
-pub struct Policyd {
+pub(crate) struct Policyd {
     child: Child,
     log: Option<thread::JoinHandle<Vec<String>>>,
 }
 
 impl Policyd {
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
     /// SIGKILL, and its end.
-    pub fn kill(mut self) -> Vec<String> {
+    pub(crate) fn kill(mut self) -> Vec<String> {
         self.child.kill().unwrap();
         self.end().1
     }
 
     /// Waits for its end: the exit code and the log.
-    pub fn end(&mut self) -> (Option<i32>, Vec<String>) {
+    pub(crate) fn end(&mut self) -> (Option<i32>, Vec<String>) {
         let status = self.child.wait().unwrap();
         (status.code(), self.log.take().map(|log| log.join().unwrap()).unwrap_or_default())
     }
@@ -271,7 +276,7 @@ impl Drop for Policyd {
 }
 
 /// Waits until `found` finds something.
-pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + SOON;
     loop {
         if let Some(found) = found() {
@@ -282,14 +287,14 @@ pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-pub fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) {
     let run = Command::new("ip").args(arguments.split_whitespace()).output();
     let output = run.expect("run ip (Debian: apt-get install iproute2)");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A pod's manifest.
-pub fn pod(name: &str, labels: &str, address: &str) -> String {
+pub(crate) fn pod(name: &str, labels: &str, address: &str) -> String {
     let (namespace, name) = name.split_once('/').unwrap();
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: {namespace}, name: {name}, labels: {{{labels}}}}}\n\
@@ -298,7 +303,7 @@ pub fn pod(name: &str, labels: &str, address: &str) -> String {
 }
 
 /// A policy that lets `from` (labels) reach `to` on a TCP port, and nobody else.
-pub fn policy(name: &str, to: &str, from: &str, port: u16) -> String {
+pub(crate) fn policy(name: &str, to: &str, from: &str, port: u16) -> String {
     let (namespace, name) = name.split_once('/').unwrap();
     format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\

@@ -49,7 +49,9 @@ fn an_interface_that_vanishes_takes_its_endpoint_along() {
         eventually("the policy map is gone", || {
             node.maps().policy_map(api.ifindex).unwrap().is_none().then_some(())
         });
-        assert_eq!(node.get("/v1/endpoints").as_array().unwrap().len(), 0);
+        eventually("the API does not show it", || {
+            node.get("/v1/endpoints").as_array().unwrap().is_empty().then_some(())
+        });
     });
 }
 
