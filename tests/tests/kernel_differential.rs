@@ -1,5 +1,311 @@
-//! To come.
+//! Random worlds, compiled, committed to real maps and judged by the real programs: every verdict is the oracle's.
+//!
+//! `PODGATE_SEED=<number>` runs the worlds of an earlier run again; a failure prints its number.
 
-fn main() -> std::process::ExitCode {
-    podgate_tests::sandbox::run(Vec::new)
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+use podgate_bpf::abi::Direction;
+use podgate_tests::kernel::UPLINK;
+use podgate_tests::oracle::{Gate, L4, World, policies_allow};
+use podgate_tests::packet::{Transport, icmp, sctp, tcp, udp};
+use podgate_tests::world_loader::Loader;
+use podgate_tests::worlds::{
+    config, probe_addresses, probe_ports, successive_worlds, worlds,
+};
+use podgate_tests::sandbox;
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestCaseError, TestRng, TestRunner};
+
+/// After this long no further world is begun, on a machine however slow.
+const TIME: Duration = Duration::from_secs(20);
+/// What a run must have compared to prove anything.
+const ENOUGH: u64 = 4000;
+
+/// Among the addresses that the worlds' blocks contain.
+const NODES: [&str; 2] = ["10.0.0.17", "fd00::11"];
+
+fn main() -> ExitCode {
+    sandbox::run(|| {
+        vec![
+            Trial::test("every_verdict_on_a_new_flow_is_the_oracles", || {
+                new_flows();
+                Ok(())
+            }),
+            Trial::test("every_live_flow_is_judged_again_as_the_oracle_says", || {
+                live_flows();
+                Ok(())
+            }),
+        ]
+    })
+}
+
+/// A flow that one gate of a pod may meet.
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    pod: usize,
+    gate: Gate,
+    own: IpAddr,
+    peer: IpAddr,
+    l4: L4,
+    /// The opener's port, or the identifier of its echo.
+    source: u16,
+    /// Whether the node's own stack sends it, if the peer sends it at all.
+    by_node: bool,
+}
+
+/// Which of a flow's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Packet {
+    /// The first.
+    Opener,
+    /// The answer to it.
+    Answer,
+    /// A later one of the opener.
+    Later,
+}
+
+impl Probe {
+    /// The frame, and the direction in which it meets the gate.
+    fn frame(&self, packet: Packet) -> (Direction, Vec<u8>) {
+        let answer = packet == Packet::Answer;
+        let (from_pod, from, to) = match (self.gate, answer) {
+            (Gate::Egress, false) | (Gate::Ingress, true) => (true, self.own, self.peer),
+            (Gate::Egress, true) | (Gate::Ingress, false) => (false, self.peer, self.own),
+        };
+        let transport = self.transport(packet, from.is_ipv6());
+        let direction = if from_pod { Direction::Egress } else { Direction::Ingress };
+        (direction, transport.between(&from.to_string(), &to.to_string()).frame())
+    }
+
+    fn transport(&self, packet: Packet, v6: bool) -> Transport {
+        let ports = |port| match packet {
+            Packet::Answer => (port, self.source),
+            Packet::Opener | Packet::Later => (self.source, port),
+        };
+        match self.l4 {
+            L4::Port(protocol, port) => {
+                let (source, destination) = ports(port);
+                match (protocol, packet) {
+                    ("TCP", Packet::Opener) => tcp(source, destination).syn(),
+                    ("TCP", Packet::Answer) => tcp(source, destination).syn_ack(),
+                    ("TCP", Packet::Later) => tcp(source, destination).ack(),
+                    ("UDP", _) => udp(source, destination).payload(b"datagram"),
+                    _ => sctp(source, destination),
+                }
+            }
+            L4::NoPorts => {
+                let kind = match (packet, v6) {
+                    (Packet::Answer, false) => 0,
+                    (Packet::Answer, true) => 129,
+                    (_, false) => 8,
+                    (_, true) => 128,
+                };
+                let [high, low] = self.source.to_be_bytes();
+                icmp(kind, 0, [high, low, 0, 1])
+            }
+        }
+    }
+
+    fn passes(&self, loader: &Loader, packet: Packet) -> bool {
+        let (direction, frame) = self.frame(packet);
+        let received_on = if self.by_node { 0 } else { UPLINK };
+        loader.passes(self.pod, direction, &frame, received_on)
+    }
+
+    /// What semantics.md says of it, if the pod is the one that the world has at that interface.
+    fn expected(&self, world: &World) -> bool {
+        let addresses = addresses(world, self.pod);
+        // 8: whatever its policies say, a pod sends in its own name
+        if self.gate == Gate::Egress && !addresses.contains(&self.own) {
+            return false;
+        }
+        // 1.5
+        if addresses.contains(&self.peer) || (self.by_node && is_node(self.peer)) {
+            return true;
+        }
+        policies_allow(world, &world.pods[self.pod], self.gate, self.peer, self.l4)
+    }
+}
+
+fn is_node(address: IpAddr) -> bool {
+    NODES.contains(&address.to_string().as_str())
+}
+
+fn addresses(world: &World, pod: usize) -> &[IpAddr] {
+    let here = world.interfaces.iter().find(|(here, _)| *here == pod);
+    here.map_or(&[], |(_, addresses)| addresses)
+}
+
+/// Every question about a world's gates, each with a source port that no other has for a long time.
+fn probes<'a>(world: &'a World, sources: &'a Cell<u16>) -> impl Iterator<Item = Probe> + 'a {
+    let gates = world.interfaces.iter().flat_map(|(pod, addresses)| {
+        [Gate::Ingress, Gate::Egress].map(|gate| (*pod, addresses, gate))
+    });
+    gates.flat_map(move |(pod, addresses, gate)| {
+        let peers = probe_addresses().into_iter();
+        peers.flat_map(move |peer| {
+            let mut own = addresses.iter().filter(|own| own.is_ipv4() == peer.is_ipv4());
+            // the pod has none of this family: somebody else's
+            let stranger = if peer.is_ipv4() { "10.0.0.99" } else { "fd00::99" };
+            let own = own.next().copied().unwrap_or_else(|| stranger.parse().unwrap());
+            probe_ports().into_iter().map(move |l4| {
+                let source = 1024 + sources.get() % 60_000;
+                sources.set(sources.get().wrapping_add(1));
+                let by_node = gate == Gate::Ingress && source.is_multiple_of(3);
+                Probe { pod, gate, own, peer, l4, source, by_node }
+            })
+        })
+    })
+}
+
+/// How many verdicts were what.
+#[derive(Debug, Default)]
+struct Tally {
+    worlds: Cell<u64>,
+    allowed: Cell<u64>,
+    denied: Cell<u64>,
+}
+
+impl Tally {
+    fn count(&self, expected: bool) {
+        let of = if expected { &self.allowed } else { &self.denied };
+        of.set(of.get() + 1);
+    }
+
+    fn compared(&self) -> u64 {
+        self.allowed.get() + self.denied.get()
+    }
+}
+
+/// Judges worlds until there have been `cases` or the time is over.
+fn run<S: Strategy>(
+    cases: u32,
+    strategy: S,
+    judge: impl Fn(&S::Value, &Tally) -> Result<(), TestCaseError>,
+) {
+    let seed: u64 = match std::env::var("PODGATE_SEED") {
+        Ok(text) => text.parse().unwrap_or_else(|e| panic!("PODGATE_SEED={text}: {e}")),
+        Err(_) => rand_seed(),
+    };
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let config = ProptestConfig { max_shrink_time: 20_000, ..config(cases, file!()) };
+    let mut runner =
+        TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let (begun, tally, failed) = (Instant::now(), Tally::default(), Cell::new(false));
+    let judged = runner.run(&strategy, |value| {
+        if begun.elapsed() > TIME && !failed.get() {
+            return Ok(());
+        }
+        tally.worlds.set(tally.worlds.get() + 1);
+        judge(&value, &tally).inspect_err(|_| failed.set(true))
+    });
+    if let Err(failure) = judged {
+        panic!("PODGATE_SEED={seed}: {failure}");
+    }
+    let (allowed, denied) = (tally.allowed.get(), tally.denied.get());
+    println!(
+        "{} worlds, {} verdicts of the programs compared: {allowed} allowed, {denied} denied",
+        tally.worlds.get(),
+        tally.compared(),
+    );
+    assert!(tally.compared() > ENOUGH, "too few verdicts compared in {TIME:?}");
+    assert!(allowed > tally.compared() / 20 && denied > tally.compared() / 20, "{tally:?}");
+}
+
+fn rand_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(())
+}
+
+fn loader() -> Loader {
+    let loader = Loader::new();
+    for node in NODES {
+        loader.own_node_address(node.parse().unwrap());
+    }
+    loader
+}
+
+fn new_flows() {
+    let loader = RefCell::new(loader());
+    let sources = Cell::new(0);
+    run(400, worlds(), |world, tally| {
+        let mut loader = loader.borrow_mut();
+        loader.load(world);
+        for probe in probes(world, &sources) {
+            let expected = probe.expected(world);
+            tally.count(expected);
+            let found = probe.passes(&loader, Packet::Opener);
+            prop_assert_eq!(found, expected, "{:?}", probe);
+        }
+        Ok(())
+    });
+}
+
+/// From one world to another and back, with flows that live all the while.
+fn live_flows() {
+    let loader = RefCell::new(loader());
+    let sources = Cell::new(0);
+    run(200, (successive_worlds(), any::<u64>()), |((old, new), choice), tally| {
+        let mut loader = loader.borrow_mut();
+        loader.load(old);
+        // all would fill the map of flows, and forgotten flows are another test's
+        let all: Vec<Probe> = probes(old, &sources).collect();
+        let one_of = all.len() as u64 / 500 + 1;
+        let chosen = |number: usize| (number as u64 ^ choice).is_multiple_of(one_of);
+        let mut live = Vec::new();
+        for (_, probe) in all.into_iter().enumerate().filter(|(number, _)| chosen(*number)) {
+            let allowed = probe.passes(&loader, Packet::Opener);
+            prop_assert_eq!(allowed, probe.expected(old), "new: {:?}", probe);
+            if allowed {
+                for packet in [Packet::Answer, Packet::Later] {
+                    let passes = probe.passes(&loader, packet);
+                    prop_assert!(passes, "{:?} of an allowed flow: {:?}", packet, probe);
+                }
+                live.push(probe);
+            }
+        }
+
+        let stayed = loader.load(new);
+        let is_here = |pod| new.interfaces.iter().any(|(here, _)| *here == pod);
+        for (number, probe) in live.iter().enumerate() {
+            if !stayed.contains(&probe.pod) {
+                // nobody is there any more, or somebody else, whom nothing of this flow may serve
+                let expected = is_here(probe.pod) && probe.expected(new);
+                tally.count(expected);
+                let found = probe.passes(&loader, Packet::Later);
+                prop_assert_eq!(found, expected, "of an earlier pod: {:?}", probe);
+                continue;
+            }
+            let expected = probe.expected(new);
+            tally.count(expected);
+            let mut packets = [Packet::Later, Packet::Answer];
+            if number % 2 == 0 {
+                packets.reverse(); // whoever speaks first
+            }
+            for packet in packets.into_iter().chain(packets) {
+                let found = probe.passes(&loader, packet);
+                prop_assert_eq!(found, expected, "{:?} after the change: {:?}", packet, probe);
+            }
+        }
+
+        let stayed_again = loader.load(old);
+        let back = |probe: &&Probe| stayed.contains(&probe.pod) && stayed_again.contains(&probe.pod);
+        for (number, probe) in live.iter().filter(back).enumerate() {
+            tally.count(true);
+            let mut packets = [Packet::Later, Packet::Answer];
+            if number % 2 == 0 {
+                packets.reverse();
+            }
+            for packet in packets {
+                let passes = probe.passes(&loader, packet);
+                prop_assert!(passes, "{:?} when allowed again: {:?}", packet, probe);
+            }
+        }
+        Ok(())
+    });
 }

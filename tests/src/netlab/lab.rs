@@ -131,7 +131,7 @@ impl Lab {
             "address add {v4}/24 dev eth0
              address add {v6}/64 dev eth0 nodad
              route add default via 10.0.0.1
-             -6 route add default via fd00::1"
+             route add default via fd00::1"
         ));
         let ifindex = self.node.ifindex(&host);
         Pod { net, host, ifindex, v4, v6 }
@@ -249,7 +249,7 @@ impl Lab {
             "address add 10.9.0.9/24 dev eth0
              address add fd09::9/64 dev eth0 nodad
              route add default via 10.9.0.1
-             -6 route add default via fd09::1",
+             route add default via fd09::1",
         );
         (router, far)
     }
@@ -258,7 +258,7 @@ impl Lab {
     pub fn route(&self, pod: &Pod, router: &Pod) {
         pod.net.ip(&format!(
             "route add 10.9.0.0/24 via {}
-             -6 route add fd09::/64 via {}",
+             route add fd09::/64 via {}",
             router.v4, router.v6
         ));
     }
