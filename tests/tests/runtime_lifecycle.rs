@@ -329,8 +329,8 @@ fn pods_stay_enforced_while_the_conflist_is_away() -> Result<()> {
     let late = Peer::run(&world, &mut cri, "late", "late")?;
     enforced(&node, &late.pod)?;
     drop(at_server);
-    for peer in [client, server, late] {
-        peer.delete(&world, &mut cri)?;
+    for id in cri.sandboxes()? {
+        cri.delete(&id)?;
     }
     nothing_left(&node)?;
     node.finish()
@@ -343,17 +343,18 @@ fn a_missing_plugin_is_named_and_no_pod_runs_without_it() -> Result<()> {
     let before = Pod::new("before");
     let id = cri.run(&before)?;
     fs::remove_file(node.home("bin/podgate")).context("take the plugin away")?;
-    let Err(refused) = cri.run(&Pod::new("late")) else { bail!("a pod runs without its gate") };
+    let Err(refused) = cri.run(&Pod::new("early")) else { bail!("a pod runs without its gate") };
     ensure!(refused.message().contains("failed to find plugin \"podgate\""), "{refused}");
     gated(&node, &before)?;
     ensure!(cri.stop(&id).is_err(), "stopping succeeds although the gate cannot be taken away");
 
     unwrap_podgate(&node)?;
-    cri.delete(&id)?;
     let late = Pod::new("late");
-    let id = cri.run(&late)?;
+    cri.run(&late)?;
     gated(&node, &late)?;
-    cri.delete(&id)?;
+    for id in cri.sandboxes()? {
+        cri.delete(&id)?;
+    }
     nothing_left(&node)?;
     node.finish()
 }
@@ -380,12 +381,11 @@ fn a_node_leaves_nothing_behind_however_its_test_ends() -> Result<()> {
         Err(panic) => marks.extend(panic.downcast::<String>().ok().map(|mark| *mark)),
         Ok(ended) => ended?,
     }
-    // a test that is killed: its end of the holder's pipe closes, nothing else happens
+    // a node whose first process is killed from outside
     let node = Node::start(&hold())?;
     let mut cri = node.cri()?;
     cri.run(&Pod::new("a"))?;
     marks.push(node.mark().to_owned());
-    // the first process ends first here, which takes the same way
     kill(Pid::from_raw(node.pid().as_raw()), Signal::SIGKILL)?;
     drop(node);
     ensure!(marks.len() == 2, "{marks:?}");

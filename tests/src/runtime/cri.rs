@@ -8,9 +8,10 @@ use anyhow::{Context, Result, bail};
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerStatusRequest, CreateContainerRequest, ImageSpec,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceOption, PodSandboxConfig,
-    PodSandboxMetadata, PodSandboxStatusRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StatusRequest, StopPodSandboxRequest, VersionRequest,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListPodSandboxRequest, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StatusRequest, StopPodSandboxRequest,
+    VersionRequest,
 };
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
@@ -150,6 +151,14 @@ impl Cri {
     pub fn delete(&mut self, id: &str) -> Result<()> {
         self.stop(id).with_context(|| format!("stop pod {id}"))?;
         self.remove(id).with_context(|| format!("remove pod {id}"))
+    }
+
+    /// Every sandbox, also of pods that could not be run: what a kubelet cleans up by.
+    pub fn sandboxes(&mut self) -> Result<Vec<String>> {
+        let request = within(ListPodSandboxRequest::default(), PATIENCE);
+        let call = self.client.list_pod_sandbox(request);
+        let answer = self.runtime.block_on(call).context("list pods")?;
+        Ok(answer.into_inner().items.into_iter().map(|item| item.id).collect())
     }
 
     /// The pod's first address.

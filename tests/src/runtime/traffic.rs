@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -62,7 +63,6 @@ impl Target {
     pub fn listen(node: &Node, netns: &str) -> Result<Self> {
         let (tcp, udp, tap) = node
             .inside_pod(netns, || {
-                believe_newer_neighbours()?;
                 let any = (Ipv4Addr::UNSPECIFIED, PORT);
                 Ok::<_, io::Error>((TcpListener::bind(any)?, UdpSocket::bind(any)?, tap()?))
             })?
@@ -93,12 +93,19 @@ impl Target {
     }
 }
 
-/// The bridge plugin announces a new pod's address, but a neighbour entry younger than a second would not be
-/// changed: packets to a pod that took over another one's address would go nowhere for a while, and tests that
-/// nothing gets through would prove nothing. For the same reason it asks more often than each second.
-fn believe_newer_neighbours() -> io::Result<()> {
-    fs::write("/proc/sys/net/ipv4/neigh/eth0/locktime", "0")?;
-    fs::write("/proc/sys/net/ipv4/neigh/eth0/retrans_time_ms", "20")
+/// A pod may take over another one's address within moments, with another MAC address. By default its peers
+/// would send to the old one for seconds: attempts that fail would prove nothing.
+fn doubt_neighbours() -> io::Result<()> {
+    let settings = [
+        ("base_reachable_time_ms", "20"),
+        ("delay_first_probe_time", "0"),
+        ("retrans_time_ms", "20"),
+        ("ucast_solicit", "1"),
+    ];
+    for (name, value) in settings {
+        fs::write(Path::new("/proc/sys/net/ipv4/neigh/eth0").join(name), value)?;
+    }
+    Ok(())
 }
 
 /// Sees every frame of the namespace that the calling thread is in.
@@ -166,7 +173,7 @@ fn echo(mut stream: TcpStream, stop: &AtomicBool) {
 /// Opens a connection from a pod, says something and reads it back.
 pub fn talk(node: &Node, netns: &str, to: IpAddr, limit: Duration) -> Result<io::Result<()>> {
     node.inside_pod(netns, || {
-        believe_newer_neighbours()?;
+        doubt_neighbours()?;
         talk_here(to, limit)
     })
 }
@@ -195,7 +202,6 @@ impl Exchange {
         let to = SocketAddr::new(to, PORT);
         let (tcp, udp) = node
             .inside_pod(netns, || {
-                believe_newer_neighbours()?;
                 let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
                 udp.connect(to)?;
                 Ok::<_, io::Error>((TcpStream::connect_timeout(&to, Duration::from_secs(5))?, udp))
@@ -283,7 +289,7 @@ impl Hammer {
         let to = SocketAddr::new(to, PORT);
         let udp = node
             .inside_pod(netns, || {
-                believe_newer_neighbours()?;
+                doubt_neighbours()?;
                 let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
                 udp.connect(to)?;
                 Ok::<_, io::Error>(udp)
