@@ -74,12 +74,20 @@ static __always_inline void pg_flow_extend(struct pg_flow *flow, __u8 protocol, 
 		flow->expires = expires;
 }
 
+static __always_inline __u8 pg_fin_of(__u32 direction)
+{
+	return direction == PG_EGRESS ? PG_FLOW_FIN_FROM_POD : PG_FLOW_FIN_TO_POD;
+}
+
+static __always_inline int pg_both_closed(const struct pg_flow *flow)
+{
+	return (flow->flags & PG_FLOW_FIN_FROM_POD) && (flow->flags & PG_FLOW_FIN_TO_POD);
+}
+
 /* The state machine of one more packet of an allowed flow. */
 static __always_inline void pg_flow_track(struct pg_flow *flow, __u8 protocol, __u8 tcp_flags, __u32 direction,
 					  __u32 now)
 {
-	__u8 fin = direction == PG_EGRESS ? PG_FLOW_FIN_FROM_POD : PG_FLOW_FIN_TO_POD;
-
 	if ((tcp_flags & (PG_TCP_SYN | PG_TCP_ACK)) == PG_TCP_SYN) {
 		/* The opener begins anew, on a tuple that was closed or that its other end forgot. */
 		flow->state = PG_FLOW_NEW;
@@ -91,18 +99,16 @@ static __always_inline void pg_flow_track(struct pg_flow *flow, __u8 protocol, _
 		}
 		return;
 	} else if (flow->state == PG_FLOW_CLOSED) {
-		if ((flow->flags & PG_FLOW_FIN_FROM_POD) && (flow->flags & PG_FLOW_FIN_TO_POD))
+		if (pg_both_closed(flow))
 			return; /* last acknowledgements: its end is fixed */
 		/* The RST was not believed (a blind one, out of window): the connection goes on. */
 		flow->state = PG_FLOW_CLOSING;
-	} else if (tcp_flags & PG_TCP_FIN) {
-		flow->flags |= fin;
-		if ((flow->flags & PG_FLOW_FIN_FROM_POD) && (flow->flags & PG_FLOW_FIN_TO_POD))
-			flow->state = PG_FLOW_CLOSED;
-		else
-			flow->state = PG_FLOW_CLOSING;
 	} else if (flow->state == PG_FLOW_NEW && direction != flow->direction) {
 		flow->state = PG_FLOW_ESTABLISHED;
+	}
+	if (tcp_flags & PG_TCP_FIN) {
+		flow->flags |= pg_fin_of(direction);
+		flow->state = pg_both_closed(flow) ? PG_FLOW_CLOSED : PG_FLOW_CLOSING;
 	}
 	pg_flow_extend(flow, protocol, now);
 }
@@ -117,7 +123,8 @@ static __always_inline void pg_flow_remember(struct pg_packet *packet, __u32 dir
 		.rule = packet->rule,
 		.direction = direction,
 		.state = state,
-		.flags = packet->by_own_node ? PG_FLOW_BY_OWN_NODE : 0,
+		.flags = (packet->by_own_node ? PG_FLOW_BY_OWN_NODE : 0) |
+			 (packet->tcp_flags & PG_TCP_FIN ? pg_fin_of(direction) : 0),
 	};
 	long failed;
 

@@ -82,7 +82,9 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, struct pg_packet *packet,
 	    !(opening && (flow->direction != direction || flow->state == PG_FLOW_CUT)) &&
 	    pg_refresh(skb, packet, flow, epoch, now)) {
 		if (flow->state == PG_FLOW_CUT) {
-			if (protocol == PG_IPPROTO_TCP)
+			/* A cut datagram flow ends after a while, so that the other side may open one of its
+			 * own. Not while its packets pass: an answer would take its place. */
+			if (protocol == PG_IPPROTO_TCP || pg_mode() != PG_MODE_ENFORCE)
 				pg_flow_extend(flow, protocol, now);
 			packet->rule = 0;
 			packet->owner = flow->owner;
@@ -92,6 +94,8 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, struct pg_packet *packet,
 		return pg_allow(skb, direction, PG_ALLOW_FLOW);
 	}
 
+	if (packet->tcp_flags & PG_TCP_RST)
+		packet->forgettable = 1; /* the end of a connection that is forgotten already */
 	if (pg_is_dhcp(packet, direction))
 		return pg_allow(skb, direction, PG_ALLOW_CONTROL);
 	reason = pg_judge(skb, packet, direction, 0);
@@ -102,8 +106,8 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, struct pg_packet *packet,
 		return pg_deny(skb, packet, direction, reason);
 	}
 	if (!packet->forgettable) {
-		if (protocol == PG_IPPROTO_TCP && !(packet->tcp_flags & PG_TCP_SYN))
-			state = PG_FLOW_ESTABLISHED; /* picked up in the middle */
+		if (protocol == PG_IPPROTO_TCP && !(packet->tcp_flags & PG_TCP_SYN)) /* picked up on its way */
+			state = packet->tcp_flags & PG_TCP_FIN ? PG_FLOW_CLOSING : PG_FLOW_ESTABLISHED;
 		pg_flow_remember(packet, direction, epoch, state, now);
 	}
 	return pg_allow_new(skb, packet, direction, reason);

@@ -49,8 +49,7 @@ struct pg_packet {
 	__u8 related;	 /* an ICMP error: `key` is the quoted flow's, if that is known */
 	__u8 forgettable; /* allowed or not, it opens no flow (echo reply without its request) */
 	__u8 by_own_node;
-	__u8 unspoofed;	 /* the source needs no check: it is link-local */
-	__u8 pad;
+	__u8 pad[2];
 };
 
 
@@ -60,4 +59,10 @@ static __always_inline __u32 pg_addr_differs(const void *a, const void *b)
 	const __u32 *x = a, *y = b;
 
 	return (x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]);
+}
+
+/* fe80::/10, which every interface gives itself and no router forwards. */
+static __always_inline int pg_is_link_local(const struct pg_addr *addr)
+{
+	return addr->bytes[0] == 0xfe && (addr->bytes[1] & 0xc0) == 0x80;
 }

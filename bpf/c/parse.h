@@ -158,7 +158,8 @@ static __always_inline int pg_is_dhcp(const struct pg_packet *packet, __u32 dire
 		       packet->key.v4.peer_port == bpf_htons(67) &&
 		       (direction == PG_INGRESS || packet->key.v4.peer == bpf_htonl(0xffffffff));
 	return packet->key.v6.protocol == PG_IPPROTO_UDP && packet->key.v6.pod_port == bpf_htons(546) &&
-	       packet->key.v6.peer_port == bpf_htons(547) && packet->unspoofed;
+	       packet->key.v6.peer_port == bpf_htons(547) &&
+	       pg_is_link_local(direction == PG_EGRESS ? &packet->key.v6.pod : &packet->key.v6.peer);
 }
 
 /* Ports, flags, identifiers. `direct` is the header if it lies in the linear part, else NULL. */
@@ -350,7 +351,6 @@ static __always_inline int pg_parse6(struct __sk_buff *skb, struct pg_packet *pa
 	destination = direction == PG_EGRESS ? &packet->key.v6.peer : &packet->key.v6.pod;
 	__builtin_memcpy(source, &ip->saddr, 16);
 	__builtin_memcpy(destination, &ip->daddr, 16);
-	packet->unspoofed = source->bytes[0] == 0xfe && (source->bytes[1] & 0xc0) == 0x80;
 	if (ip->version != 6)
 		return PG_SHAPE_MALFORMED;
 	hop_limit = ip->hop_limit;

@@ -39,6 +39,15 @@ static __always_inline int pg_is_own(const struct pg_endpoint *endpoint, const s
 	return pg_is_own6(endpoint, the_peer ? &packet->key.v6.peer : &packet->key.v6.pod);
 }
 
+/* Also asked of packets that cannot be parsed, whose addresses are known all the same, and of flows judged again:
+ * what audit mode let pass must not be a flow of this pod later. */
+static __always_inline int pg_is_spoofed(const struct pg_endpoint *endpoint, const struct pg_packet *packet)
+{
+	if (packet->family == 0 || (packet->family == 6 && pg_is_link_local(&packet->key.v6.pod)))
+		return 0;
+	return !pg_is_own(endpoint, packet, 0);
+}
+
 static __always_inline int pg_is_node(const struct pg_packet *packet)
 {
 	struct pg_addr addr;
@@ -87,19 +96,19 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, struct pg_packet *packet, 
 		return PG_DENY_MALFORMED;
 	packet->rule = 0;
 	packet->class = PG_CLASS_ANY;
+	packet->by_own_node = 0;
 	endpoint = bpf_map_lookup_elem(&endpoints, &ifindex);
 	if (!endpoint)
 		return PG_DENY_NO_ENDPOINT;
 	packet->owner = endpoint->owner;
+	if (direction == PG_EGRESS && endpoint->anti_spoofing && pg_is_spoofed(endpoint, packet))
+		return PG_DENY_SPOOFED;
 
 	key.owner = endpoint->owner;
 	key.direction = direction;
 	if (flags & PG_JUDGE_WITHOUT_PEER) {
 		key.protocol = 255;
 	} else {
-		if (direction == PG_EGRESS && !(flags & PG_JUDGE_AGAIN) && endpoint->anti_spoofing &&
-		    !packet->unspoofed && !pg_is_own(endpoint, packet, 0))
-			return PG_DENY_SPOOFED;
 		if (pg_is_own(endpoint, packet, 1))
 			return PG_ALLOW_OWN_ADDRESS;
 		/* A packet that the node's own stack made has no ingress interface; one that it forwards and

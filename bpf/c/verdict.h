@@ -17,11 +17,14 @@ static __always_inline struct pg_control *pg_control(void)
 	return bpf_map_lookup_elem(&control, &zero);
 }
 
+/* A number that this build does not know enforces. */
 static __always_inline __u32 pg_mode(void)
 {
 	struct pg_control *ctl = pg_control();
 
-	return ctl ? ctl->mode : PG_MODE_ENFORCE;
+	if (ctl && (ctl->mode == PG_MODE_AUDIT || ctl->mode == PG_MODE_OFF))
+		return ctl->mode;
+	return PG_MODE_ENFORCE;
 }
 
 static __always_inline void pg_count(struct __sk_buff *skb, __u32 direction, __u32 reason)

@@ -126,7 +126,7 @@ impl Gate {
             Attached::Tcx => self.detach_clsact(ifindex)?,
             Attached::Clsact => self.detach_tcx(ifindex)?,
         }
-        self.verify(ifindex)
+        Ok(kind)
     }
 
     fn attach_tcx(&self, ifindex: u32, hook: &Hook) -> Result<()> {

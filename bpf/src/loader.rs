@@ -11,6 +11,7 @@ use nix::time::{ClockId, clock_getres};
 
 use crate::maps::{Maps, PINNED};
 use crate::pins::{FROM_POD, TO_POD};
+use crate::sys::{ControlWord, SharedControl};
 use crate::typed::errno;
 use crate::{Error, PinRoot, Result, sys};
 
@@ -116,9 +117,7 @@ impl Gate {
             opened => return opened,
         }
         load(root, sizes)?;
-        let gate = Self::open(root)?;
-        gate.maps.control().events_per_second(EVENTS_PER_SECOND);
-        Ok(gate)
+        Self::open(root)
     }
 
     /// Puts this build's programs in the place of pinned ones of the same layout: each gate changes over
@@ -177,6 +176,14 @@ fn load(root: &PinRoot, sizes: &Sizes) -> Result<()> {
         .map_err(|e| Error::Load(format!("{e:#}")))?;
     prepare_maps(&mut open, root, sizes)?;
     let object = open.load().map_err(|e| Error::Load(load_failure(&e)))?;
+    // Before the programs are pinned, which is what makes the load complete to everybody else.
+    if let Some(control) = object.maps().find(|map| map.name() == "control") {
+        let shared = SharedControl::map(control.as_fd())
+            .map_err(|e| Error::io("map into memory", "control", e))?;
+        if shared.load(ControlWord::EventsPerSecond) == 0 {
+            shared.store(ControlWord::EventsPerSecond, EVENTS_PER_SECOND);
+        }
+    }
     for program in object.progs_mut() {
         let path = root.path(&program.name().to_string_lossy());
         // The other of the two may be left of a loader that was killed.

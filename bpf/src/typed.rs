@@ -8,16 +8,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{Error, Result};
 
-/// The errno behind a libbpf-rs error; its own `kind()` lacks ENOSPC.
+/// The errno behind a libbpf-rs error. Its `kind()` lacks ENOSPC and its `source()` leaves the io::Error out,
+/// so the number is taken from where std prints it.
 pub(crate) fn errno(error: &libbpf_rs::Error) -> io::Error {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(at) = cause {
-        if let Some(code) = at.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
-            return io::Error::from_raw_os_error(code);
-        }
-        cause = at.source();
-    }
-    io::Error::other(format!("{error:#}"))
+    let text = format!("{error:#}");
+    let code = text
+        .rsplit_once("(os error ")
+        .and_then(|(_, rest)| rest.split_once(')'))
+        .and_then(|(code, _)| code.parse().ok());
+    code.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error)
 }
 
 /// Turns a failed write into `Full` where that is what it means: a hash says E2BIG, an LPM trie ENOSPC.
@@ -90,5 +89,18 @@ where
             }
         }
         Ok(entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_errno_of_a_libbpf_error_is_found() {
+        let error = libbpf_rs::Error::from_raw_os_error(nix::libc::ENOSPC);
+        assert_eq!(errno(&error).raw_os_error(), Some(nix::libc::ENOSPC));
+        let full = write_error("nets4", 7, &error);
+        assert_eq!(full.to_string(), "write map nets4: full (7 entries)");
     }
 }
