@@ -57,7 +57,7 @@ impl<'a> Standing<'a> {
             warn!(ifindex, earlier = %earlier.container_id, "remove registration of an earlier interface");
             self.gate.detach(ifindex)?;
         }
-        unregister(self.gate, ifindex)
+        self.gate.maps.unregister(ifindex)
     }
 
     /// Takes everything away again; what could not be is returned as text.
@@ -129,18 +129,7 @@ fn take_away(gate: &Gate, endpoint: EndpointRef) -> podgate_bpf::Result<()> {
         _ => {}
     }
     gate.detach(ifindex)?;
-    unregister(gate, ifindex)
-}
-
-/// What counts is what is left: an error about something that was not there is none (podgate-bpf takes
-/// some ENOENTs of libbpf-rs for errors).
-fn unregister(gate: &Gate, ifindex: u32) -> podgate_bpf::Result<()> {
-    let Err(error) = gate.maps.unregister(ifindex) else { return Ok(()) };
-    if gate.maps.registration(ifindex)?.is_some() || gate.maps.policy_map(ifindex)?.is_some() {
-        return Err(error);
-    }
-    gate.maps.control().bump_epoch();
-    Ok(())
+    gate.maps.unregister(ifindex)
 }
 
 /// One line per container. policyd reconciles with the registry by itself, so silence is only logged.
