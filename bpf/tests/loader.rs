@@ -1,10 +1,10 @@
 //! Loading once, pins, and what is left when a loader dies half-way.
 
 #[path = "../../tests/src/packet/mod.rs"]
-#[allow(dead_code, unused_imports)]
+#[allow(dead_code, unused_imports, unreachable_pub)]
 mod packet;
 #[path = "../../tests/src/sandbox.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod sandbox;
 
 use std::collections::BTreeSet;
@@ -43,7 +43,10 @@ fn main() -> ExitCode {
             ("load: each missing pin is made good", each_missing_pin),
             ("load: each half-written directory is completed", half_written),
             ("load: a pinned map of another shape is refused by field", mismatch),
-            ("load: a pinned map of another shape among whole pins is refused too", mismatch_when_whole),
+            (
+                "load: a pinned map of another shape among whole pins is refused too",
+                mismatch_when_whole,
+            ),
             ("load: not on a BPF file system", not_on_bpffs),
             ("load: sizes are honoured, and kept", sizes),
             ("load: a full map says so", full),
@@ -349,7 +352,8 @@ fn maps() {
     assert_eq!(maps.registration(5).unwrap(), Some(registration(5)));
     assert_eq!(maps.registration(6).unwrap(), None);
 
-    let policies: Vec<_> = (1..=3).map(|n| maps.new_policy_map(&[everything(n)]).unwrap()).collect();
+    let policies: Vec<_> =
+        (1..=3).map(|n| maps.new_policy_map(&[everything(n)]).unwrap()).collect();
     let batch: Vec<_> = policies.iter().enumerate().map(|(n, map)| (n as u32 + 5, map)).collect();
     maps.install_policy_maps(&batch).unwrap();
     maps.install_policy_maps(&[]).unwrap();
@@ -395,9 +399,8 @@ fn send(gate: &Gate, ifindex: u32, direction: Direction) -> (i32, u64) {
         Egress => packet::udp(2, 1).between("10.0.0.5", "10.0.0.9").frame(),
     };
     let context = Context { ifindex, ingress_ifindex: 1 };
-    let of_flow = |gate: &Gate| {
-        gate.maps.counters().unwrap().get(direction, Reason::AllowFlow).packets
-    };
+    let of_flow =
+        |gate: &Gate| gate.maps.counters().unwrap().get(direction, Reason::AllowFlow).packets;
     let before = of_flow(gate);
     let action = gate.test_run(direction, context, &frame, 1).unwrap().action;
     (action, of_flow(gate) - before)
