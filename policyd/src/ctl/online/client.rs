@@ -50,9 +50,9 @@ impl Client {
         if status.is_success() {
             return Ok(answer);
         }
+        // its own words name the object and the field already
         let told = match serde_json::from_slice::<ApiError>(&answer) {
-            Ok(ApiError { error, field: Some(field) }) => format!("{field}: {error}"),
-            Ok(ApiError { error, field: None }) => error,
+            Ok(ApiError { error, .. }) => error,
             Err(_) => format!("{what}: {status}: {}", String::from_utf8_lossy(&answer).trim()),
         };
         Err(Failure(told))

@@ -40,9 +40,7 @@ pub(in crate::ctl) fn apply(
     let client = Client::new(socket)?;
     for (key, body) in read(file)? {
         let path = format!("/v1/policies/{key}");
-        let answer = client
-            .ask(Method::PUT, &path, Some(body.to_string()))
-            .map_err(|Failure(cause)| Failure(format!("apply policy {key}: {cause}")))?;
+        let answer = client.ask(Method::PUT, &path, Some(body.to_string()))?;
         tell(printer, &path, &answer)?;
     }
     Ok(Ended::Fine)
@@ -69,9 +67,7 @@ pub(in crate::ctl) fn delete(
     let client = Client::new(socket)?;
     for key in keys {
         let path = format!("/v1/policies/{key}");
-        let answer = client
-            .ask(Method::DELETE, &path, None)
-            .map_err(|Failure(cause)| Failure(format!("delete policy {key}: {cause}")))?;
+        let answer = client.ask(Method::DELETE, &path, None)?;
         tell(printer, &path, &answer)?;
     }
     Ok(Ended::Fine)

@@ -1,0 +1,142 @@
+//! What a lab finds out about a world.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use super::{err, lab, out, plugin, world};
+
+/// A world is as its probes say, and every packet goes the way the compiled tables say.
+fn as_expected(name: &str) {
+    let dir = world(name);
+    let output = lab(&dir.join("manifests"), &plugin())
+        .arg("--probes")
+        .arg(dir.join("probes.json"))
+        .output()
+        .unwrap();
+    let text = out(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}{}", err(&output));
+    let readme = fs::read_to_string(dir.join("README.md")).unwrap();
+    let title = readme.lines().next().unwrap().trim_start_matches("# ");
+    assert!(text.starts_with(title), "{text}");
+    assert!(text.contains("from ↓  to →") && text.contains("as expected"), "{text}");
+
+    // the same again without packets
+    let answers = |command: &mut Command| out(&command.args(["-o", "json"]).output().unwrap());
+    let probes = dir.join("probes.json");
+    let real = answers(lab(&dir.join("manifests"), &plugin()).arg("--probes").arg(&probes));
+    let compiled = answers(
+        Command::new(env!("CARGO_BIN_EXE_podgatectl"))
+            .arg("check")
+            .arg("--manifests")
+            .arg(dir.join("manifests"))
+            .arg("--probes")
+            .arg(&probes),
+    );
+    assert!(!real.is_empty());
+    assert_eq!(real, compiled);
+}
+
+#[test]
+fn three_tier() {
+    as_expected("three-tier");
+}
+
+#[test]
+fn namespace_isolation() {
+    as_expected("namespace-isolation");
+}
+
+#[test]
+fn cidr_except() {
+    as_expected("cidr-except");
+}
+
+#[test]
+fn named_ports() {
+    as_expected("named-ports");
+}
+
+#[test]
+fn dual_stack() {
+    as_expected("dual-stack");
+}
+
+#[test]
+fn a_wrong_expectation_exits_1_and_names_the_rule() {
+    let dir = tempfile::tempdir().unwrap();
+    let probes = dir.path().join("probes.json");
+    fs::write(
+        &probes,
+        r#"[{"src": "shop/web", "dst": "shop/db", "proto": "TCP", "port": 5432, "expect": "allow"},
+            {"src": "shop/web", "dst": "shop/api", "proto": "TCP", "port": 9090, "expect": "deny"}]"#,
+    )
+    .unwrap();
+    let output = lab(&world("three-tier").join("manifests"), &plugin())
+        .args(["--no-matrix", "--probes"])
+        .arg(&probes)
+        .output()
+        .unwrap();
+    let text = out(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}{}", err(&output));
+    assert!(text.contains("isolated for egress by shop/deny-all, dns, web"), "{text}");
+    assert!(text.contains("allowed by shop/api ingress[0]"), "{text}");
+    assert!(text.contains("2 of 2 NOT as expected"), "{text}");
+}
+
+/// A plugin of the right name that gates nothing: hands the result before it through.
+fn no_gate(dir: &Path) -> std::path::PathBuf {
+    let path = dir.join("podgate");
+    // the lab writes its configuration on one line with sorted keys
+    let script = "#!/bin/sh\n[ \"$CNI_COMMAND\" = ADD ] || exit 0\n\
+                  sed 's/.*\"prevResult\":\\(.*\\),\"startup\".*/\\1/'\n";
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// That a lab would notice a datapath that does not enforce; and that nothing but the gates denies.
+#[test]
+fn without_gates_datapath_and_compiler_disagree() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world("three-tier");
+    let output = lab(&world.join("manifests"), &no_gate(dir.path()))
+        .arg("--probes")
+        .arg(world.join("probes.json"))
+        .output()
+        .unwrap();
+    let text = err(&output);
+    assert_eq!(output.status.code(), Some(2), "{}{text}", out(&output));
+    assert!(text.contains("datapath and compiler disagree"), "{text}");
+    assert!(text.contains("the packet met allow, the tables say deny"), "{text}");
+    // every packet got through: nothing in the lab's own network stands in the way of any
+    assert!(!text.contains("the packet met deny"), "{text}");
+}
+
+#[test]
+fn mistakes_are_told_before_anything_is_built() {
+    let dir = tempfile::tempdir().unwrap();
+    let probes = dir.path().join("probes.json");
+    fs::write(&probes, r#"[{"src": "shop/web", "dst": "shop/db", "proto": "TCP"}]"#).unwrap();
+    let output = lab(&world("three-tier").join("manifests"), &plugin())
+        .arg("--probes")
+        .arg(&probes)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(err(&output).contains("probes[0].port: missing"), "{}", err(&output));
+
+    let output = lab(&world("three-tier").join("manifests"), Path::new("/nowhere/podgate"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(err(&output).contains("no file /nowhere/podgate"), "{}", err(&output));
+
+    let output = lab(&world("three-tier").join("manifests"), &plugin())
+        .args(["--cni-path", "/nowhere"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(err(&output).contains("containernetworking-plugins"), "{}", err(&output));
+}
