@@ -201,3 +201,33 @@ impl FromStr for MetricsAddr {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_and_mistakes() {
+        let Cli { command: Command::Run(run) } =
+            Cli::try_parse_from(["policyd", "run", "--source", "dir:/m", "--metrics-addr", "off"])
+                .unwrap();
+        assert_eq!(run.sources, [SourceSpec::Dir("/m".into())]);
+        assert_eq!(run.metrics_addr, MetricsAddr::Off);
+        assert_eq!(Sizes::from(&run.sizes), Sizes::default());
+        for (mistake, told) in [
+            (["--source", "kubernetes"], "unknown source \"kubernetes\": write dir:PATH"),
+            (["--source", "dir:"], "lacks its directory"),
+            (["--metrics-addr", "9898"], "write ADDRESS:PORT"),
+        ] {
+            let line = ["policyd", "run", "--source", "dir:/m"].iter().chain(&mistake);
+            let error = Cli::try_parse_from(line).unwrap_err().to_string();
+            assert!(error.contains(told), "{error}");
+        }
+    }
+}

@@ -37,7 +37,7 @@ pub(super) struct Run {
     questions: Vec<Question>,
     /// Something changed that the maps do not say yet.
     dirty: bool,
-    /// A first commit has happened.
+    /// A first commit has put in force what the sources say.
     pub(super) ready: bool,
     pub(super) degraded: BTreeMap<EndpointId, String>,
     pub(super) stopped: Option<String>,
@@ -263,7 +263,7 @@ impl Run {
         let outcome = self.kernel.commit(&wanted, &owners);
 
         self.dirty = false;
-        self.ready = true;
+        self.ready |= outcome.stopped.is_none();
         self.compiled = Arc::new(compiled);
         let took = started.elapsed();
         self.commits.count += 1;

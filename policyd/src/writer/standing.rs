@@ -61,7 +61,7 @@ impl Run {
         let names: Vec<_> =
             states.iter().filter(|state| !state.synced).map(|state| state.name.as_str()).collect();
         match names.is_empty() {
-            true => "policyd has just started".into(),
+            true => self.stopped.clone().unwrap_or_else(|| "policyd has just started".into()),
             false => format!("not read whole yet: source {}", names.join(", ")),
         }
     }

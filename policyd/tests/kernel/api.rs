@@ -1,6 +1,6 @@
 //! The API and the metrics.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use serde_json::json;
@@ -135,20 +135,6 @@ fn enforcement_is_kept_in_the_kernel() {
         assert_eq!(node.get("/v1/status")["enforcement"], "audit");
         assert_eq!(set("{\"mode\":\"on\"}"), (200, json!({"mode": "enforce"})));
         assert_eq!(set("{\"mode\":\"maybe\"}").0, 400);
-    });
-}
-
-#[test]
-fn whoever_listens_hears_verdicts() {
-    on_a_node(|node| {
-        let _policyd = node.policyd();
-        node.ready();
-        let mut stream = node.connect("api.sock");
-        stream.write_all(b"GET /v1/flows HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
-        let mut head = String::new();
-        BufReader::new(&stream).read_line(&mut head).unwrap();
-        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
-        // the other half of this test, real packets, is the lab's
     });
 }
 

@@ -7,7 +7,9 @@
 mod adoption;
 mod api;
 mod cni_socket;
+mod commits;
 mod degraded;
+mod flows;
 mod kill;
 mod node;
 mod programming;

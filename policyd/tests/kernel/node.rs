@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -242,6 +242,13 @@ impl Node {
             ipnet::IpNet::new(*address, *length).unwrap().contains(&peer)
         });
         holding.max_by_key(|((_, length), _)| *length).map_or(0, |(_, class)| *class)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // a directory cannot be removed while something is mounted in it
+        let _ = umount2(&self.dir.path().join("bpf"), MntFlags::MNT_DETACH);
     }
 }
 

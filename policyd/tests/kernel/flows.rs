@@ -1,0 +1,114 @@
+//! Real packets, and what is told of them.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+
+use podgate_bpf::abi::{Direction, Reason};
+use podgate_bpf::attach::AttachMode;
+use podgate_bpf::handshake::Response;
+use podgate_bpf::maps::Registration;
+use serde_json::Value;
+
+use crate::node::{Node, SOON, eventually, ip, on_a_node, pod};
+
+/// A network namespace with the other end of an endpoint's veth, for as long as its process lives.
+struct Sandbox {
+    holder: Child,
+}
+
+impl Sandbox {
+    fn of(endpoint: &Registration) -> Self {
+        let holder = Command::new("unshare")
+            .args(["-n", "sleep", "300"])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("run unshare (Debian: apt-get install util-linux)");
+        let sandbox = Self { holder };
+        let pid = sandbox.holder.id();
+        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        eventually("the namespace is there", || {
+            let its = std::fs::read_link(format!("/proc/{pid}/ns/net")).ok()?;
+            (its != own).then_some(())
+        });
+        let peer = format!("{}p", endpoint.host_interface);
+        ip(&format!("link set {peer} netns {pid}"));
+        sandbox.run(&format!("ip addr add {}/24 dev {peer}", endpoint.addresses[0]));
+        sandbox.run(&format!("ip link set {peer} up"));
+        ip(&format!("link set {} up", endpoint.host_interface));
+        sandbox
+    }
+
+    fn run(&self, command: &str) {
+        let pid = self.holder.id().to_string();
+        let status = Command::new("nsenter")
+            .args(["-t", &pid, "-n", "bash", "-c", command])
+            .status()
+            .expect("run nsenter (Debian: apt-get install util-linux)");
+        assert!(status.success(), "{command}");
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// Reads lines of `GET /v1/flows` until one is `wanted`.
+fn hear(node: &Node, act: impl Fn(), wanted: impl Fn(&Value) -> bool) -> Value {
+    let mut stream = node.connect("api.sock");
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(b"GET /v1/flows HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
+    let mut lines = BufReader::new(stream).lines();
+    let head = lines.next().unwrap().unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    act();
+    loop {
+        let line = lines.next().expect("more events").expect("an event in time");
+        // chunk sizes and headers are no JSON objects
+        if let Some(event) = serde_json::from_str::<Value>(&line).ok().filter(&wanted) {
+            return event;
+        }
+    }
+}
+
+#[test]
+fn verdicts_are_told_with_the_rule_that_decided() {
+    on_a_node(|node| {
+        let isolated = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+            metadata: {namespace: shop, name: dns-only}\n\
+            spec: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{protocol: UDP, port: 53}]}]}\n";
+        node.manifest("pods.yaml", &pod("shop/api", "app: api", "10.7.0.2"));
+        node.manifest("policies.yaml", isolated);
+        let api = node.endpoint("shop/api", "10.7.0.2");
+        ip(&format!("addr add 10.7.0.1/24 dev {}", api.host_interface));
+        node.gate.attach(api.ifindex, AttachMode::Auto).unwrap();
+        let _policyd = node.policyd();
+        node.ready();
+        assert_eq!(node.add(&[&api]), Response::Ok);
+        let sandbox = Sandbox::of(&api);
+        let send = |port: u16| sandbox.run(&format!("echo hello > /dev/udp/10.7.0.1/{port}"));
+        let allowed = hear(node, || send(53), |event| event["peer_port"] == 53);
+        assert_eq!(allowed["verdict"], "allow", "{allowed}");
+        assert_eq!(allowed["rule"], "shop/dns-only egress[0]");
+        let denied = hear(node, || send(5353), |event| event["peer_port"] == 5353);
+        assert_eq!(denied["verdict"], "deny", "{denied}");
+        assert_eq!(denied["reason"], "policy");
+        assert_eq!(denied["direction"], "egress");
+        assert_eq!(denied["pod"], "shop/api");
+        assert_eq!(denied["peer_address"], "10.7.0.1");
+        assert_eq!(denied["protocol"], "UDP");
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let ago = now.as_secs_f64() - denied["time"].as_f64().unwrap();
+        assert!((-1.0..60.0).contains(&ago), "{ago} s ago");
+        // the rule's counter, and the node's
+        let detail = &node.get("/v1/endpoints/shop/api")[0];
+        let allowed = detail["allowed"].as_array().unwrap();
+        let rule = allowed.iter().find(|allowed| allowed["ports"] == "UDP 53").unwrap();
+        assert!(rule["hits"].as_u64().unwrap() > 0, "{rule}");
+        let counters = node.maps().counters().unwrap();
+        let denied = counters.get(Direction::Egress, Reason::DenyPolicy);
+        assert!(denied.packets > 0);
+    });
+}
