@@ -1,7 +1,275 @@
+//! Standing at an interface: both kinds, other people's programs and filters, and no moment without a gate.
+
+#[path = "attach/bench.rs"]
+mod bench;
+#[path = "../../tests/src/packet/mod.rs"]
+#[allow(dead_code, unused_imports, unreachable_pub)]
+mod packet;
 #[path = "../../tests/src/sandbox.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod sandbox;
 
+use std::fs;
+use std::time::{Duration, Instant};
+
+use bench::{Bench, Kind, foreign_object};
+use libtest_mimic::Trial;
+use podgate_bpf::Error;
+use podgate_bpf::attach::{AttachMode, Attached};
+use sandbox::command;
+
 fn main() -> std::process::ExitCode {
-    sandbox::run(Vec::new)
+    sandbox::run(|| {
+        let mut trials = Vec::new();
+        for kind in [Kind::Clsact, Kind::Tcx] {
+            let tests: [(&str, fn(Kind)); 9] = [
+                ("attached, verified, again, detached twice", lifecycle),
+                ("half of it missing is seen and mended", half),
+                ("the interface goes", interface_gone),
+                ("a program ahead is seen and mended", foreign_ahead),
+                ("no packet passes while that is mended", mending_has_no_gap),
+                ("a program behind runs on what we allow", next_runs),
+                ("others' programs survive our detach", others_survive),
+                ("half an attach is undone", undone),
+                ("another build's program is seen and replaced", another_build),
+            ];
+            trials.extend(tests.map(|(name, test)| {
+                Trial::test(format!("{}: {name}", kind.name()), move || Ok(test(kind)))
+            }));
+        }
+        let tests: [(&str, fn()); 7] = [
+            ("auto: clsact where nobody is", auto_alone),
+            ("auto: TCX where somebody has TCX", auto_beside_tcx),
+            (
+                "auto: TCX where a plain ingress qdisc stands (bandwidth plugin)",
+                auto_beside_ingress,
+            ),
+            ("auto: TCX where a filter of another protocol has priority 1", auto_beside_filter),
+            ("auto: keeps the kind that stands", auto_keeps),
+            ("switch: no packet passes between the kinds", switch_has_no_gap),
+            ("modes: spelled and read", spelling),
+        ];
+        trials.extend(tests.map(|(name, test)| Trial::test(name, move || Ok(test()))));
+        trials
+    })
+}
+
+fn spelling() {
+    for (text, mode) in
+        [("auto", AttachMode::Auto), ("tcx", AttachMode::Tcx), ("clsact", AttachMode::Clsact)]
+    {
+        assert_eq!((text.parse(), mode.to_string().as_str()), (Ok(mode), text));
+    }
+    assert_eq!(
+        "TCX".parse::<AttachMode>().unwrap_err(),
+        "unknown attach mode \"TCX\": auto, tcx or clsact"
+    );
+}
+
+#[track_caller]
+fn verify_says(bench: &Bench, words: &str) {
+    match bench.gate.verify(bench.ifindex()) {
+        Err(Error::Attach { verb: "verify", reason, .. }) => {
+            assert!(reason.contains(words), "{reason:?} does not say {words:?}");
+        }
+        other => panic!("expected {words:?}, not {other:?}"),
+    }
+}
+
+fn lifecycle(kind: Kind) {
+    let bench = Bench::isolated();
+    let at = bench.ifindex();
+    verify_says(&bench, "from_pod is not attached");
+    bench.gate.detach(at).unwrap();
+    bench.expect_passing(5, 5);
+    assert_eq!(bench.gate.attach(at, kind.mode()).unwrap(), kind.attached());
+    assert_eq!(bench.gate.verify(at).unwrap(), kind.attached());
+    assert_eq!(bench.gate.attach(at, kind.mode()).unwrap(), kind.attached());
+    assert_eq!(bench.links().len(), if kind == Kind::Tcx { 2 } else { 0 });
+    bench.expect_passing(5, 0);
+    bench.gate.detach(at).unwrap();
+    verify_says(&bench, "from_pod is not attached");
+    assert_eq!(bench.links(), [""; 0]);
+    bench.gate.detach(at).unwrap();
+    bench.expect_passing(5, 5);
+    assert_eq!(bench.gate.attach(at, kind.mode()).unwrap(), kind.attached());
+    bench.expect_passing(5, 0);
+}
+
+fn half(kind: Kind) {
+    let bench = Bench::isolated();
+    let at = bench.ifindex();
+    bench.gate.attach(at, kind.mode()).unwrap();
+    match kind {
+        Kind::Clsact => {
+            command("tc", &format!("filter del dev {} egress", bench.veth.host)).unwrap();
+        }
+        Kind::Tcx => {
+            fs::remove_file(bench.link("to_pod")).unwrap();
+            // the kernel lets go of the link in its own time
+            let until = Instant::now() + Duration::from_secs(5);
+            while bench.gate.verify(at).is_ok() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+    verify_says(&bench, "to_pod");
+    assert_eq!(bench.gate.attach(at, kind.mode()).unwrap(), kind.attached());
+    bench.expect_passing(5, 0);
+}
+
+fn interface_gone(kind: Kind) {
+    let bench = Bench::isolated();
+    let at = bench.ifindex();
+    bench.gate.attach(at, kind.mode()).unwrap();
+    bench.veth.delete().unwrap();
+    verify_says(&bench, "no such interface");
+    bench.gate.detach(at).unwrap();
+    assert_eq!(bench.links(), [""; 0], "the pins of dead links are gone");
+    bench.gate.detach(at).unwrap();
+    let told = bench.gate.attach(at, kind.mode()).unwrap_err();
+    assert!(matches!(told, Error::Attach { .. }), "{told}");
+    assert_eq!(bench.links(), [""; 0], "and stay gone");
+}
+
+fn foreign_ahead(kind: Kind) {
+    let bench = Bench::isolated();
+    let at = bench.ifindex();
+    bench.gate.attach(at, kind.mode()).unwrap();
+    let other = bench.attach_first(kind, "pass");
+    // it says "ok", so our programs never run
+    bench.expect_passing(5, 5);
+    verify_says(&bench, "from_pod is");
+    assert_eq!(bench.gate.attach(at, kind.mode()).unwrap(), kind.attached());
+    bench.expect_passing(5, 0);
+    assert!(other.is_attached(&bench), "mending takes nobody's program away");
+}
+
+fn mending_has_no_gap(kind: Kind) {
+    let bench = Bench::isolated();
+    let at = bench.ifindex();
+    bench.gate.attach(at, kind.mode()).unwrap();
+    let flood = bench.flood();
+    // the gap to look for is some 20 microseconds wide with filters, two grace periods with links
+    for _ in 0..if kind == Kind::Clsact { 200 } else { 5 } {
+        // ahead of us, but it lets us run: so each packet must still meet us
+        let other = bench.attach_first(kind, "next");
+        verify_says(&bench, "from_pod is");
+        assert_eq!(bench.gate.attach(at, kind.mode()).unwrap(), kind.attached());
+        other.remove(&bench);
+    }
+    flood.expect_none();
+}
+
+fn next_runs(kind: Kind) {
+    let bench = Bench::open();
+    bench.gate.attach(bench.ifindex(), kind.mode()).unwrap();
+    bench.expect_passing(5, 5);
+    let other = bench.attach_last(kind, "drop");
+    bench.expect_passing(5, 0);
+    assert_eq!(bench.gate.verify(bench.ifindex()).unwrap(), kind.attached());
+    other.remove(&bench);
+    bench.expect_passing(5, 5);
+}
+
+fn others_survive(kind: Kind) {
+    let bench = Bench::open();
+    let first = bench.attach_first(kind, "next");
+    bench.gate.attach(bench.ifindex(), kind.mode()).unwrap();
+    let last = bench.attach_last(kind, "next");
+    bench.gate.detach(bench.ifindex()).unwrap();
+    assert!(first.is_attached(&bench) && last.is_attached(&bench));
+    if kind == Kind::Clsact {
+        assert!(bench.qdiscs().contains("clsact"), "{}", bench.qdiscs());
+    }
+}
+
+fn undone(kind: Kind) {
+    let bench = Bench::isolated();
+    let at = bench.ifindex();
+    match kind {
+        // there the egress hook does not exist, so the second of the two filters fails
+        Kind::Clsact => {
+            command("tc", &format!("qdisc add dev {} ingress", bench.veth.host)).unwrap();
+        }
+        // the second pin cannot be made
+        Kind::Tcx => fs::create_dir(bench.link("to_pod")).unwrap(),
+    }
+    let told = bench.gate.attach(at, kind.mode()).unwrap_err().to_string();
+    assert!(told.contains("to_pod") || told.contains("from_pod"), "{told}");
+    if kind == Kind::Tcx {
+        fs::remove_dir(bench.link("to_pod")).unwrap();
+    }
+    verify_says(&bench, "from_pod is not attached");
+    bench.expect_passing(5, 5);
+}
+
+fn another_build(kind: Kind) {
+    let (bench, other) = (Bench::isolated(), Bench::isolated());
+    other.gate.attach(bench.ifindex(), kind.mode()).unwrap();
+    let told = bench.gate.verify(bench.ifindex()).unwrap_err();
+    assert!(matches!(told, Error::Attach { .. }), "{told}");
+    assert_eq!(bench.gate.attach(bench.ifindex(), kind.mode()).unwrap(), kind.attached());
+    assert_eq!(bench.gate.verify(bench.ifindex()).unwrap(), kind.attached());
+    bench.expect_passing(5, 0);
+}
+
+fn auto_alone() {
+    let bench = Bench::isolated();
+    assert_eq!(bench.gate.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Clsact);
+    bench.expect_passing(5, 0);
+}
+
+fn auto_beside_tcx() {
+    let bench = Bench::isolated();
+    let other = bench.attach_first(Kind::Tcx, "pass");
+    assert_eq!(bench.gate.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Tcx);
+    bench.expect_passing(5, 0);
+    assert!(other.is_attached(&bench));
+}
+
+fn auto_beside_ingress() {
+    let bench = Bench::isolated();
+    command("tc", &format!("qdisc add dev {} ingress", bench.veth.host)).unwrap();
+    assert_eq!(bench.gate.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Tcx);
+    bench.expect_passing(5, 0);
+    assert!(bench.qdiscs().contains("ingress"), "{}", bench.qdiscs());
+}
+
+fn auto_beside_filter() {
+    let bench = Bench::isolated();
+    let host = &bench.veth.host;
+    let folder = tempfile::tempdir().unwrap();
+    let object = foreign_object("pass", folder.path());
+    command("tc", &format!("qdisc add dev {host} clsact")).unwrap();
+    for hook in ["ingress", "egress"] {
+        let filter = format!("prio 1 protocol ip bpf da obj {} sec tc", object.display());
+        command("tc", &format!("filter add dev {host} {hook} {filter}")).unwrap();
+    }
+    assert_eq!(bench.gate.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Tcx);
+    bench.expect_passing(5, 0);
+}
+
+fn auto_keeps() {
+    let bench = Bench::isolated();
+    for kind in [Kind::Tcx, Kind::Clsact] {
+        bench.gate.attach(bench.ifindex(), kind.mode()).unwrap();
+        assert_eq!(bench.gate.attach(bench.ifindex(), AttachMode::Auto).unwrap(), kind.attached());
+    }
+    // a filter of somebody's behind a TCX gate is no reason to move
+    bench.gate.attach(bench.ifindex(), AttachMode::Tcx).unwrap();
+    let _other = bench.attach_first(Kind::Clsact, "pass");
+    assert_eq!(bench.gate.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Tcx);
+}
+
+fn switch_has_no_gap() {
+    let bench = Bench::isolated();
+    bench.gate.attach(bench.ifindex(), AttachMode::Clsact).unwrap();
+    let flood = bench.flood();
+    for _ in 0..20 {
+        for kind in [Kind::Tcx, Kind::Clsact] {
+            assert_eq!(bench.gate.attach(bench.ifindex(), kind.mode()).unwrap(), kind.attached());
+        }
+    }
+    flood.expect_none();
 }
