@@ -1,5 +1,8 @@
 //! `explain`, `matrix` and `check` from manifests: what they print, and how they exit.
 
+// helpers are tests too, which clippy cannot see
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -59,7 +59,9 @@ impl FromStr for End {
 fn key(text: &str) -> Option<ObjectKey> {
     let (namespace, name) = text.split_once('/')?;
     let fine = |part: &str| !part.is_empty() && !part.contains(['/', ':', ' ']);
-    (fine(namespace) && fine(name)).then(|| ObjectKey::new(namespace, name))
+    // a namespace has no dots: this is a prefix like 10.0.0.0/8
+    (fine(namespace) && !namespace.contains('.') && fine(name))
+        .then(|| ObjectKey::new(namespace, name))
 }
 
 fn unusable(address: IpAddr) -> Option<&'static str> {

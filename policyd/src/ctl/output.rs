@@ -65,12 +65,6 @@ impl Printer {
         Self { format, colored, ascii: ascii || !speaks_utf8() }
     }
 
-    /// Plain text for tests and files.
-    #[cfg(test)]
-    pub(super) fn plain(format: Format) -> Self {
-        Self { format, colored: false, ascii: false }
-    }
-
     /// Writes text to standard output. A reader that has left (`| head`) is no error.
     pub fn print(&self, text: &str) -> io::Result<()> {
         let mut out = anstream::stdout().lock();
