@@ -6,6 +6,7 @@
 //! killed, leaves as little as one that passes.
 
 pub mod cgroup;
+pub mod cnitool;
 pub mod conflist;
 pub mod cri;
 pub mod holder;
