@@ -93,7 +93,7 @@ impl Lab {
         let adopted = Kernel::adopt(gate.clone()).unwrap_or_else(|e| panic!("read the maps: {e}"));
         let node = Net::new();
         node.ip(
-            "link add br0 type bridge forward_delay 0
+            "link add br0 type bridge forward_delay 0 mcast_snooping 0
              link set br0 up
              address add 10.0.0.1/24 dev br0
              address add fd00::1/64 dev br0 nodad",

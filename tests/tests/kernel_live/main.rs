@@ -1,5 +1,50 @@
-//! To come.
+//! Real sockets of real namespaces through real gates: what policy allows is never dropped, what it stops
+//! allowing is cut at its next packet, whatever the kernel's own protocols make of it.
 
-fn main() -> std::process::ExitCode {
-    podgate_tests::sandbox::run(Vec::new)
+mod bulk;
+mod changes;
+mod churn;
+mod closing;
+mod errors;
+mod fragments;
+mod neighbours;
+mod node;
+mod talk;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Trial;
+use podgate_bpf::attach::AttachMode;
+use podgate_tests::netlab::{Family, Lab};
+use podgate_tests::sandbox;
+
+/// A test in a lab of its own, for one family.
+type Test = (&'static str, fn(&Lab, Family));
+
+fn main() -> ExitCode {
+    sandbox::run(|| {
+        let tests = [
+            changes::TESTS,
+            closing::TESTS,
+            errors::TESTS,
+            fragments::TESTS,
+            node::TESTS,
+            neighbours::TESTS,
+            bulk::TESTS,
+            churn::TESTS,
+        ]
+        .concat();
+        // Both kinds of attachment and both families, without all combinations: kernel_raw has those.
+        let ways = [(Family::V4, AttachMode::Clsact), (Family::V6, AttachMode::Tcx)];
+        let of = |way| tests.clone().into_iter().map(move |test| trial(way, test));
+        ways.into_iter().flat_map(of).collect()
+    })
+}
+
+fn trial((family, attach): (Family, AttachMode), (name, test): Test) -> Trial {
+    Trial::test(format!("{}::{attach}::{name}", family.name()), move || {
+        let lab = Lab::new(attach);
+        test(&lab, family);
+        Ok(())
+    })
 }

@@ -29,8 +29,7 @@ impl Bench {
         for family in ["arp", "ip", "ip6"] {
             lab.node.sysctl(&format!("bridge/bridge-nf-call-{family}tables"), "0");
         }
-        // Neighbour discovery and group membership would be counted too.
-        lab.node.ip("link set br0 type bridge mcast_snooping 0");
+        // Neighbour discovery would be counted too.
         for (net, link) in [(&lab.node, "br0"), (&pod.net, "eth0"), (&peer.net, "eth0")] {
             net.sysctl("ipv6/conf/all/disable_ipv6", "1");
             net.ip(&format!("address flush dev {link}\nlink set {link} arp off"));

@@ -1,0 +1,153 @@
+//! A guarantee for each packet: while policy changes a thousand times a second around it, a flow that is allowed all
+//! the time loses nothing, and one that is denied all the time gets nothing through.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use podgate_bpf::abi::{Note, Startup};
+use podgate_policy::compile::{Class, PortMatch};
+use podgate_tests::netlab::Lab;
+
+use crate::Test;
+use crate::talk::*;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("an_allowed_exchange_loses_nothing_while_other_entries_change", unrelated_entries),
+    ("an_allowed_exchange_loses_nothing_while_its_peer_changes_class", moving_peer),
+    ("an_allowed_exchange_loses_nothing_while_its_rule_is_replaced", replaced_rule),
+];
+
+const TIME: Duration = Duration::from_millis(1500);
+/// What policy never allows here.
+const DENIED: u16 = PORT + 1;
+
+/// Runs `change(n)` about a thousand times a second beside an allowed exchange and a denied flood.
+fn churn(
+    lab: &Lab,
+    family: Family,
+    (client, server): (&Pod, &Pod),
+    change: impl Fn(u32) + Sync,
+) {
+    let datagrams = udp(client, server, family, PORT);
+    let stream = tcp(client, server, family, PORT);
+    let forbidden = udp(client, server, family, DENIED);
+    let watch = Watch::new(client, server, family);
+    datagrams.exchange("before");
+    let (done, changes) = (AtomicBool::new(false), AtomicU64::new(0));
+    let running = || !done.load(Ordering::Relaxed);
+    let (mut exchanged, mut refused_datagrams) = (0_u64, 0_u64);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut next = Instant::now();
+            for n in 0.. {
+                if !running() {
+                    break;
+                }
+                change(n);
+                changes.fetch_add(1, Ordering::Relaxed);
+                next += Duration::from_millis(1);
+                thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+        });
+        // a datagram is not sent twice: one that is lost is missed
+        let exchanges = scope.spawn(|| {
+            let mut count = 0;
+            while running() {
+                datagrams.exchange("a datagram is lost");
+                stream.exchange("a stream stalls");
+                count += 1;
+            }
+            count
+        });
+        let flood = scope.spawn(|| {
+            let mut count = 0;
+            while running() {
+                forbidden.client.say(b"forbidden");
+                forbidden.server.say(b"forbidden");
+                count += 2;
+                thread::sleep(Duration::from_micros(200));
+            }
+            count
+        });
+        thread::sleep(TIME);
+        done.store(true, Ordering::Relaxed);
+        exchanged = exchanges.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        refused_datagrams = flood.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    drop(watch);
+    assert_eq!(forbidden.server.hear(9, Duration::from_millis(50)), None, "one got through");
+    assert_eq!(forbidden.client.hear(9, Duration::from_millis(50)), None, "one got through");
+    let changes = changes.into_inner();
+    println!(
+        "{}: {changes} changes, {exchanged} exchanges, {refused_datagrams} refused datagrams, {} judged again",
+        family.name(),
+        lab.noted(Note::JudgedAgain),
+    );
+    // only the forbidden ones were refused, and every one of them was
+    assert_eq!(denied(lab), refused_datagrams, "{:?}", lab.counted());
+    assert!(changes > 300 && exchanged > 100 && refused_datagrams > 100, "hardly a test");
+    assert!(lab.noted(Note::JudgedAgain) > 100, "{}", lab.noted(Note::JudgedAgain));
+}
+
+/// Isolated in both directions at both pods: both directions of the flood are refused at their sender's gate.
+fn web(extra: impl Fn(Policy) -> Policy) -> (Policy, Policy) {
+    (
+        extra(port(Policy::isolated(), Policed::Egress)),
+        extra(port(Policy::isolated(), Policed::Ingress)),
+    )
+}
+
+fn unrelated_entries(lab: &Lab, family: Family) {
+    let (client, server) = web(|policy| policy);
+    let (client, server) = (lab.gated(&client), lab.gated(&server));
+    churn(lab, family, (&client, &server), |n| {
+        let (of_client, of_server) = web(|policy| {
+            let policy = policy.allow(Policed::Ingress, Protocol::Tcp, 1000 + n as u16 % 64);
+            let other = PortMatch::one(Protocol::Udp, 2000 + n as u16 % 64);
+            policy.entry(Policed::Egress, Class(77), other)
+        });
+        if n % 2 == 0 {
+            lab.set_policy(&client, &of_client);
+        } else {
+            lab.set_policy(&server, &of_server);
+        }
+        lab.set_class("10.200.0.1".parse().unwrap(), Class(77 + n % 2));
+    });
+}
+
+/// Each class allows the same, so the pod that moves must never fall between them.
+fn moving_peer(lab: &Lab, family: Family) {
+    let by_class = |direction| {
+        [Class(5), Class(6)].into_iter().fold(Policy::isolated(), |policy, class| {
+            let ports = |protocol| PortMatch::one(protocol, PORT);
+            policy
+                .entry(direction, class, ports(Protocol::Udp))
+                .entry(direction, class, ports(Protocol::Tcp))
+        })
+    };
+    let (client, server) = (lab.registered(Startup::Hold), lab.registered(Startup::Hold));
+    let both = [client.address(family), server.address(family)];
+    let move_to = |class| both.iter().for_each(|address| lab.set_class(*address, class));
+    move_to(Class(5));
+    lab.set_policy(&client, &by_class(Policed::Egress));
+    lab.set_policy(&server, &by_class(Policed::Ingress));
+    churn(lab, family, (&client, &server), |n| move_to(Class(5 + n % 2)));
+}
+
+/// One port, all ports of the protocol up to the denied one, or a range: whatever covers the port.
+fn replaced_rule(lab: &Lab, family: Family) {
+    let rule = |direction, n: u32| {
+        let (first, last) = [(PORT, PORT), (0, PORT), (64, PORT), (PORT - 1, PORT)][n as usize % 4];
+        let range = |protocol| PortMatch::Range { protocol, first, last };
+        Policy::isolated()
+            .entry(direction, Class::ANY, range(Protocol::Udp))
+            .entry(direction, Class::ANY, range(Protocol::Tcp))
+    };
+    let client = lab.gated(&rule(Policed::Egress, 0));
+    let server = lab.gated(&rule(Policed::Ingress, 0));
+    churn(lab, family, (&client, &server), |n| {
+        lab.set_policy(&client, &rule(Policed::Egress, n));
+        lab.set_policy(&server, &rule(Policed::Ingress, n / 2));
+    });
+}

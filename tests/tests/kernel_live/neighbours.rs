@@ -1,0 +1,75 @@
+//! Finding each other on the link works at pods that may do nothing else.
+
+use std::net::UdpSocket;
+use std::process::Command;
+
+use podgate_bpf::abi::Reason;
+use podgate_tests::netlab::{Lab, Net, eventually};
+
+use crate::Test;
+use crate::talk::*;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("an_isolated_pod_is_found_by_its_neighbours", found),
+    ("an_isolated_pod_finds_its_neighbours", finds),
+    ("an_isolated_pod_notices_a_duplicate_address", duplicate),
+];
+
+/// What `ip` prints inside a namespace.
+fn told(net: &Net, arguments: &str) -> String {
+    let output = net.run(|| {
+        Command::new("ip")
+            .args(arguments.split_whitespace())
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .output()
+            .unwrap_or_else(|e| panic!("run ip: {e} (Debian: apt-get install iproute2)"))
+    });
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Whether `seeker` comes to know the link address of `sought`.
+fn resolves(seeker: &Pod, sought: &Pod, family: Family) {
+    let address = sought.address(family);
+    let socket = seeker.net.run(|| UdpSocket::bind((seeker.address(family), 0))).unwrap();
+    socket.send_to(b"x", (address, PORT)).unwrap();
+    eventually("the neighbour's link address", || {
+        told(&seeker.net, &format!("neigh show {address} dev eth0")).contains("lladdr")
+    });
+}
+
+fn found(lab: &Lab, family: Family) {
+    let (isolated, seeker) = (lab.gated(&Policy::isolated()), lab.pod());
+    resolves(&seeker, &isolated, family);
+    eventually("what it was sought for is refused", || refused(lab, Ingress) > 0);
+}
+
+fn finds(lab: &Lab, family: Family) {
+    let (isolated, sought) = (lab.gated(&Policy::isolated()), lab.pod());
+    // ARP goes ahead of the packet that needs it, which then waits and is refused: nothing but the answer is let in
+    resolves(&isolated, &sought, family);
+    eventually("what it was sought for is refused", || refused(lab, Egress) > 0);
+    assert!(lab.count(Ingress, Reason::AllowControl) > 0, "{:?}", lab.counted());
+}
+
+/// IPv6 asks before it uses an address; the owner's answer has to get in. IPv4's kernel does not ask.
+fn duplicate(lab: &Lab, family: Family) {
+    if family == Family::V4 {
+        let (isolated, owner) = (lab.gated(&Policy::isolated()), lab.pod());
+        isolated.net.ip(&format!("address add {}/32 dev eth0", owner.v4));
+        let before = lab.count(Egress, Reason::AllowControl);
+        isolated.net.sysctl("ipv4/conf/eth0/arp_notify", "1");
+        isolated.net.ip("link set eth0 down\nlink set eth0 up");
+        eventually("the announcement gets out", || lab.count(Egress, Reason::AllowControl) > before);
+        return;
+    }
+    let (isolated, owner) = (lab.gated(&Policy::isolated()), lab.pod());
+    isolated.net.ip(&format!("address add {}/64 dev eth0", owner.v6));
+    eventually("the duplicate is noticed", || {
+        told(&isolated.net, "-6 address show dev eth0 dadfailed").contains(&owner.v6.to_string())
+    });
+    isolated.net.ip("address add fd00::aa/64 dev eth0");
+    eventually("an address that nobody has can be used", || {
+        let usable = told(&isolated.net, "-6 address show dev eth0 -tentative");
+        usable.contains("fd00::aa/64")
+    });
+}
