@@ -112,3 +112,83 @@ fn verdicts_are_told_with_the_rule_that_decided() {
         assert!(denied.packets > 0);
     });
 }
+
+/// One packet each way every 5 ms while policyd is killed, restarted and given other policies: none that
+/// every state allows is lost, none that every state denies passes.
+#[test]
+fn no_packet_notices_restarts_and_changes() {
+    on_a_node(|node| {
+        let egress = |name: &str, cidr: &str| {
+            format!(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{namespace: shop, name: {name}}}\n\
+                 spec: {{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: [{{ipBlock: {{cidr: {cidr}}}}}]}}]}}\n---\n"
+            )
+        };
+        // each state allows 10.7.0.1, by other rules and classes; none allows 10.7.0.9
+        let states = [
+            egress("narrow", "10.7.0.1/32"),
+            egress("narrow", "10.7.0.1/32") + &egress("else", "192.0.2.0/24"),
+            egress("wide", "10.7.0.0/29") + &egress("else", "10.7.0.1/32"),
+            egress("wide", "10.7.0.0/30"),
+        ];
+        node.manifest("pods.yaml", &pod("shop/api", "app: api", "10.7.0.2"));
+        node.manifest("policies.yaml", &states[0]);
+        let api = node.endpoint("shop/api", "10.7.0.2");
+        for address in ["10.7.0.1/24", "10.7.0.9/24"] {
+            ip(&format!("addr add {address} dev {}", api.host_interface));
+        }
+        node.gate.attach(api.ifindex, AttachMode::Auto).unwrap();
+        let mut policyd = node.policyd();
+        node.ready();
+        assert_eq!(node.add(&[&api]), Response::Ok);
+        let sandbox = Sandbox::of(&api);
+        let ping = |address: &str| {
+            let pid = sandbox.holder.id().to_string();
+            Command::new("nsenter")
+                .args(["-t", &pid, "-n", "ping", "-q", "-n", "-i", "0.005", "-W", "1", address])
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("run ping (Debian: apt-get install iputils-ping)")
+        };
+        // neighbours are known before it counts
+        sandbox.run("ping -q -c 1 -W 5 10.7.0.1");
+        let (allowed, denied) = (ping("10.7.0.1"), ping("10.7.0.9"));
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..25 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            node.manifest("policies.yaml", &states[(random % 4) as usize]);
+            std::thread::sleep(std::time::Duration::from_millis(random % 150));
+            if random % 3 == 0 {
+                policyd.signal(nix::sys::signal::Signal::SIGTERM);
+                policyd.end();
+            } else {
+                policyd.kill();
+            }
+            policyd = node.policyd();
+        }
+        node.ready();
+        let counts = |ping: Child| {
+            // it prints its sum when interrupted
+            let pid = nix::unistd::Pid::from_raw(ping.id() as i32);
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+            let output = ping.wait_with_output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let sum = text.lines().find(|line| line.contains("transmitted")).unwrap_or_default();
+            let number = |before: &str| -> u32 {
+                let words: Vec<_> = sum.split([' ', ',']).filter(|word| !word.is_empty()).collect();
+                let at = words.iter().position(|word| *word == before).expect(sum);
+                words[at - 1].parse().or_else(|_| words[at - 2].parse()).unwrap()
+            };
+            (number("transmitted"), number("received"))
+        };
+        let (sent, received) = counts(allowed);
+        assert!(sent > 50, "only {sent} packets in all the time");
+        // the last one may be under way
+        assert!(sent - received <= 1, "{received} of {sent} packets came back");
+        let (sent, received) = counts(denied);
+        assert!(sent > 50, "only {sent} packets in all the time");
+        assert_eq!(received, 0, "of {sent} packets that no policy allows");
+    });
+}
