@@ -1,0 +1,163 @@
+//! What the programs cost: instructions, the verifier's walk, and time per packet. Prints its numbers:
+//! `cargo test -p podgate-bpf --test cost`. The bounds are wide, as the machine may be busy with other tests; they
+//! catch a datapath that does something entirely different for each packet, not a slow day.
+
+#[path = "../../tests/src/packet/mod.rs"]
+#[allow(dead_code, unused_imports, unreachable_pub)]
+mod packet;
+#[path = "../../tests/src/sandbox.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod sandbox;
+
+use std::os::fd::AsFd;
+
+use libbpf_rs::Program;
+use libbpf_rs::btf::types::Func;
+use libbpf_rs::btf::{Btf, TypeId};
+use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
+use libtest_mimic::Trial;
+use packet::{Ip, tcp, udp};
+use podgate_bpf::abi::Direction::{self, Egress, Ingress};
+use podgate_bpf::abi::{POLICY_PREFIX_PORT, PolicyKey, PolicyValue, SOME_PORT, Startup, Verdict};
+use podgate_bpf::loader::Sizes;
+use podgate_bpf::maps::Registration;
+use podgate_bpf::testrun::Context;
+use podgate_bpf::{Gate, PinRoot};
+use sandbox::{Veth, pin_dir};
+
+fn main() -> std::process::ExitCode {
+    sandbox::run(|| {
+        vec![
+            Trial::test("cost: the verifier's work", || Ok(verifier())),
+            Trial::test("cost: time per packet", || Ok(time())),
+        ]
+    })
+}
+
+fn load() -> Gate {
+    Gate::open_or_load(&PinRoot::new(pin_dir()), &Sizes::default()).unwrap()
+}
+
+/// The verifier gives up at a million instructions; kernels differ in how many they walk for the same program.
+const VERIFIER_BOUND: u32 = 250_000;
+
+fn verifier() {
+    let gate = load();
+    let (from_pod, to_pod) = gate.programs();
+    for (name, program) in [("from_pod", from_pod), ("to_pod", to_pod)] {
+        let id = Program::id_from_fd(program.as_fd()).unwrap();
+        let wanted =
+            ProgInfoQueryOptions::default().include_xlated_prog_insns(true).include_func_info(true);
+        let info = ProgInfoIter::with_query_opts(wanted).find(|info| info.id == id).unwrap();
+        let instructions = info.xlated_prog_insns.len() / 8;
+        println!("{name}: {instructions} instructions, {} verified", info.verified_insns);
+        let btf = Btf::from_prog_id(id).unwrap();
+        assert!(
+            !info.func_info.is_empty() && instructions > 0,
+            "the kernel hides them (bpf_jit_harden?)"
+        );
+        let ends =
+            info.func_info.iter().skip(1).map(|next| next.insn_off as usize).chain([instructions]);
+        for (function, end) in info.func_info.iter().zip(ends) {
+            let ty: Func<'_> = btf.type_by_id(TypeId::from(function.type_id)).unwrap();
+            let called = ty.name().unwrap().to_string_lossy();
+            println!("  {called}: {}", end - function.insn_off as usize);
+        }
+        assert!(info.verified_insns > 0, "this kernel does not say (before 5.16)");
+        assert!(info.verified_insns < VERIFIER_BOUND, "{name}: {}", info.verified_insns);
+    }
+}
+
+/// One allowed port of class 1, with its "some port" twin.
+fn allow(direction: Direction, protocol: u8, port: u16) -> [(PolicyKey, PolicyValue); 2] {
+    let key = PolicyKey {
+        prefixlen: POLICY_PREFIX_PORT,
+        owner: 7,
+        class: 1,
+        direction: direction as u8,
+        protocol,
+        port: port.to_be_bytes(),
+    };
+    let value = PolicyValue { rule: 1, verdict: Verdict::Allow as u8, pad: [0; 3], hits: 0 };
+    [(key, value), (PolicyKey { direction: key.direction + SOME_PORT, ..key }, value)]
+}
+
+fn time() {
+    let gate = load();
+    let veth = Veth::new().unwrap();
+    gate.maps
+        .register(&Registration {
+            ifindex: veth.ifindex,
+            owner: 7,
+            startup: Startup::Hold,
+            anti_spoofing: true,
+            addresses: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+            netns_cookie: 0,
+            container_id: "cost".into(),
+            interface: "eth0".into(),
+            host_interface: veth.host.clone(),
+            network: "cost".into(),
+            pod: None,
+            netns: String::new(),
+        })
+        .unwrap();
+    let ports = 8000..8010;
+    let entries: Vec<_> = ports
+        .flat_map(|port| {
+            [allow(Ingress, 6, port), allow(Egress, 6, port), allow(Ingress, 17, port)]
+        })
+        .flatten()
+        .collect();
+    let policy = gate.maps.new_policy_map(&entries).unwrap();
+    gate.maps.install_policy_maps(&[(veth.ifindex, &policy)]).unwrap();
+    for n in 9..19 {
+        gate.maps.set_peer(std::net::IpAddr::from([10, 0, 0, n]), 1).unwrap();
+        gate.maps.set_peer(format!("fd00::{n:x}").parse().unwrap(), 1).unwrap();
+    }
+    gate.maps.control().bump_epoch();
+    let run = |direction, frame: &Ip, repeat| {
+        let context = Context { ifindex: veth.ifindex, ingress_ifindex: 1 };
+        gate.test_run(direction, context, &frame.frame(), repeat).unwrap()
+    };
+    // the quietest of some rounds, nanoseconds
+    let repeated = |direction, frame: &Ip, action| {
+        let rounds = (0..7).map(|_| {
+            let outcome = run(direction, frame, 100_000);
+            assert_eq!(outcome.action, action);
+            outcome.duration.as_nanos() as u64
+        });
+        rounds.min().unwrap_or_default()
+    };
+    for (pod, peer, stranger) in
+        [("10.0.0.5", "10.0.0.9", "10.0.1.9"), ("fd00::5", "fd00::9", "fd00:1::9")]
+    {
+        let family = if pod.contains(':') { "v6" } else { "v4" };
+        let syn = tcp(40000, 8000).syn().between(peer, pod);
+        assert_eq!(run(Ingress, &syn, 1).action, -1);
+        let established = repeated(Ingress, &tcp(40000, 8000).ack().between(peer, pod), -1);
+        let reply = repeated(Egress, &tcp(8000, 40000).ack().between(pod, peer), -1);
+        let denied = repeated(Ingress, &tcp(40000, 80).syn().between(peer, pod), 2);
+        let stranger = repeated(Ingress, &udp(40000, 8000).between(stranger, pod), 2);
+        let datagram = udp(40000, 8001).between(peer, pod);
+        assert_eq!(run(Ingress, &datagram, 1).action, -1);
+        let datagram = repeated(Ingress, &datagram, -1);
+        // each opens a flow of its own, so none can be repeated: the median of many
+        let mut opened: Vec<u64> = (1024..21_024)
+            .map(|port| {
+                let outcome = run(Ingress, &tcp(port, 8001).syn().between(peer, pod), 1);
+                assert_eq!(outcome.action, -1);
+                outcome.duration.as_nanos() as u64
+            })
+            .collect();
+        opened.sort_unstable();
+        let allowed = opened[opened.len() / 2];
+        println!(
+            "{family}: established {established} ns, reply {reply}, datagram {datagram}; new denied {denied}, \
+             from a stranger {stranger}; new allowed {allowed} (with the clock's own cost)"
+        );
+        assert!(established < 1000 && reply < 1000 && datagram < 1000, "of a known flow");
+        assert!(established < denied, "a known flow is the short way");
+        assert!(denied < 10_000 && stranger < 10_000 && allowed < 20_000, "of a new flow");
+    }
+    veth.delete().unwrap();
+}
