@@ -78,10 +78,10 @@ fmt: setup-lint ## format the Rust and the C in place
 	clang-format -i $(BPF_SOURCES)
 
 .PHONY: bench
-bench: setup-build ## the numbers, measured on this machine (root)
+bench: setup-demo ## what a chained ADD and DEL cost on this machine, beside a Go plugin that does nothing (root)
 	@scripts/preflight.sh
 	@$(MAKE) build
-	@scripts/bench.sh
+	@scripts/bench.sh $(BIN_DIR)
 
 .PHONY: clean
 clean: ## remove what was built

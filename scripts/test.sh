@@ -29,7 +29,7 @@ all=$(scripts/cargo.sh metadata --no-deps --format-version 1 | jq -r '
     | [$tier, $package, $kind, $name] | join(" ")')
 
 run_tier() {
-    local tier=$1 status=0 package kind name selected config=()
+    local tier=$1 config=()
     if ! grep -q "^$tier " <<<"$all"; then
         echo "test: no test target belongs to the tier '$tier' (tiers: unit, kernel, runtime)" >&2
         return 2
@@ -40,21 +40,20 @@ run_tier() {
     esac
     [[ $tier == unit ]] || config=(--config "target.'cfg(all())'.runner = '$PWD/scripts/run-as-root.sh'")
 
-    : >"$logs/$tier.log"
-    while read -r package; do
-        selected=()
-        while read -r kind name; do
-            case $kind in
-            lib) selected+=(--lib) ;;
-            *) selected+=("--$kind" "$name") ;;
-            esac
-        done < <(awk -v t="$tier" -v p="$package" '$1 == t && $2 == p { print $3, $4 }' <<<"$all")
-        echo "== $tier: $package"
-        # the mark and the directory for scripts/leftovers.sh; a short path, as sockets are made below it
-        env "PODGATE_TEST_RUN=$mark" "TMPDIR=$tmp" \
-            scripts/cargo.sh "${config[@]}" test --no-fail-fast -p "$package" "${selected[@]}" </dev/null 2>&1 |
-            tee -a "$logs/$tier.log" || status=1
-    done < <(awk -v t="$tier" '$1 == t { print $2 }' <<<"$all" | sort -u)
+    # One build of the whole workspace for every tier: package by package, each would unify its crates'
+    # features anew and compile half the registry again.
+    local selected=() kind name status=0
+    while read -r kind name; do
+        case $kind in
+        lib) [[ " ${selected[*]} " == *" --lib "* ]] || selected+=(--lib) ;;
+        *) selected+=("--$kind" "$name") ;;
+        esac
+    done < <(awk -v t="$tier" '$1 == t { print $3, $4 }' <<<"$all" | sort -u)
+    echo "== tier $tier"
+    # the mark and the directory for scripts/leftovers.sh; a short path, as sockets are made below it
+    env "PODGATE_TEST_RUN=$mark" "TMPDIR=$tmp" \
+        scripts/cargo.sh "${config[@]}" test --no-fail-fast --workspace "${selected[@]}" </dev/null 2>&1 |
+        tee "$logs/$tier.log" || status=1
     return $status
 }
 
