@@ -160,7 +160,7 @@ fn no_packet_notices_restarts_and_changes() {
             random ^= random << 17;
             node.manifest("policies.yaml", &states[(random % 4) as usize]);
             std::thread::sleep(std::time::Duration::from_millis(random % 150));
-            if random % 3 == 0 {
+            if random.is_multiple_of(3) {
                 policyd.signal(nix::sys::signal::Signal::SIGTERM);
                 policyd.end();
             } else {
