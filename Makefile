@@ -78,9 +78,11 @@ fmt: setup-lint ## format the Rust and the C in place
 	clang-format -i $(BPF_SOURCES)
 
 .PHONY: bench
-bench: setup-demo ## what a chained ADD and DEL cost on this machine, beside a Go plugin that does nothing (root)
+bench: setup-demo ## what a packet, and a chained ADD and DEL, cost on this machine (root)
 	@scripts/preflight.sh
 	@$(MAKE) build
+	@$(CARGO) --config "target.'cfg(all())'.runner = '$(CURDIR)/scripts/run-as-root.sh'" \
+	  test -q -p podgate-bpf --test cost
 	@scripts/bench.sh $(BIN_DIR)
 
 .PHONY: clean

@@ -33,6 +33,7 @@ test containerd containerd
 test runc runc
 test = busybox-static
 test ps procps
+test ping iputils-ping
 lint clang-format clang-format
 lint shellcheck shellcheck
 '
@@ -79,6 +80,29 @@ if [[ ${#missing[@]} -gt 0 ]]; then
     apt_install "${missing[@]}"
 fi
 
+# The first of two versions is not newer than the second.
+not_newer() {
+    [[ $(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1) == "$1" ]]
+}
+
+# Go builds cnitool and libcni for the runtime tier. Debian 12's is too old for them.
+if [[ $groups == *" test "* ]]; then
+    wanted=$(awk '$1 == "go" { print $2 }' "$(dirname "$0")/../tests/libcni/go.mod")
+    go=$(PATH="/usr/local/go/bin:$PATH" command -v go || true)
+    if [[ -z $go ]]; then
+        candidate=$(apt-cache policy golang-go 2>/dev/null | awk '$1 == "Candidate:" { sub(/^[0-9]*:/, "", $2); print $2 }')
+        if [[ -n $candidate ]] && not_newer "$wanted" "$candidate"; then
+            apt_install golang-go
+            go=$(command -v go)
+        fi
+    fi
+    found=$([[ -z $go ]] || "$go" env GOVERSION | sed 's/^go//')
+    if [[ -z $found ]] || ! not_newer "$wanted" "$found"; then
+        fail "the runtime tests need Go $wanted or newer, here is ${found:-none}, and this Debian offers ${candidate:-none}.
+       Unpack a release of https://go.dev/dl into /usr/local/go, where it is found by itself"
+    fi
+fi
+
 # Rust. Debian 12's rustc is years too old and has no rustup package; we run no installer from the web
 # as root unasked, so that one step is told instead.
 [[ $groups == *" build "* ]] || exit 0
@@ -96,6 +120,6 @@ if ! "$cargo" --version >/dev/null 2>&1; then
 fi
 found=$("$cargo" --version | awk '{ print $2 }')
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
-[[ $(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1) == "$wanted" ]] ||
+not_newer "$wanted" "$found" ||
     fail "cargo is $found, podgate needs $wanted or newer: install rustup (https://rustup.rs); it will fetch
        the version that rust-toolchain.toml names"
