@@ -1,6 +1,8 @@
 //! The layouts that Rust reads are the layouts that the programs write: `src/abi.rs` against the object's BTF
 //! and the text of `c/abi.h`, and both against the snapshot of their version.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::mem::offset_of;

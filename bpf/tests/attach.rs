@@ -1,5 +1,7 @@
 //! Standing at an interface: both kinds, other people's programs and filters, and no moment without a gate.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
 #[path = "attach/bench.rs"]
 mod bench;
 #[path = "../../tests/src/packet/mod.rs"]
@@ -13,10 +15,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use bench::{Bench, Kind, foreign_object};
-use libtest_mimic::Trial;
 use podgate_bpf::Error;
 use podgate_bpf::attach::{AttachMode, Attached};
-use sandbox::command;
+use sandbox::{command, trial};
 
 fn main() -> std::process::ExitCode {
     sandbox::run(|| {
@@ -33,9 +34,11 @@ fn main() -> std::process::ExitCode {
                 ("half an attach is undone", undone),
                 ("another build's program is seen and replaced", another_build),
             ];
-            trials.extend(tests.map(|(name, test)| {
-                Trial::test(format!("{}: {name}", kind.name()), move || Ok(test(kind)))
-            }));
+            trials.extend(
+                tests.map(|(name, test)| {
+                    trial(format!("{}: {name}", kind.name()), move || test(kind))
+                }),
+            );
         }
         let tests: [(&str, fn()); 7] = [
             ("auto: clsact where nobody is", auto_alone),
@@ -49,7 +52,7 @@ fn main() -> std::process::ExitCode {
             ("switch: no packet passes between the kinds", switch_has_no_gap),
             ("modes: spelled and read", spelling),
         ];
-        trials.extend(tests.map(|(name, test)| Trial::test(name, move || Ok(test()))));
+        trials.extend(tests.map(|(name, test)| trial(name, test)));
         trials
     })
 }

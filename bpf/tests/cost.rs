@@ -2,6 +2,8 @@
 //! `cargo test -p podgate-bpf --test cost`. The bounds are wide, as the machine may be busy with other tests; they
 //! catch a datapath that does something entirely different for each packet, not a slow day.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
 #[path = "../../tests/src/packet/mod.rs"]
 #[allow(dead_code, unused_imports, unreachable_pub)]
 mod packet;
@@ -15,7 +17,6 @@ use libbpf_rs::Program;
 use libbpf_rs::btf::types::Func;
 use libbpf_rs::btf::{Btf, TypeId};
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
-use libtest_mimic::Trial;
 use packet::{Ip, tcp, udp};
 use podgate_bpf::abi::Direction::{self, Egress, Ingress};
 use podgate_bpf::abi::{POLICY_PREFIX_PORT, PolicyKey, PolicyValue, SOME_PORT, Startup, Verdict};
@@ -23,14 +24,11 @@ use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::Registration;
 use podgate_bpf::testrun::Context;
 use podgate_bpf::{Gate, PinRoot};
-use sandbox::{Veth, pin_dir};
+use sandbox::{Veth, pin_dir, trial};
 
 fn main() -> std::process::ExitCode {
     sandbox::run(|| {
-        vec![
-            Trial::test("cost: the verifier's work", || Ok(verifier())),
-            Trial::test("cost: time per packet", || Ok(time())),
-        ]
+        vec![trial("cost: the verifier's work", verifier), trial("cost: time per packet", time)]
     })
 }
 

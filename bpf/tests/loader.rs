@@ -1,5 +1,7 @@
 //! Loading once, pins, and what is left when a loader dies half-way.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
 #[path = "../../tests/src/packet/mod.rs"]
 #[allow(dead_code, unused_imports, unreachable_pub)]
 mod packet;
@@ -14,7 +16,6 @@ use std::process::{Command, ExitCode, Stdio};
 use std::{env, fs};
 
 use libbpf_rs::{MapCore, MapHandle, MapType, Program, libbpf_sys};
-use libtest_mimic::Trial;
 use podgate_bpf::abi::Direction::{Egress, Ingress};
 use podgate_bpf::abi::{
     Direction, POLICY_PREFIX_ANY, PolicyKey, PolicyValue, Reason, Startup, Verdict,
@@ -24,7 +25,7 @@ use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::Registration;
 use podgate_bpf::testrun::Context;
 use podgate_bpf::{Error, Gate, PinRoot};
-use sandbox::{Veth, pin_dir};
+use sandbox::{Veth, pin_dir, trial};
 
 /// Names the pin root to a child process of this binary, which then loads and says which programs it has.
 const CHILD: &str = "PODGATE_LOADER_TEST_ROOT";
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
             ("replace: gates and flows stay", replaces),
             ("replace: where nothing was loaded", replaces_nothing),
         ];
-        tests.map(|(name, test)| Trial::test(name, move || Ok(test()))).into()
+        tests.map(|(name, test)| trial(name, test)).into()
     })
 }
 

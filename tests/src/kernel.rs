@@ -160,10 +160,7 @@ impl Table {
 
     /// As a test.
     pub fn trial(self) -> Trial {
-        Trial::test(self.name.clone(), move || {
-            self.run();
-            Ok(())
-        })
+        crate::sandbox::trial(self.name.clone(), move || self.run())
     }
 }
 

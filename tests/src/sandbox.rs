@@ -35,6 +35,14 @@ pub fn run(trials: impl FnOnce() -> Vec<Trial>) -> ExitCode {
     libtest_mimic::run(&arguments, trials()).exit_code()
 }
 
+/// A test that fails by panicking, as `#[test]` functions do.
+pub fn trial(name: impl Into<String>, test: impl FnOnce() + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok(())
+    })
+}
+
 /// Moves the calling thread, which must be the process's only one, into new namespaces.
 fn enter() -> Result<(), String> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)

@@ -37,7 +37,7 @@ impl Ports {
 
 /// One entry of the pod's table.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
+pub(super) struct Entry {
     pub(super) direction: Direction,
     pub(super) class: u32,
     pub(super) ports: Ports,

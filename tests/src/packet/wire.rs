@@ -14,7 +14,7 @@ fn checksum<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 2] {
     let mut sum = 0_u32;
     for part in parts {
         for pair in part.chunks(2) {
-            sum += u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
+            sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
         }
     }
     while sum > 0xffff {
@@ -251,7 +251,7 @@ impl Ip {
     /// of extension headers added later.
     pub fn fragment(mut self, id: u16, offset: u16, more: bool) -> Self {
         match self.source {
-            IpAddr::V4(_) => self.fragment = (id, u16::from(more) << 13 | offset / 8),
+            IpAddr::V4(_) => self.fragment = (id, (u16::from(more) << 13) | (offset / 8)),
             IpAddr::V6(_) => {
                 let mut header = vec![0; 4];
                 header[2..4].copy_from_slice(&(offset | u16::from(more)).to_be_bytes());
