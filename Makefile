@@ -7,6 +7,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 CARGO := scripts/cargo.sh
+# runs what cargo builds as root, with a bpffs of its own
+ROOT_CARGO := $(CARGO) --config "target.'cfg(all())'.runner = '$(CURDIR)/scripts/run-as-root.sh'"
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 TRIPLE := $(shell uname -m)-unknown-linux-gnu
 # --target always: build scripts must not get the crt-static below
@@ -78,12 +80,11 @@ fmt: setup-lint ## format the Rust and the C in place
 	clang-format -i $(BPF_SOURCES)
 
 .PHONY: bench
-bench: setup-demo ## what a packet, and a chained ADD and DEL, cost on this machine (root)
+bench: setup-test ## what a packet, and a chained ADD, cost on this machine (root)
 	@scripts/preflight.sh
 	@$(MAKE) build
-	@$(CARGO) --config "target.'cfg(all())'.runner = '$(CURDIR)/scripts/run-as-root.sh'" \
-	  test -q -p podgate-bpf --test cost
-	@scripts/bench.sh $(BIN_DIR)
+	@$(ROOT_CARGO) test -q -p podgate-bpf --test cost
+	@$(ROOT_CARGO) bench -q --profile dev -p podgate-tests --bench add_latency
 
 .PHONY: clean
 clean: ## remove what was built
