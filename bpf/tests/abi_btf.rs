@@ -69,7 +69,9 @@ fn mirrors() -> Vec<Layout> {
         layout!(Flow = "pg_flow" { epoch, expires, owner, rule, direction, state, flags, pad }),
         layout!(FragKey = "pg_frag_key" { ifindex, id, source, destination, protocol, direction, pad }),
         layout!(Frag = "pg_frag" { expires, pod_port, peer_port, kind, verdict, protocol, pad }),
-        layout!(ControlRecord = "pg_control" { epoch, mode, tell_allowed, events_per_second }),
+        layout!(ControlRecord = "pg_control" {
+            epoch, mode, tell_allowed, events_per_second, build,
+        }),
         layout!(EventRecord = "pg_event" {
             time, ifindex, owner, rule, peer_class, length, pod, peer, pod_port, peer_port, direction,
             protocol, reason, verdict, family, pad,
