@@ -19,11 +19,14 @@ use podgate_bpf::Error;
 use podgate_bpf::attach::{AttachMode, Attached};
 use sandbox::{command, trial};
 
+/// Tests by their names.
+type Tests<T, const N: usize> = [(&'static str, fn(T)); N];
+
 fn main() -> std::process::ExitCode {
     sandbox::run(|| {
         let mut trials = Vec::new();
         for kind in [Kind::Clsact, Kind::Tcx] {
-            let tests: [(&str, fn(Kind)); 9] = [
+            let tests: Tests<Kind, 9> = [
                 ("attached, verified, again, detached twice", lifecycle),
                 ("half of it missing is seen and mended", half),
                 ("the interface goes", interface_gone),
