@@ -1,5 +1,7 @@
 //! Compiles the BPF programs into `OUT_DIR/podgate.bpf.o`, which the loader embeds.
 
+#![allow(clippy::expect_used, reason = "a build script that cannot go on says so and ends")]
+
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;

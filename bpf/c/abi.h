@@ -259,6 +259,7 @@ struct pg_control {
 	__u32 mode;  /* enum pg_mode */
 	__u32 tell_allowed;	 /* not 0: new allowed flows raise events too */
 	__u32 events_per_second; /* per CPU */
+	__u32 build; /* fingerprint of the object that the pinned programs came from */
 };
 
 /* events: ring buffer. */

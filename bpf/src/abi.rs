@@ -440,6 +440,8 @@ mirror! {
         tell_allowed: u32,
         /// Per CPU.
         events_per_second: u32,
+        /// Fingerprint of the object that the pinned programs came from.
+        build: u32,
     }
 }
 

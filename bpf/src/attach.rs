@@ -12,6 +12,7 @@ use std::str::FromStr;
 
 use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder};
 
+use crate::filters::Filter;
 use crate::loader::reroute_libbpf_log;
 use crate::pins::{FROM_POD, TO_POD};
 use crate::typed::errno;
@@ -61,10 +62,11 @@ pub enum Attached {
     Clsact,
 }
 
-/// The number of our filters, so that nobody else's is taken for ours: "pg".
-pub(crate) const FILTER_HANDLE: u32 = 0x7067;
+/// The numbers of our filters, so that nobody else's is taken for ours: "pg" and the next. There are two so that
+/// a new filter can stand in front before the old one goes.
+const FILTER_HANDLES: [u32; 2] = [0x7067, 0x7068];
 /// The first priority there is.
-pub(crate) const FILTER_PRIORITY: u32 = 1;
+const FILTER_PRIORITY: u32 = 1;
 
 /// One of the two hooks of an interface.
 #[derive(Clone, Copy, Debug)]
@@ -89,10 +91,10 @@ impl Gate {
     /// Attaches both programs, first in order; an interface that has its gate keeps it. If one cannot be
     /// attached, neither stays.
     ///
-    /// `Auto` is clsact, unless somebody has TCX programs on the interface already: those run before any
-    /// filter, so there only TCX can be first. Where both would do clsact attaches some 500 times quicker (two
-    /// TCX links wait for two RCU grace periods with the RTNL lock held, for every pod in turn) and costs the
-    /// packet the same (`make bench`).
+    /// `Auto` is clsact where it can be first, else TCX: somebody's TCX programs run before any filter, a plain
+    /// ingress qdisc (the bandwidth plugin's) leaves no room for clsact, and another's filter may hold the
+    /// first priority. Where both would do, clsact attaches hundreds of times quicker (two TCX links wait for two
+    /// RCU grace periods with the RTNL lock held, for every pod in turn).
     pub fn attach(&self, ifindex: u32, mode: AttachMode) -> Result<Attached> {
         if let Ok(attached) = self.verify(ifindex) {
             let wanted = match mode {
@@ -104,19 +106,31 @@ impl Gate {
                 return Ok(attached);
             }
         }
-        let kind = match mode {
-            AttachMode::Tcx => Attached::Tcx,
-            AttachMode::Clsact => Attached::Clsact,
-            AttachMode::Auto => {
-                if has_foreign_tcx(self, ifindex)? { Attached::Tcx } else { Attached::Clsact }
+        match mode {
+            AttachMode::Tcx => self.attach_as(ifindex, Attached::Tcx),
+            AttachMode::Clsact => self.attach_as(ifindex, Attached::Clsact),
+            AttachMode::Auto if has_foreign_tcx(self, ifindex)? => {
+                self.attach_as(ifindex, Attached::Tcx)
             }
-        };
+            AttachMode::Auto => self.attach_as(ifindex, Attached::Clsact).or_else(|clsact| {
+                self.attach_as(ifindex, Attached::Tcx).map_err(|tcx| Error::Attach {
+                    verb: "attach",
+                    ifindex,
+                    reason: format!("{clsact}; {tcx}"),
+                })
+            }),
+        }
+    }
+
+    fn attach_as(&self, ifindex: u32, kind: Attached) -> Result<Attached> {
+        let stood = self.is_present(ifindex);
         let done = match kind {
-            Attached::Tcx => HOOKS.iter().try_for_each(|hook| self.attach_tcx(ifindex, hook)),
+            Attached::Tcx => self.attach_tcx(ifindex, stood),
             Attached::Clsact => self.attach_clsact(ifindex),
         };
         if let Err(error) = done {
-            if let Err(also) = self.detach(ifindex) {
+            // What stood before stays, as it is: half a gate is better than none.
+            if !stood && let Err(also) = self.detach(ifindex) {
                 tracing::warn!(ifindex, error = %also, "cannot undo a half-attached gate");
             }
             return Err(error);
@@ -129,7 +143,23 @@ impl Gate {
         Ok(kind)
     }
 
-    fn attach_tcx(&self, ifindex: u32, hook: &Hook) -> Result<()> {
+    /// Whether anything of ours is at the interface, in whatever state.
+    fn is_present(&self, ifindex: u32) -> bool {
+        HOOKS.iter().any(|hook| {
+            sys::open_pin(&self.root.link(ifindex, hook.program)).is_ok()
+                || our_filters(ifindex, hook).is_ok_and(|handles| !handles.is_empty())
+        })
+    }
+
+    fn attach_tcx(&self, ifindex: u32, stood: bool) -> Result<()> {
+        // A link cannot be moved to the front: it is cut and made anew. Filters stand in meanwhile.
+        if stood && let Err(error) = self.attach_clsact(ifindex) {
+            tracing::warn!(ifindex, %error, "gate is open while its links are renewed");
+        }
+        HOOKS.iter().try_for_each(|hook| self.attach_tcx_hook(ifindex, hook))
+    }
+
+    fn attach_tcx_hook(&self, ifindex: u32, hook: &Hook) -> Result<()> {
         let fault = |e: io::Error| {
             let reason = match e.raw_os_error() {
                 Some(nix::libc::EINVAL) => {
@@ -151,28 +181,39 @@ impl Gate {
 
     fn attach_clsact(&self, ifindex: u32) -> Result<()> {
         reroute_libbpf_log();
+        require_clsact(ifindex, "attach")?;
         for hook in &HOOKS {
             let fault = |e: libbpf_rs::Error| Error::Attach {
                 verb: "attach",
                 ifindex,
                 reason: format!("clsact {}: {}", hook.program, errno(&e)),
             };
-            let mut tc = self.filter(ifindex, hook);
+            let old = our_filters(ifindex, hook).map_err(|e| Error::Attach {
+                verb: "attach",
+                ifindex,
+                reason: format!("clsact {}: {e}", hook.program),
+            })?;
+            let free = FILTER_HANDLES.into_iter().find(|handle| !old.contains(handle));
+            let handle = free.unwrap_or(FILTER_HANDLES[0]);
+            let mut new = self.filter(ifindex, hook, handle);
             // Answers "exists" where the qdisc is there already, which libbpf-rs turns into Ok.
-            tc.create().map_err(fault)?;
-            // Never replaced in place: a replaced filter would keep its place behind another's.
-            if tc.query().is_ok() {
-                tc.detach().map_err(fault)?;
+            new.create().map_err(fault)?;
+            if free.is_none() {
+                new.detach().map_err(fault)?;
             }
-            self.filter(ifindex, hook).attach().map_err(fault)?;
+            // A new filter goes to the front of its priority; one replaced in place would stay behind others.
+            new.attach().map_err(fault)?;
+            for handle in old.into_iter().filter(|old| *old != handle) {
+                self.filter(ifindex, hook, handle).detach().map_err(fault)?;
+            }
         }
         Ok(())
     }
 
-    fn filter(&self, ifindex: u32, hook: &Hook) -> TcHook {
+    fn filter(&self, ifindex: u32, hook: &Hook, handle: u32) -> TcHook {
         TcHookBuilder::new(self.program(hook))
             .ifindex(ifindex as i32)
-            .handle(FILTER_HANDLE)
+            .handle(handle)
             .priority(FILTER_PRIORITY)
             .hook(hook.clsact)
     }
@@ -195,7 +236,8 @@ impl Gate {
             };
             // The pin outlives the device; detaching a dead link is an error without meaning.
             let _ = sys::link_detach(link.as_fd());
-            fs::remove_file(&pin).map_err(|e| Error::io("remove pin", pin.display().to_string(), e))?;
+            fs::remove_file(&pin)
+                .map_err(|e| Error::io("remove pin", pin.display().to_string(), e))?;
         }
         Ok(())
     }
@@ -203,16 +245,16 @@ impl Gate {
     fn detach_clsact(&self, ifindex: u32) -> Result<()> {
         reroute_libbpf_log();
         for hook in &HOOKS {
-            let mut tc = self.filter(ifindex, hook);
-            if tc.query().is_err() {
-                continue; // no filter of ours, no qdisc or no interface
-            }
-            // The qdisc itself stays: others may have filters on it.
-            tc.detach().map_err(|e| Error::Attach {
+            let fault = |reason: String| Error::Attach {
                 verb: "detach",
                 ifindex,
-                reason: format!("clsact {}: {}", hook.program, errno(&e)),
-            })?;
+                reason: format!("clsact {}: {reason}", hook.program),
+            };
+            // The qdisc itself stays: others may have filters on it.
+            for handle in our_filters(ifindex, hook).map_err(|e| fault(e.to_string()))? {
+                let mut filter = self.filter(ifindex, hook, handle);
+                filter.detach().map_err(|e| fault(errno(&e).to_string()))?;
+            }
         }
         Ok(())
     }
@@ -244,22 +286,27 @@ impl Gate {
             let Some(first) = filters.first() else {
                 return Err(fault(format!("{name} is not attached")));
             };
-            if (first.handle, first.priority) != (FILTER_HANDLE, FILTER_PRIORITY) {
+            require_clsact(ifindex, "verify")?;
+            if !is_ours(first) {
                 return Err(fault(format!(
                     "{name} is not the first filter: that is priority {} handle {:#x}",
                     first.priority, first.handle
                 )));
             }
-            if self.filter_program(ifindex, hook)? != ours {
+            if self.filter_program(ifindex, hook, first.handle)? != ours {
                 return Err(fault(format!("{name} is not this build's program")));
             }
             kinds.push(Attached::Clsact);
         }
-        if kinds[0] == kinds[1] { Ok(kinds[0]) } else { Err(fault("its two hooks differ in kind".into())) }
+        if kinds[0] == kinds[1] {
+            Ok(kinds[0])
+        } else {
+            Err(fault("its two hooks differ in kind".into()))
+        }
     }
 
-    fn filter_program(&self, ifindex: u32, hook: &Hook) -> Result<u32> {
-        self.filter(ifindex, hook).query().map_err(|e| Error::Attach {
+    fn filter_program(&self, ifindex: u32, hook: &Hook, handle: u32) -> Result<u32> {
+        self.filter(ifindex, hook, handle).query().map_err(|e| Error::Attach {
             verb: "verify",
             ifindex,
             reason: errno(&e).to_string(),
@@ -269,17 +316,47 @@ impl Gate {
     /// Puts this build's programs into a gate that stands: links are updated, filters replaced, in place.
     pub(crate) fn renew(&self, ifindex: u32) -> Result<()> {
         for hook in &HOOKS {
-            let fault =
-                |reason: String| Error::Attach { verb: "renew", ifindex, reason: format!("{}: {reason}", hook.program) };
+            let fault = |reason: String| Error::Attach {
+                verb: "renew",
+                ifindex,
+                reason: format!("{}: {reason}", hook.program),
+            };
             if let Ok(link) = sys::open_pin(&self.root.link(ifindex, hook.program)) {
-                sys::link_update(link.as_fd(), self.program(hook)).map_err(|e| fault(e.to_string()))?;
+                sys::link_update(link.as_fd(), self.program(hook))
+                    .map_err(|e| fault(e.to_string()))?;
             }
-            let mut tc = self.filter(ifindex, hook);
-            if tc.query().is_ok() {
-                tc.replace(true).attach().map_err(|e| fault(errno(&e).to_string()))?;
+            for handle in our_filters(ifindex, hook).map_err(|e| fault(e.to_string()))? {
+                let mut filter = self.filter(ifindex, hook, handle);
+                filter.replace(true).attach().map_err(|e| fault(errno(&e).to_string()))?;
             }
         }
         Ok(())
+    }
+}
+
+/// Refuses an interface whose ingress hook another qdisc holds: filters for egress would land at ingress there.
+fn require_clsact(ifindex: u32, verb: &'static str) -> Result<()> {
+    let fault = |reason| Error::Attach { verb, ifindex, reason };
+    match filters::ingress_qdisc(ifindex).map_err(|e| fault(e.to_string()))?.as_deref() {
+        None | Some("clsact") => Ok(()),
+        Some(kind) => Err(fault(format!(
+            "clsact: there is a qdisc of kind {kind}, which has no egress hook (another plugin's, such as \
+             bandwidth; TCX does not need one)"
+        ))),
+    }
+}
+
+fn is_ours(filter: &Filter) -> bool {
+    filter.priority == FILTER_PRIORITY && FILTER_HANDLES.contains(&filter.handle)
+}
+
+/// The handles of our filters at a hook, in order. No such interface: none.
+fn our_filters(ifindex: u32, hook: &Hook) -> io::Result<Vec<u32>> {
+    match filters::list(ifindex, hook.parent) {
+        Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(Vec::new()),
+        found => {
+            Ok(found?.iter().filter(|filter| is_ours(filter)).map(|filter| filter.handle).collect())
+        }
     }
 }
 

@@ -44,6 +44,11 @@ impl Control {
         self.shared.store(ControlWord::TellAllowed, u32::from(tell));
     }
 
+    /// Fingerprint of the object that the pinned programs came from.
+    pub(crate) fn build(&self) -> u32 {
+        self.shared.load(ControlWord::Build)
+    }
+
     /// Limits the events of each CPU.
     pub fn events_per_second(&self, limit: u32) {
         self.shared.store(ControlWord::EventsPerSecond, limit);

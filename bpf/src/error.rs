@@ -18,7 +18,9 @@ pub enum Error {
         reason: String,
     },
     /// Nobody has loaded the programs yet.
-    #[error("open pin {path}: not there (no podgate plugin or policyd has loaded the programs yet)")]
+    #[error(
+        "open pin {path}: not there (no podgate plugin or policyd has loaded the programs yet)"
+    )]
     NotLoaded {
         /// The first missing pin.
         path: PathBuf,

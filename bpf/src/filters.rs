@@ -1,10 +1,10 @@
-//! The filters of a clsact hook, in the order in which they run.
+//! What stands at a device's TC hooks, asked over netlink: libbpf can make filters and qdiscs, not list them.
 
 use std::io;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::{TcHandle, TcMessage};
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 /// What names a filter.
@@ -14,22 +14,50 @@ pub(crate) struct Filter {
     pub(crate) handle: u32,
 }
 
-/// Lists the filters under `parent` of an interface; none where there is no clsact qdisc.
+/// Lists the filters under `parent` of an interface, in the order in which they run; none where there is no qdisc
+/// for them.
 pub(crate) fn list(ifindex: u32, parent: u32) -> io::Result<Vec<Filter>> {
+    let mut message = TcMessage::with_index(ifindex as i32);
+    message.header.parent = TcHandle::from(parent);
+    let found = dump(RouteNetlinkMessage::GetTrafficFilter(message))?;
+    // tcm_info: priority in the upper half, protocol in the lower. A chain is announced by a message without a
+    // filter in it, which has no handle.
+    Ok(found
+        .iter()
+        .map(|tc| Filter { priority: tc.header.info >> 16, handle: tc.header.handle.into() })
+        .filter(|filter| filter.handle != 0)
+        .collect())
+}
+
+/// The kind of the qdisc that holds the ingress hook of an interface: `clsact`, `ingress` (which has no
+/// egress hook, whatever the parent of a filter says), or none.
+pub(crate) fn ingress_qdisc(ifindex: u32) -> io::Result<Option<String>> {
+    const INGRESS: u32 = 0xffff_0000;
+    let message = TcMessage::with_index(ifindex as i32);
+    let found = dump(RouteNetlinkMessage::GetQueueDiscipline(message))?;
+    let held = found
+        .into_iter()
+        .find(|tc| tc.header.index == ifindex as i32 && u32::from(tc.header.handle) == INGRESS);
+    Ok(held.and_then(|tc| {
+        tc.attributes.into_iter().find_map(|attribute| match attribute {
+            TcAttribute::Kind(kind) => Some(kind),
+            _ => None,
+        })
+    }))
+}
+
+fn dump(message: RouteNetlinkMessage) -> io::Result<Vec<TcMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-
-    let mut message = TcMessage::with_index(ifindex as i32);
-    message.header.parent = TcHandle::from(parent);
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetTrafficFilter(message));
+    let mut request = NetlinkMessage::from(message);
     request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     request.finalize();
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
 
-    let mut filters = Vec::new();
+    let mut found = Vec::new();
     loop {
         let (answer, _) = socket.recv_from_full()?;
         let mut rest = answer.as_slice();
@@ -37,21 +65,13 @@ pub(crate) fn list(ifindex: u32, parent: u32) -> io::Result<Vec<Filter>> {
             let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
                 .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
             match message.payload {
-                NetlinkPayload::Done(_) => return Ok(filters),
-                NetlinkPayload::Error(error) => {
-                    return match error.code {
-                        Some(_) => Err(error.to_io()),
-                        None => Ok(filters),
-                    };
-                }
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewTrafficFilter(tc)) => {
-                    // tcm_info: priority in the upper half, protocol in the lower. A chain is announced by a
-                    // message without a filter in it, which has no handle.
-                    let handle = u32::from(tc.header.handle);
-                    if handle != 0 {
-                        filters.push(Filter { priority: tc.header.info >> 16, handle });
-                    }
-                }
+                NetlinkPayload::Done(_) => return Ok(found),
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                NetlinkPayload::Error(_) => return Ok(found),
+                NetlinkPayload::InnerMessage(
+                    RouteNetlinkMessage::NewTrafficFilter(tc)
+                    | RouteNetlinkMessage::NewQueueDiscipline(tc),
+                ) => found.push(tc),
                 _ => {}
             }
             let length = (message.header.length as usize).next_multiple_of(4);

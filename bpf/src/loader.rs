@@ -88,7 +88,8 @@ pub struct Gate {
 impl Gate {
     /// Opens what is pinned; [`Error::NotLoaded`] if any of it is missing.
     pub fn open(root: &PinRoot) -> Result<Self> {
-        let missing = PINNED.iter().chain(&[FROM_POD, TO_POD]).find(|name| !root.path(name).exists());
+        let missing =
+            PINNED.iter().chain(&[FROM_POD, TO_POD]).find(|name| !root.path(name).exists());
         if let Some(name) = missing {
             return Err(Error::NotLoaded { path: root.path(name) });
         }
@@ -120,8 +121,19 @@ impl Gate {
         Self::open(root)
     }
 
+    /// As [`Gate::open_or_load`], and where the pinned programs are another build's puts this one's in their place.
+    /// For the daemon, which comes with an upgrade; the plugin takes what is there.
+    pub fn open_current(root: &PinRoot, sizes: &Sizes) -> Result<Self> {
+        let gate = Self::open_or_load(root, sizes)?;
+        if gate.maps.control().build() == fingerprint() {
+            return Ok(gate);
+        }
+        tracing::info!("pinned programs are another build's, replacing them");
+        Self::replace_programs(root, sizes)
+    }
+
     /// Puts this build's programs in the place of pinned ones of the same layout: each gate changes over
-    /// atomically, flows and policies stay. For an upgrade; interfaces are those with a registration.
+    /// atomically, flows and policies stay. Interfaces are those with a registration.
     pub fn replace_programs(root: &PinRoot, sizes: &Sizes) -> Result<Self> {
         let _lock = root.lock()?;
         let before = Self::open(root);
@@ -144,6 +156,14 @@ impl Gate {
         let dir = root.dir();
         fs::remove_dir_all(&dir).map_err(|e| Error::io("remove", dir.display().to_string(), e))
     }
+}
+
+/// Tells builds of the programs apart (FNV-1a, 32 bits); not 0.
+fn fingerprint() -> u32 {
+    let hash = OBJECT
+        .iter()
+        .fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    hash.max(1)
 }
 
 fn remove_pin(path: &Path) -> Result<()> {
@@ -183,6 +203,7 @@ fn load(root: &PinRoot, sizes: &Sizes) -> Result<()> {
         if shared.load(ControlWord::EventsPerSecond) == 0 {
             shared.store(ControlWord::EventsPerSecond, EVENTS_PER_SECOND);
         }
+        shared.store(ControlWord::Build, fingerprint());
     }
     for program in object.progs_mut() {
         let path = root.path(&program.name().to_string_lossy());
@@ -206,7 +227,8 @@ fn load_failure(error: &libbpf_rs::Error) -> String {
 
 /// `pg_tick_shift` of `c/clock.h`: the kernel's coarse clocks advance once a tick.
 fn tick_shift() -> u32 {
-    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(4_000_000, |tick| tick.num_nanoseconds());
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_or(4_000_000, |tick| tick.num_nanoseconds());
     let hz = 1e9 / tick.max(1) as f64;
     hz.log2().round().clamp(0.0, 16.0) as u32
 }
@@ -215,10 +237,10 @@ fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<
     for mut map in open.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
         // The one constant of the programs, so it is at the section's start.
-        if name == ".rodata" || name.ends_with(".rodata") {
-            if let Some(constants) = map.initial_value_mut() {
-                constants[..4].copy_from_slice(&tick_shift().to_ne_bytes());
-            }
+        if name.ends_with(".rodata")
+            && let Some(constants) = map.initial_value_mut()
+        {
+            constants[..4].copy_from_slice(&tick_shift().to_ne_bytes());
         }
         if !PINNED.contains(&name.as_str()) {
             continue;
@@ -239,7 +261,11 @@ fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<
                 }
             }
             if sizes.of(&name).is_some_and(|size| size != pinned.max_entries()) {
-                tracing::info!(map = name, size = pinned.max_entries(), "pinned map keeps its size");
+                tracing::info!(
+                    map = name,
+                    size = pinned.max_entries(),
+                    "pinned map keeps its size"
+                );
             }
             map.set_max_entries(pinned.max_entries()).map_err(fault)?;
         } else if let Some(size) = sizes.of(&name) {

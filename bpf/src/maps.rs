@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::abi::{
-    Addr, ClassValue, EndpointRecord, Flow, Flow4Key, Flow6Key, Net4Key, Net6Key, NodeAddr, Peer4Key,
-    Peer6Key, PolicyKey, PolicyValue,
+    Addr, ClassValue, ControlRecord, Counter, EndpointRecord, Flow, Flow4Key, Flow6Key, Frag,
+    FragKey, Net4Key, Net6Key, NodeAddr, Peer4Key, Peer6Key, PolicyKey, PolicyValue,
 };
 pub use crate::control::{Control, Counters};
 pub use crate::registration::{PodRef, Registration};
@@ -42,31 +42,71 @@ pub struct Maps {
 
 /// The pinned maps, by the names they have in `c/maps.h` and under the pin root.
 pub(crate) const PINNED: &[&str] = &[
-    "endpoints", "policies", "peers4", "peers6", "nets4", "nets6", "node_addrs", "flows4", "flows6", "frags",
-    "counters", "control", "events",
+    "endpoints",
+    "policies",
+    "peers4",
+    "peers6",
+    "nets4",
+    "nets6",
+    "node_addrs",
+    "flows4",
+    "flows6",
+    "frags",
+    "counters",
+    "control",
+    "events",
 ];
+
+/// Opens a pin and holds it against what this build takes it for.
+fn open_pin(
+    root: &PinRoot,
+    name: &str,
+    kind: MapType,
+    key: usize,
+    value: usize,
+) -> Result<MapHandle> {
+    let path = root.path(name);
+    let map = MapHandle::from_pinned_path(&path)
+        .map_err(|e| Error::io("open pin", path.display().to_string(), errno(&e)))?;
+    let shape = [
+        ("type", u32::from(map.map_type()), u32::from(kind)),
+        ("key size", map.key_size(), key as u32),
+        ("value size", map.value_size(), value as u32),
+    ];
+    match shape.into_iter().find(|(_, found, wanted)| found != wanted) {
+        None => Ok(map),
+        Some((field, found, wanted)) => Err(Error::Mismatch { path, field, found, wanted }),
+    }
+}
+
+fn open_typed<K, V>(root: &PinRoot, name: &'static str, kind: MapType) -> Result<TypedMap<K, V>>
+where
+    K: IntoBytes + FromBytes + Immutable + Copy,
+    V: IntoBytes + FromBytes + Immutable + Copy,
+{
+    open_pin(root, name, kind, size_of::<K>(), size_of::<V>()).map(|map| TypedMap::new(name, map))
+}
 
 impl Maps {
     pub(crate) fn open(root: &PinRoot) -> Result<Self> {
-        let pinned = |name: &'static str| {
-            MapHandle::from_pinned_path(root.path(name))
-                .map_err(|e| Error::io("open pin", root.path(name).display().to_string(), errno(&e)))
-        };
-        let control = pinned("control")?;
+        const WORD: usize = size_of::<u32>();
+        let control = open_pin(root, "control", MapType::Array, WORD, size_of::<ControlRecord>())?;
         let shared = SharedControl::map(control.as_fd())
             .map_err(|e| Error::io("map into memory", "control", e))?;
+        // nobody in user space reads it, but the programs take it for this
+        open_pin(root, "frags", MapType::LruHash, size_of::<FragKey>(), size_of::<Frag>())?;
         Ok(Self {
-            endpoints: TypedMap::new("endpoints", pinned("endpoints")?),
-            policies: pinned("policies")?,
-            peers4: TypedMap::new("peers4", pinned("peers4")?),
-            peers6: TypedMap::new("peers6", pinned("peers6")?),
-            nets4: TypedMap::new("nets4", pinned("nets4")?),
-            nets6: TypedMap::new("nets6", pinned("nets6")?),
-            node_addrs: TypedMap::new("node_addrs", pinned("node_addrs")?),
-            flows4: TypedMap::new("flows4", pinned("flows4")?),
-            flows6: TypedMap::new("flows6", pinned("flows6")?),
-            counters: pinned("counters")?,
-            events: pinned("events")?,
+            endpoints: open_typed(root, "endpoints", MapType::Hash)?,
+            policies: open_pin(root, "policies", MapType::HashOfMaps, WORD, WORD)?,
+            peers4: open_typed(root, "peers4", MapType::Hash)?,
+            peers6: open_typed(root, "peers6", MapType::Hash)?,
+            nets4: open_typed(root, "nets4", MapType::LpmTrie)?,
+            nets6: open_typed(root, "nets6", MapType::LpmTrie)?,
+            node_addrs: open_typed(root, "node_addrs", MapType::Hash)?,
+            flows4: open_typed(root, "flows4", MapType::LruHash)?,
+            flows6: open_typed(root, "flows6", MapType::LruHash)?,
+            counters: open_pin(root, "counters", MapType::PercpuArray, WORD, size_of::<Counter>())?,
+            events: open_pin(root, "events", MapType::RingBuf, 0, 0)?,
             control: Control::new(shared),
         })
     }
@@ -101,7 +141,10 @@ impl Maps {
     /// All registrations.
     pub fn registrations(&self) -> Result<Vec<Registration>> {
         let entries = self.endpoints.entries()?;
-        Ok(entries.iter().map(|(ifindex, record)| Registration::from_record(*ifindex, record)).collect())
+        Ok(entries
+            .iter()
+            .map(|(ifindex, record)| Registration::from_record(*ifindex, record))
+            .collect())
     }
 
     /// Removes a registration and the policy map. An interface that still has its gate then passes nothing.
@@ -147,8 +190,13 @@ impl Maps {
 
     /// All exact addresses and their classes.
     pub fn peers(&self) -> Result<BTreeMap<IpAddr, u32>> {
-        let v4 = self.peers4.entries()?.into_iter().map(|(key, value)| (IpAddr::from(key.addr), value.class));
-        let v6 = self.peers6.entries()?.into_iter().map(|(key, value)| (v6_of(key.addr), value.class));
+        let v4 = self
+            .peers4
+            .entries()?
+            .into_iter()
+            .map(|(key, value)| (IpAddr::from(key.addr), value.class));
+        let v6 =
+            self.peers6.entries()?.into_iter().map(|(key, value)| (v6_of(key.addr), value.class));
         Ok(v4.chain(v6).collect())
     }
 
@@ -217,8 +265,10 @@ impl Maps {
             return Ok(());
         }
         let keys: Vec<u8> = maps.iter().flat_map(|(ifindex, _)| ifindex.to_ne_bytes()).collect();
-        let fds: Vec<u8> =
-            maps.iter().flat_map(|(_, map)| map.map.handle().as_fd().as_raw_fd().to_ne_bytes()).collect();
+        let fds: Vec<u8> = maps
+            .iter()
+            .flat_map(|(_, map)| map.map.handle().as_fd().as_raw_fd().to_ne_bytes())
+            .collect();
         self.policies
             .update_batch(&keys, &fds, maps.len() as u32, MapFlags::ANY, MapFlags::ANY)
             .map_err(|e| write_error("policies", self.policies.max_entries(), &e))
@@ -250,7 +300,9 @@ impl Maps {
             Ok(handle) => Ok(Some(PolicyMap { map: TypedMap::new("policy map", handle) })),
             // It was replaced or removed since.
             Err(cause) if cause.raw_os_error() == Some(nix::libc::ENOENT) => Ok(None),
-            Err(cause) => Err(Error::io("open", format!("policy map of interface {ifindex}"), cause)),
+            Err(cause) => {
+                Err(Error::io("open", format!("policy map of interface {ifindex}"), cause))
+            }
         }
     }
 

@@ -108,8 +108,10 @@ impl Registration {
     }
 
     pub(crate) fn from_record(ifindex: u32, record: &EndpointRecord) -> Self {
-        let v4 = record.addr4.iter().take(record.addr4_count.into()).map(|&octets| IpAddr::from(octets));
-        let v6 = record.addr6.iter().take(record.addr6_count.into()).map(|&addr| IpAddr::from(addr));
+        let v4 =
+            record.addr4.iter().take(record.addr4_count.into()).map(|&octets| IpAddr::from(octets));
+        let v6 =
+            record.addr6.iter().take(record.addr6_count.into()).map(|&addr| IpAddr::from(addr));
         let namespace = take(&record.pod_namespace);
         let name = take(&record.pod_name);
         Self {
@@ -123,7 +125,11 @@ impl Registration {
             interface: take(&record.interface),
             host_interface: take(&record.host_interface),
             network: take(&record.network),
-            pod: (!namespace.is_empty()).then(|| PodRef { namespace, name, uid: take(&record.pod_uid) }),
+            pod: (!namespace.is_empty()).then(|| PodRef {
+                namespace,
+                name,
+                uid: take(&record.pod_uid),
+            }),
             netns: take(&record.netns),
         }
     }

@@ -182,6 +182,7 @@ pub(crate) enum ControlWord {
     Mode,
     TellAllowed,
     EventsPerSecond,
+    Build,
 }
 
 impl SharedControl {
@@ -218,6 +219,7 @@ impl SharedControl {
                 ControlWord::Mode => &raw mut (*record).mode,
                 ControlWord::TellAllowed => &raw mut (*record).tell_allowed,
                 ControlWord::EventsPerSecond => &raw mut (*record).events_per_second,
+                ControlWord::Build => &raw mut (*record).build,
             })
         }
     }

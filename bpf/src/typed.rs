@@ -41,6 +41,7 @@ where
     K: IntoBytes + FromBytes + Immutable + Copy,
     V: IntoBytes + FromBytes + Immutable + Copy,
 {
+    /// The handle's sizes must be those of the types: [`crate::maps`] has looked.
     pub(crate) fn new(name: &'static str, handle: MapHandle) -> Self {
         debug_assert_eq!(handle.key_size() as usize, size_of::<K>());
         debug_assert_eq!(handle.value_size() as usize, size_of::<V>());

@@ -105,7 +105,7 @@ pub async fn run(args: Run) -> Result<(), RunError> {
     let stop = stop_signal()?;
     let node = node_name.map_or_else(host_name, Ok)?;
     let root = PinRoot::new(bpf_root);
-    let gate = Arc::new(Gate::open_or_load(&root, &Sizes::from(&sizes))?);
+    let gate = Arc::new(Gate::open_current(&root, &Sizes::from(&sizes))?);
     let _only = only_one(&root.dir()).await?;
     make_state_dir(&state_dir)?;
 
