@@ -1,7 +1,7 @@
 //! Everything a runtime does to a plugin beside one ADD and one DEL.
 
 use std::fs;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -259,7 +259,10 @@ fn eight_pods_at_once_are_all_enforced() -> Result<()> {
 fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
     thread::scope(|scope| {
         let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a thread panicked")).collect()
+        let join = |thread: ScopedJoinHandle<'_, Result<R>>| {
+            thread.join().unwrap_or_else(|_| bail!("a thread panicked"))
+        };
+        threads.into_iter().map(join).collect()
     })
 }
 

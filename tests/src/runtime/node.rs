@@ -31,6 +31,9 @@ const CNI_BIN: &str = "/usr/lib/cni";
 /// Longest that a busy machine needs to bring containerd up.
 const START: Duration = Duration::from_secs(30);
 
+/// Longest that a busy machine needs to let go of everything in a node, inotify watches above all.
+const END: Duration = Duration::from_secs(60);
+
 /// A running node. Dropped, it is gone with everything in it.
 #[derive(Debug)]
 pub struct Node {
@@ -215,7 +218,7 @@ impl Node {
     fn end(&mut self) -> Result<()> {
         drop(self.holder.stdin.take());
         let mut status = None;
-        until(Duration::from_secs(20), || {
+        until(END, || {
             status = self.holder.try_wait().ok().flatten();
             status.is_some()
         });

@@ -33,6 +33,9 @@ pub(super) fn run(mut command: Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// How long a program may take to end.
+const END: Duration = Duration::from_secs(10);
+
 /// Both of its streams, for a message.
 pub fn said(output: &Output) -> String {
     let text = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
@@ -104,29 +107,27 @@ impl Daemon {
         self.signal(Signal::SIGCONT)
     }
 
-    /// SIGKILL, and waits for its end.
+    /// SIGKILL, and waits until not one of its threads runs code of its own any more. On a busy machine the kernel
+    /// may need long to let go of the rest, its inotify watches above all: that goes on by itself.
     pub fn kill(mut self) -> Result<()> {
-        self.end(Signal::SIGKILL).map(drop)
+        if self.is_running() {
+            self.signal(Signal::SIGKILL)?;
+        }
+        if until(END, || is_exiting(self.pid)) {
+            return Ok(());
+        }
+        bail!("kill {}: it still runs:\n{}{}", self.name, where_it_is(self.pid), self.log())
     }
 
     /// SIGTERM, and waits for its end.
     pub fn terminate(mut self) -> Result<ExitStatus> {
-        self.end(Signal::SIGTERM)
-    }
-
-    fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
         if self.is_running() {
-            self.signal(signal)?;
+            self.signal(Signal::SIGTERM)?;
         }
-        let mut status = None;
-        let ended = until(Duration::from_secs(10), || {
-            status = self.nsenter.try_wait().ok().flatten();
-            status.is_some()
-        });
-        match status {
-            Some(status) if ended => Ok(status),
-            _ => bail!("end {} with {signal}: it still runs: {}", self.name, self.log()),
-        }
+        let status = until_some(END, || self.nsenter.try_wait().ok().flatten());
+        status.with_context(|| {
+            format!("end {}: it still runs:\n{}{}", self.name, where_it_is(self.pid), self.log())
+        })
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -138,9 +139,30 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if self.is_running() {
             let _ = self.signal(Signal::SIGKILL);
-            // nsenter may be stopped along with a frozen program
+            // it may be stopped along with a frozen program, or wait for one that the kernel has not let go of
             let _ = self.nsenter.kill();
         }
         let _ = self.nsenter.wait();
     }
+}
+
+/// Whether each thread has been told to end and will run no more code outside the kernel.
+fn is_exiting(pid: Pid) -> bool {
+    const PF_EXITING: u64 = 0x4;
+    fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // after the name, which may hold anything: state ppid pgrp session tty tpgid flags
+        let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6));
+        flags.and_then(|flags| flags.parse::<u64>().ok()).is_none_or(|f| f & PF_EXITING != 0)
+    })
+}
+
+/// What each thread of a process waits for.
+fn where_it_is(pid: Pid) -> String {
+    let mut told = String::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let read = |name: &str| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+        told += &format!("thread {}{}", read("stat"), read("stack"));
+    }
+    told
 }
