@@ -79,7 +79,9 @@ impl Loader {
         let endpoints = compiling::endpoints(world).unwrap_or_else(|e| panic!("convert: {e}"));
         let mut stayed = Vec::new();
         let gone: Vec<usize> = self.here.keys().copied().collect();
-        for pod in gone.into_iter().filter(|pod| world.interfaces.iter().all(|(here, _)| here != pod)) {
+        for pod in
+            gone.into_iter().filter(|pod| world.interfaces.iter().all(|(here, _)| here != pod))
+        {
             let removed = self.gate.maps.unregister(self.veths[pod].ifindex);
             removed.unwrap_or_else(|e| panic!("unregister pod-{pod}: {e}"));
             self.kernel.forget(EndpointId(self.veths[pod].ifindex));
@@ -148,8 +150,7 @@ impl Loader {
 
     /// Whether a frame passes the gate of a pod; `received_on` as in [`Context::ingress_ifindex`].
     pub fn passes(&self, pod: usize, direction: Direction, frame: &[u8], received_on: u32) -> bool {
-        let context =
-            Context { ifindex: self.veths[pod].ifindex, ingress_ifindex: received_on };
+        let context = Context { ifindex: self.veths[pod].ifindex, ingress_ifindex: received_on };
         let outcome = self.gate.test_run(direction, context, frame, 1);
         match outcome.unwrap_or_else(|e| panic!("run a program: {e}")).action {
             -1 => true,

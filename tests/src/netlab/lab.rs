@@ -87,17 +87,15 @@ impl Lab {
     pub fn new(attach: AttachMode) -> Self {
         let root = PinRoot::new(sandbox::pin_dir());
         let sizes = Sizes { flows4: 4096, flows6: 4096, frags: 1024, ..Sizes::default() };
-        let gate = Gate::open_or_load(&root, &sizes)
-            .unwrap_or_else(|e| panic!("load the programs: {e}"));
+        let gate =
+            Gate::open_or_load(&root, &sizes).unwrap_or_else(|e| panic!("load the programs: {e}"));
         let gate = Arc::new(gate);
         let adopted = Kernel::adopt(gate.clone()).unwrap_or_else(|e| panic!("read the maps: {e}"));
         let node = Net::new();
-        node.ip(
-            "link add br0 type bridge forward_delay 0 mcast_snooping 0
+        node.ip("link add br0 type bridge forward_delay 0 mcast_snooping 0
              link set br0 up
              address add 10.0.0.1/24 dev br0
-             address add fd00::1/64 dev br0 nodad",
-        );
+             address add fd00::1/64 dev br0 nodad");
         node.sysctl("ipv4/ip_forward", "1");
         node.sysctl("ipv6/conf/all/forwarding", "1");
         let writer = Writer {
@@ -113,6 +111,14 @@ impl Lab {
             writer: Mutex::new(writer),
             next_pod: AtomicU8::new(10),
             next_owner: AtomicU32::new(0x5eed),
+        }
+    }
+
+    /// The node's own address, that of its bridge.
+    pub fn address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => Ipv4Addr::new(10, 0, 0, 1).into(),
+            Family::V6 => Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1).into(),
         }
     }
 
@@ -179,17 +185,29 @@ impl Lab {
 
     /// Puts a policy in force at a pod's gate, in place of the last one, as policyd does.
     pub fn set_policy(&self, pod: &Pod, policy: &Policy) {
-        let endpoint = EndpointId(pod.ifindex);
-        self.change(|writer| {
-            let owner = writer.owners[&endpoint];
-            writer.wanted.tables.insert(endpoint, policy.spelled(owner));
-        });
+        self.change_all(&[(pod, policy.clone())], &[]);
+    }
+
+    /// Puts freshly loaded programs in the place of those at the gates, as an upgrade does.
+    pub fn replace_programs(&self) {
+        let replaced = self.node.run(|| Gate::replace_programs(&self.root, &Sizes::default()));
+        replaced.map(drop).unwrap_or_else(|e| panic!("replace the programs: {e}"));
     }
 
     /// Puts an address into a class.
     pub fn set_class(&self, address: IpAddr, class: Class) {
+        self.change_all(&[], &[(address, class)]);
+    }
+
+    /// Puts policies in force and addresses into classes, all in one change.
+    pub fn change_all(&self, policies: &[(&Pod, Policy)], classes: &[(IpAddr, Class)]) {
         self.change(|writer| {
-            writer.wanted.hosts.insert(address, class);
+            for (pod, policy) in policies {
+                let endpoint = EndpointId(pod.ifindex);
+                let spelled = policy.spelled(writer.owners[&endpoint]);
+                writer.wanted.tables.insert(endpoint, spelled);
+            }
+            writer.wanted.hosts.extend(classes.iter().copied());
         });
     }
 
@@ -224,9 +242,9 @@ impl Lab {
     /// Every counter that is not 0, for messages.
     pub fn counted(&self) -> Vec<(Direction, Reason, u64)> {
         let counters = self.counters();
-        let both = Direction::ALL.iter().flat_map(|direction| {
-            Reason::ALL.iter().map(move |reason| (*direction, *reason))
-        });
+        let both = Direction::ALL
+            .iter()
+            .flat_map(|direction| Reason::ALL.iter().map(move |reason| (*direction, *reason)));
         both.map(|(direction, reason)| (direction, reason, counters.get(direction, reason).packets))
             .filter(|(.., packets)| *packets > 0)
             .collect()
@@ -245,12 +263,10 @@ impl Lab {
         ));
         router.net.sysctl("ipv4/ip_forward", "1");
         router.net.sysctl("ipv6/conf/all/forwarding", "1");
-        far.ip(
-            "address add 10.9.0.9/24 dev eth0
+        far.ip("address add 10.9.0.9/24 dev eth0
              address add fd09::9/64 dev eth0 nodad
              route add default via 10.9.0.1
-             route add default via fd09::1",
-        );
+             route add default via fd09::1");
         (router, far)
     }
 

@@ -69,9 +69,13 @@ impl Net {
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()
-                .unwrap_or_else(|e| panic!("run {program}: {e} (Debian: apt-get install iproute2)"));
+                .unwrap_or_else(|e| {
+                    panic!("run {program}: {e} (Debian: apt-get install iproute2)")
+                });
             if let Some(mut stdin) = child.stdin.take() {
-                stdin.write_all(commands.as_bytes()).unwrap_or_else(|e| panic!("tell {program}: {e}"));
+                stdin
+                    .write_all(commands.as_bytes())
+                    .unwrap_or_else(|e| panic!("tell {program}: {e}"));
             }
             child.wait_with_output().unwrap_or_else(|e| panic!("wait for {program}: {e}"))
         });

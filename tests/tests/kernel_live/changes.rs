@@ -69,7 +69,10 @@ fn first_policy_after_open(lab: &Lab, family: Family) {
     talk_while(&client, &server, family, || {
         lab.set_policy(&server, &port(Policy::isolated(), Policed::Ingress));
         lab.set_policy(&client, &port(Policy::isolated(), Policed::Egress));
-        lab.set_policy(&server, &port(Policy::isolated(), Policed::Ingress).open_for(Policed::Egress));
+        lab.set_policy(
+            &server,
+            &port(Policy::isolated(), Policed::Ingress).open_for(Policed::Egress),
+        );
         lab.set_policy(&server, &Policy::open());
     });
     nothing_denied(lab);
@@ -99,7 +102,11 @@ fn assert_cut(lab: &Lab, watch: &Watch, ends: &Ends<impl End>, server_first: boo
     assert_eq!(ends.server.hear(1, SILENCE), None, "the server hears the client");
     assert_eq!(ends.client.hear(1, SILENCE), None, "the client hears the server");
     let after = (refused(lab, Egress), refused(lab, Ingress));
-    assert!(after.0 > before.0 && after.1 > before.1, "both directions are refused: {:?}", lab.counted());
+    assert!(
+        after.0 > before.0 && after.1 > before.1,
+        "both directions are refused: {:?}",
+        lab.counted()
+    );
 }
 
 /// The server is not isolated for egress: its retransmissions look like something that it may send.
@@ -196,7 +203,8 @@ fn pending_connect(lab: &Lab, family: Family) {
 }
 
 fn startup(lab: &Lab, family: Family) {
-    let (held, open, peer) = (lab.registered(Startup::Hold), lab.registered(Startup::Open), lab.pod());
+    let (held, open, peer) =
+        (lab.registered(Startup::Hold), lab.registered(Startup::Open), lab.pod());
     let to_peer = |pod: &Pod| udp(pod, &peer, family, PORT);
     let ends = to_peer(&held);
     ends.client.say(b"out");

@@ -15,12 +15,14 @@ use crate::talk::*;
 pub(crate) const TESTS: &[Test] = &[
     ("an_allowed_exchange_loses_nothing_while_other_entries_change", unrelated_entries),
     ("an_allowed_exchange_loses_nothing_while_its_peer_changes_class", moving_peer),
+    ("a_denied_flow_gets_nothing_through_while_classes_trade_meanings", traded_classes),
     ("an_allowed_exchange_loses_nothing_while_its_rule_is_replaced", replaced_rule),
+    ("an_allowed_exchange_loses_nothing_while_the_programs_are_replaced", upgrades),
 ];
 
 const TIME: Duration = Duration::from_millis(1500);
 /// What policy never allows here.
-const DENIED: u16 = PORT + 1;
+const DENIED: u16 = 4000;
 
 /// Runs `change(n)` about a thousand times a second beside an allowed exchange and a denied flood.
 fn churn(
@@ -28,7 +30,7 @@ fn churn(
     family: Family,
     (client, server): (&Pod, &Pod),
     change: impl Fn(u32) + Sync,
-) {
+) -> u64 {
     let datagrams = udp(client, server, family, PORT);
     let stream = tcp(client, server, family, PORT);
     let forbidden = udp(client, server, family, DENIED);
@@ -48,6 +50,14 @@ fn churn(
                 changes.fetch_add(1, Ordering::Relaxed);
                 next += Duration::from_millis(1);
                 thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+        });
+        // So that nearly each packet is judged, the moments between two steps of a change included. On a
+        // node it is other pods' changes that do this.
+        scope.spawn(|| {
+            while running() {
+                lab.gate.maps.control().bump_epoch();
+                thread::sleep(Duration::from_micros(10));
             }
         });
         // a datagram is not sent twice: one that is lost is missed
@@ -86,8 +96,15 @@ fn churn(
     );
     // only the forbidden ones were refused, and every one of them was
     assert_eq!(denied(lab), refused_datagrams, "{:?}", lab.counted());
-    assert!(changes > 300 && exchanged > 100 && refused_datagrams > 100, "hardly a test");
-    assert!(lab.noted(Note::JudgedAgain) > 100, "{}", lab.noted(Note::JudgedAgain));
+    assert!(exchanged > 100 && refused_datagrams > 100, "hardly a test");
+    changes
+}
+
+/// The same, of changes that take microseconds each.
+fn churn_policy(lab: &Lab, family: Family, pods: (&Pod, &Pod), change: impl Fn(u32) + Sync) {
+    let changes = churn(lab, family, pods, change);
+    let judged_again = lab.noted(Note::JudgedAgain);
+    assert!(changes > 300 && judged_again > 1000, "{changes} changes, {judged_again} judged again");
 }
 
 /// Isolated in both directions at both pods: both directions of the flood are refused at their sender's gate.
@@ -101,7 +118,7 @@ fn web(extra: impl Fn(Policy) -> Policy) -> (Policy, Policy) {
 fn unrelated_entries(lab: &Lab, family: Family) {
     let (client, server) = web(|policy| policy);
     let (client, server) = (lab.gated(&client), lab.gated(&server));
-    churn(lab, family, (&client, &server), |n| {
+    churn_policy(lab, family, (&client, &server), |n| {
         let (of_client, of_server) = web(|policy| {
             let policy = policy.allow(Policed::Ingress, Protocol::Tcp, 1000 + n as u16 % 64);
             let other = PortMatch::one(Protocol::Udp, 2000 + n as u16 % 64);
@@ -116,38 +133,76 @@ fn unrelated_entries(lab: &Lab, family: Family) {
     });
 }
 
-/// Each class allows the same, so the pod that moves must never fall between them.
+/// In one change the pods move to another class, which gets the rules of the one that they leave: neither half
+/// may come without the other.
 fn moving_peer(lab: &Lab, family: Family) {
-    let by_class = |direction| {
-        [Class(5), Class(6)].into_iter().fold(Policy::isolated(), |policy, class| {
-            let ports = |protocol| PortMatch::one(protocol, PORT);
-            policy
-                .entry(direction, class, ports(Protocol::Udp))
-                .entry(direction, class, ports(Protocol::Tcp))
-        })
+    let of_class = |direction, class| {
+        let policy = Policy::isolated();
+        let policy = policy.entry(direction, class, PortMatch::one(Protocol::Udp, PORT));
+        policy.entry(direction, class, PortMatch::one(Protocol::Tcp, PORT))
     };
     let (client, server) = (lab.registered(Startup::Hold), lab.registered(Startup::Hold));
-    let both = [client.address(family), server.address(family)];
-    let move_to = |class| both.iter().for_each(|address| lab.set_class(*address, class));
+    let move_to = |class| {
+        lab.change_all(
+            &[
+                (&client, of_class(Policed::Egress, class)),
+                (&server, of_class(Policed::Ingress, class)),
+            ],
+            &[(client.address(family), class), (server.address(family), class)],
+        );
+    };
     move_to(Class(5));
-    lab.set_policy(&client, &by_class(Policed::Egress));
-    lab.set_policy(&server, &by_class(Policed::Ingress));
-    churn(lab, family, (&client, &server), |n| move_to(Class(5 + n % 2)));
+    churn_policy(lab, family, (&client, &server), |n| move_to(Class(5 + n % 2)));
 }
 
-/// One port, all ports of the protocol up to the denied one, or a range: whatever covers the port.
+/// Always the class that the pod is not in may do what is denied here, and in one change the pod moves there and the
+/// permission goes to the class that it leaves: never must the two meet.
+fn traded_classes(lab: &Lab, family: Family) {
+    let of_other_class = |direction, class| {
+        port(Policy::isolated(), direction).entry(
+            direction,
+            class,
+            PortMatch::one(Protocol::Udp, DENIED),
+        )
+    };
+    let (client, server) = (lab.registered(Startup::Hold), lab.registered(Startup::Hold));
+    let trade = |class, other| {
+        lab.change_all(
+            &[
+                (&client, of_other_class(Policed::Egress, other)),
+                (&server, of_other_class(Policed::Ingress, other)),
+            ],
+            &[(client.address(family), class), (server.address(family), class)],
+        );
+    };
+    trade(Class(5), Class(6));
+    churn_policy(lab, family, (&client, &server), |n| {
+        if n % 2 == 0 { trade(Class(6), Class(5)) } else { trade(Class(5), Class(6)) }
+    });
+}
+
+/// Ranges around the port, each of which is another entry of the map.
 fn replaced_rule(lab: &Lab, family: Family) {
     let rule = |direction, n: u32| {
-        let (first, last) = [(PORT, PORT), (0, PORT), (64, PORT), (PORT - 1, PORT)][n as usize % 4];
+        let (first, last) = [(PORT, PORT), (PORT, PORT + 3), (64, 127), (0, 1023)][n as usize % 4];
         let range = |protocol| PortMatch::Range { protocol, first, last };
-        Policy::isolated()
-            .entry(direction, Class::ANY, range(Protocol::Udp))
-            .entry(direction, Class::ANY, range(Protocol::Tcp))
+        Policy::isolated().entry(direction, Class::ANY, range(Protocol::Udp)).entry(
+            direction,
+            Class::ANY,
+            range(Protocol::Tcp),
+        )
     };
     let client = lab.gated(&rule(Policed::Egress, 0));
     let server = lab.gated(&rule(Policed::Ingress, 0));
-    churn(lab, family, (&client, &server), |n| {
+    churn_policy(lab, family, (&client, &server), |n| {
         lab.set_policy(&client, &rule(Policed::Egress, n));
         lab.set_policy(&server, &rule(Policed::Ingress, n / 2));
     });
+}
+
+fn upgrades(lab: &Lab, family: Family) {
+    let (client, server) = web(|policy| policy);
+    let (client, server) = (lab.gated(&client), lab.gated(&server));
+    let upgrades = churn(lab, family, (&client, &server), |_| lab.replace_programs());
+    assert!(upgrades >= 3, "{upgrades} upgrades");
 }

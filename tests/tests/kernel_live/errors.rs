@@ -121,9 +121,10 @@ fn time_exceeded(lab: &Lab, family: Family) {
     }
     socket.set_nonblocking(true).unwrap();
     socket.send(b"how far?").unwrap();
-    eventually("the router's answer", || {
-        matches!(socket.recv(&mut [0; 8]), Err(e) if e.kind() == ErrorKind::HostUnreachable)
-    });
+    eventually(
+        "the router's answer",
+        || matches!(socket.recv(&mut [0; 8]), Err(e) if e.kind() == ErrorKind::HostUnreachable),
+    );
     assert_eq!(lab.count(Ingress, Reason::AllowRelated), 1, "{:?}", lab.counted());
     nothing_denied(lab);
 }

@@ -1,5 +1,7 @@
 //! Datagrams that the sender's kernel has to take apart.
 
+use std::net::UdpSocket;
+
 use podgate_bpf::abi::Reason;
 use podgate_tests::netlab::{Lab, SOON};
 
@@ -8,6 +10,7 @@ use crate::talk::*;
 
 pub(crate) const TESTS: &[Test] = &[
     ("allowed_datagrams_of_8_kb_arrive_whole_both_ways", allowed),
+    ("the_nodes_own_datagrams_of_8_kb_reach_an_isolated_pod", from_the_node),
     ("denied_datagrams_of_8_kb_leave_nothing_behind_the_gate", denied_at_the_receiver),
     ("denied_datagrams_of_8_kb_do_not_leave_their_pod", denied_at_the_sender),
 ];
@@ -25,6 +28,24 @@ fn allowed(lab: &Lab, family: Family) {
         assert_eq!(ends.server.hear(8192, SOON), Some(datagram(round)), "{:?}", lab.counted());
         ends.server.say(&datagram(!round));
         assert_eq!(ends.client.hear(8192, SOON), Some(datagram(!round)), "{:?}", lab.counted());
+        lab.gate.maps.control().bump_epoch();
+    }
+    nothing_denied(lab);
+}
+
+/// Each fragment of them is the node's own, and the answers' are of that flow.
+fn from_the_node(lab: &Lab, family: Family) {
+    lab.own_node_address(lab.address(family));
+    let pod = lab.gated(&Policy::isolated());
+    let node = lab.node.run(|| UdpSocket::bind((lab.address(family), 0))).unwrap();
+    let server = pod.net.run(|| UdpSocket::bind((pod.address(family), PORT))).unwrap();
+    node.connect(server.local_addr().unwrap()).unwrap();
+    server.connect(node.local_addr().unwrap()).unwrap();
+    for round in 0..5 {
+        node.say(&datagram(round));
+        assert_eq!(server.hear(8192, SOON), Some(datagram(round)), "{:?}", lab.counted());
+        server.say(&datagram(!round));
+        assert_eq!(node.hear(8192, SOON), Some(datagram(!round)), "{:?}", lab.counted());
         lab.gate.maps.control().bump_epoch();
     }
     nothing_denied(lab);

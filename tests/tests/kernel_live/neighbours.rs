@@ -59,7 +59,9 @@ fn duplicate(lab: &Lab, family: Family) {
         let before = lab.count(Egress, Reason::AllowControl);
         isolated.net.sysctl("ipv4/conf/eth0/arp_notify", "1");
         isolated.net.ip("link set eth0 down\nlink set eth0 up");
-        eventually("the announcement gets out", || lab.count(Egress, Reason::AllowControl) > before);
+        eventually("the announcement gets out", || {
+            lab.count(Egress, Reason::AllowControl) > before
+        });
         return;
     }
     let (isolated, owner) = (lab.gated(&Policy::isolated()), lab.pod());

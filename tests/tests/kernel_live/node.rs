@@ -19,34 +19,27 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_pod_sends_nothing_in_anothers_name", spoofing),
 ];
 
-fn bridge(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => "10.0.0.1".parse().unwrap(),
-        Family::V6 => "fd00::1".parse().unwrap(),
-    }
-}
-
 fn probes(lab: &Lab, family: Family) {
-    lab.own_node_address(bridge(family));
+    lab.own_node_address(lab.address(family));
     let pod = lab.gated(&Policy::isolated());
     let listener = listen(&pod.net, pod.address(family), PORT);
     let to = SocketAddr::new(pod.address(family), PORT);
     for _ in 0..3 {
         let stream = dial(&lab.node, to, SOON).unwrap();
-        assert_eq!(stream.local_addr().unwrap().ip(), bridge(family));
+        assert_eq!(stream.local_addr().unwrap().ip(), lab.address(family));
         Ends { client: stream, server: accept(&listener) }.exchange("a probe");
     }
     assert!(lab.count(Ingress, Reason::AllowOwnNode) >= 3, "{:?}", lab.counted());
     // the pod may answer its node, and not ask it
-    let listener = listen(&lab.node, bridge(family), PORT);
-    let asked = SocketAddr::new(bridge(family), PORT);
+    let listener = listen(&lab.node, lab.address(family), PORT);
+    let asked = SocketAddr::new(lab.address(family), PORT);
     assert!(dial(&pod.net, asked, Duration::from_millis(300)).is_err());
     assert!(!is_dialled(&listener));
     assert!(refused(lab, Egress) > 0);
 }
 
 fn probe_lives_on(lab: &Lab, family: Family) {
-    lab.own_node_address(bridge(family));
+    lab.own_node_address(lab.address(family));
     let pod = lab.gated(&Policy::open());
     let listener = listen(&pod.net, pod.address(family), PORT);
     let stream = dial(&lab.node, SocketAddr::new(pod.address(family), PORT), SOON).unwrap();
@@ -75,12 +68,10 @@ fn behind_the_node(lab: &Lab) -> Net {
     let outside = Net::new();
     lab.node.veth("out", &outside, "eth0");
     lab.node.ip("address add 10.7.0.1/24 dev out\naddress add fd07::1/64 dev out nodad");
-    outside.ip(
-        "address add 10.7.0.7/24 dev eth0
+    outside.ip("address add 10.7.0.7/24 dev eth0
          address add fd07::7/64 dev eth0 nodad
          route add default via 10.7.0.1
-         route add default via fd07::1",
-    );
+         route add default via fd07::1");
     let rules = "table inet nat {
         chain post { type nat hook postrouting priority 100; oifname \"br0\" masquerade; }
     }";
@@ -98,14 +89,14 @@ fn behind_the_node(lab: &Lab) -> Net {
 }
 
 fn masqueraded(lab: &Lab, family: Family) {
-    lab.own_node_address(bridge(family));
+    lab.own_node_address(lab.address(family));
     let outside = behind_the_node(lab);
     let pod = lab.gated(&Policy::open());
     let listener = listen(&pod.net, pod.address(family), PORT);
     let to = SocketAddr::new(pod.address(family), PORT);
     let stream = dial(&outside, to, SOON).unwrap();
     let ends = Ends { client: stream, server: accept(&listener) };
-    assert_eq!(ends.server.peer_addr().unwrap().ip(), bridge(family), "it is masqueraded");
+    assert_eq!(ends.server.peer_addr().unwrap().ip(), lab.address(family), "it is masqueraded");
     ends.exchange("while allowed");
     assert_eq!(lab.count(Ingress, Reason::AllowOwnNode), 0, "{:?}", lab.counted());
 
@@ -128,9 +119,7 @@ fn spoofing(lab: &Lab, family: Family) {
     pod.net.ip(&format!("address add {foreign}{} dev eth0{}", &length[..3], &length[3..]));
     let watcher = podgate_tests::netlab::Tap::new(&victim.net, "eth0");
     let to = SocketAddr::new(victim.address(family), PORT);
-    let from = |address: IpAddr| {
-        pod.net.run(|| std::net::UdpSocket::bind((address, 0))).unwrap()
-    };
+    let from = |address: IpAddr| pod.net.run(|| std::net::UdpSocket::bind((address, 0))).unwrap();
     let carries = |frame: &[u8]| frame.windows(8).any(|bytes| bytes == b"not mine");
     from(foreign).send_to(b"not mine", to).unwrap();
     eventually("it is refused", || lab.count(Egress, Reason::DenySpoofed) == 1);

@@ -127,9 +127,11 @@ pub(crate) fn port_80() -> Policy {
 
 /// Isolated, and UDP port 80 allowed in both directions; no port of any other protocol.
 pub(crate) fn udp_80() -> Policy {
-    Policy::isolated()
-        .allow(Policed::Ingress, Protocol::Udp, 80)
-        .allow(Policed::Egress, Protocol::Udp, 80)
+    Policy::isolated().allow(Policed::Ingress, Protocol::Udp, 80).allow(
+        Policed::Egress,
+        Protocol::Udp,
+        80,
+    )
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -47,7 +47,11 @@ fn in_order(kind: AttachMode) {
             bench.expect(direction, &first(&bench, direction, v6, 80, 7).frame(), AllowPolicy);
             let middle = later(&bench, direction, v6, 7, 1024, true);
             bench.expect(direction, &middle.frame(), AllowFlow);
-            bench.expect(direction, &later(&bench, direction, v6, 7, 1536, false).frame(), AllowFlow);
+            bench.expect(
+                direction,
+                &later(&bench, direction, v6, 7, 1536, false).frame(),
+                AllowFlow,
+            );
         }
     }
 }
@@ -59,7 +63,11 @@ fn denied(kind: AttachMode) {
             bench.expect(direction, &first(&bench, direction, v6, 81, 7).frame(), DenyPolicy);
             let middle = later(&bench, direction, v6, 7, 1024, true);
             bench.expect(direction, &middle.frame(), DenyFragment);
-            bench.expect(direction, &later(&bench, direction, v6, 7, 1536, false).frame(), DenyFragment);
+            bench.expect(
+                direction,
+                &later(&bench, direction, v6, 7, 1536, false).frame(),
+                DenyFragment,
+            );
         }
     }
 }
@@ -80,9 +88,11 @@ fn out_of_order(kind: AttachMode) {
 }
 
 fn out_of_order_and_nothing_allowed(kind: AttachMode) {
-    let tcp_only = Policy::isolated()
-        .allow(Policed::Ingress, Protocol::Tcp, 80)
-        .allow(Policed::Egress, Protocol::Tcp, 80);
+    let tcp_only = Policy::isolated().allow(Policed::Ingress, Protocol::Tcp, 80).allow(
+        Policed::Egress,
+        Protocol::Tcp,
+        80,
+    );
     let bench = Bench::new(kind, &tcp_only);
     for direction in [Egress, Ingress] {
         for v6 in FAMILIES {
@@ -116,7 +126,12 @@ fn tiny(kind: AttachMode) {
     let bench = Bench::new(kind, &port_80());
     for direction in [Egress, Ingress] {
         for v6 in FAMILIES {
-            let tiny = between(&bench, direction, v6, raw(protocol::TCP, &[0x9c, 0x40, 0, 80, 0, 0, 0, 1]));
+            let tiny = between(
+                &bench,
+                direction,
+                v6,
+                raw(protocol::TCP, &[0x9c, 0x40, 0, 80, 0, 0, 0, 1]),
+            );
             bench.expect(direction, &tiny.fragment(3, 0, true).frame(), DenyMalformed);
         }
     }

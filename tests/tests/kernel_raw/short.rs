@@ -67,13 +67,25 @@ fn transport_header(kind: AttachMode) {
         for v6 in FAMILIES {
             for length in [0, 1, 3, 4, 8, 13, 14, 19] {
                 let cut = tcp(40000, 80).syn().truncated(length);
-                bench.expect(direction, &between(&bench, direction, v6, cut).frame(), DenyMalformed);
+                bench.expect(
+                    direction,
+                    &between(&bench, direction, v6, cut).frame(),
+                    DenyMalformed,
+                );
             }
             for length in [0, 4, 7] {
                 let cut = udp(40000, 80).truncated(length);
-                bench.expect(direction, &between(&bench, direction, v6, cut).frame(), DenyMalformed);
+                bench.expect(
+                    direction,
+                    &between(&bench, direction, v6, cut).frame(),
+                    DenyMalformed,
+                );
                 let cut = icmp(8, 0, [0, 1, 0, 1]).truncated(length);
-                bench.expect(direction, &between(&bench, direction, v6, cut).frame(), DenyMalformed);
+                bench.expect(
+                    direction,
+                    &between(&bench, direction, v6, cut).frame(),
+                    DenyMalformed,
+                );
             }
             let cut = sctp(40000, 80).truncated(11);
             bench.expect(direction, &between(&bench, direction, v6, cut).frame(), DenyMalformed);
