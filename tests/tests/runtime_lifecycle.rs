@@ -105,7 +105,10 @@ fn a_later_plugins_failure_takes_the_gate_away_again() -> Result<()> {
     install_script(
         &node,
         "broken",
+        // what it finds at the host end when its turn comes
         r#"[ "$CNI_COMMAND" = ADD ] || exit 0
+           veth=$(ip -o link show type veth | sed 's/^[0-9]*: \([^@]*\)@.*/\1/')
+           tc filter show dev "$veth" ingress >/run/node/seen
            printf '{"cniVersion":"1.0.0","code":999,"msg":"broken on purpose"}'; exit 1"#,
     )?;
     wrap_podgate(&node, "real")?;
@@ -113,6 +116,8 @@ fn a_later_plugins_failure_takes_the_gate_away_again() -> Result<()> {
     ensure!(cri.run(&Pod::new("a")).is_err(), "the pod runs");
     let calls = calls(&node)?;
     ensure!(verbs(&calls) == ["ADD", "DEL"], "{calls:#?}");
+    let seen = fs::read_to_string(node.home("seen")).context("read what the plugin saw")?;
+    ensure!(seen.contains("from_pod"), "no gate stood: {seen}");
     nothing_left(&node)?;
     node.finish()
 }
@@ -121,7 +126,9 @@ fn a_later_plugins_failure_takes_the_gate_away_again() -> Result<()> {
 fn del_works_without_libcnis_cache() -> Result<()> {
     let node = recording_node()?;
     let mut cri = node.cri()?;
-    let id = cri.run(&Pod::new("a"))?;
+    let pod = Pod::new("a");
+    let id = cri.run(&pod)?;
+    gated(&node, &pod)?;
     fs::remove_dir_all(node.path("/var/lib/cni/results")).context("lose libcni's cache")?;
     cri.stop(&id)?;
     nothing_left(&node)?;
