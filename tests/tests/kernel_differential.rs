@@ -2,6 +2,8 @@
 //!
 //! `PODGATE_SEED=<number>` runs the worlds of an earlier run again; a failure prints its number.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::process::ExitCode;

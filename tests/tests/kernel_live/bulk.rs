@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use podgate_bpf::abi::Reason;
-use podgate_tests::netlab::Lab;
+use podgate_tests::netlab::{Lab, SOON};
 
 use crate::Test;
 use crate::talk::*;
@@ -21,7 +21,7 @@ const TIME: Duration = Duration::from_secs(1);
 /// Copies for a while; returns how much arrived.
 fn copy(mut from: &std::net::TcpStream, mut to: &std::net::TcpStream, time: Duration) -> usize {
     let end = Instant::now() + time;
-    to.set_read_timeout(Some(podgate_tests::netlab::SOON)).unwrap();
+    to.set_read_timeout(Some(SOON)).unwrap();
     thread::scope(|scope| {
         let sending = scope.spawn(move || {
             let (block, mut sent) = (vec![0x5a; 1 << 18], 0);
@@ -124,7 +124,7 @@ fn cut(lab: &Lab, family: Family) {
             let block = vec![1; 1 << 16];
             while (&ends.client).write_all(&block).is_ok() {}
         });
-        ends.server.hear(1 << 20, podgate_tests::netlab::SOON).unwrap();
+        ends.server.hear(1 << 20, SOON).unwrap();
         lab.set_policy(&server, &Policy::isolated().open_for(Policed::Egress));
         // what was past the gate at that moment may still be on its last few metres
         thread::sleep(Duration::from_millis(20));

@@ -1,6 +1,8 @@
 //! Real sockets of real namespaces through real gates: what policy allows is never dropped, what it stops
 //! allowing is cut at its next packet, whatever the kernel's own protocols make of it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
 mod bulk;
 mod changes;
 mod churn;

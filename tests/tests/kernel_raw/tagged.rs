@@ -57,10 +57,14 @@ fn ethertypes(kind: AttachMode) {
             bench.expect(direction, &ethernet(ethertype, &ip), DenyNotIp);
         }
     }
-    // IPv6 by its ethertype, IPv4 by its version, and the reverse
-    bench.expect(Egress, &ethernet(0x86dd, &[ip.clone(), vec![0; 40]].concat()), DenyMalformed);
+    // IPv6 by its ethertype, IPv4 by its version, and the reverse: no address stands where one should
+    let wrong = ethernet(0x86dd, &[ip.clone(), vec![0; 40]].concat());
+    bench.expect(Egress, &wrong, DenySpoofed);
+    bench.expect(Ingress, &wrong, DenyMalformed);
     let ip6 = tcp(40000, 80).syn().between(&bench.own(true), peer(true)).packet();
-    bench.expect(Egress, &ethernet(0x0800, &ip6), DenyMalformed);
+    let wrong = ethernet(0x0800, &ip6);
+    bench.expect(Egress, &wrong, DenySpoofed);
+    bench.expect(Ingress, &wrong, DenyMalformed);
 }
 
 fn arp_passes(kind: AttachMode) {
