@@ -1,11 +1,14 @@
 //! The verbs that containerd does not call, through the real libcni.
 
 use std::fs;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podgate_tests::runtime::cnitool::Cnitool;
 use podgate_tests::runtime::outcome::{gated, nothing_left};
 use podgate_tests::runtime::recorder::{calls, install_script, wrap_podgate};
+use podgate_tests::runtime::traffic::{Target, talk, talk_here};
 use podgate_tests::runtime::world::World;
 use podgate_tests::runtime::{Conflist, Node, Pod, Policyd};
 use serde_json::{Value, json};
@@ -83,6 +86,46 @@ fn add_check_and_del_of_version_1_1_0() -> Result<()> {
     gated(&node, &self::tool())?;
     tool.call("check")?;
     tool.call("del")?;
+    nothing_left(&node)?;
+    node.finish()
+}
+
+#[test]
+fn a_container_of_a_runtime_without_namespaces_is_no_pod_that_a_policy_selects() -> Result<()> {
+    let node = Node::bare()?;
+    let conflist = Conflist::default();
+    node.write("conf/10-pods.conflist", conflist.json().to_string().as_bytes())?;
+    let world = World::of(&node)?;
+    // selects every pod of the namespace, and one that has the container's name is there
+    world.policy("deny", json!({ "podSelector": {}, "policyTypes": ["Ingress", "Egress"] }))?;
+    world.pod(&self::tool(), "tool", None)?;
+    let _policyd = Policyd::start(&node)?;
+    let container = Cnitool::new(&node, "a", Conflist::NETWORK)?.like_podman();
+    let pod = Cnitool::new(&node, "b", Conflist::NETWORK)?;
+    let address = |result: String| -> Result<IpAddr> {
+        let result: Value = serde_json::from_str(&result)?;
+        let text = result["ips"][0]["address"].as_str().unwrap_or_default();
+        text.split('/').next().unwrap_or_default().parse().context("read the address")
+    };
+    let at = address(container.call("add")?)?;
+    let registration = node.registrations()?.pop().context("the container is not registered")?;
+    ensure!(registration.pod.is_none(), "{registration:?}");
+    let isolated = address(pod.call("add")?)?;
+    gated(&node, &self::tool())?;
+
+    let listener = Target::listen(&node, container.netns())?;
+    let limit = Duration::from_millis(500);
+    node.inside(|| talk_here(at, limit))?.context("the node reaches the container")?;
+    ensure!(talk(&node, pod.netns(), at, limit)?.is_err(), "the isolated pod got out");
+    let listener_of_pod = Target::listen(&node, pod.netns())?;
+    ensure!(
+        talk(&node, container.netns(), isolated, limit)?.is_err(),
+        "the isolated pod was reached"
+    );
+    drop((listener, listener_of_pod));
+    container.call("check")?;
+    container.call("del")?;
+    pod.call("del")?;
     nothing_left(&node)?;
     node.finish()
 }

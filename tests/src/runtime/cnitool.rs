@@ -23,6 +23,7 @@ pub struct Cnitool<'a> {
     tools: PathBuf,
     netns: String,
     network: String,
+    arguments: &'static str,
 }
 
 impl<'a> Cnitool<'a> {
@@ -31,7 +32,19 @@ impl<'a> Cnitool<'a> {
         node.run("ip", &["netns", "add", name])?;
         node.run("ip", &["-n", name, "link", "set", "lo", "up"])?;
         let netns = format!("/run/netns/{name}");
-        Ok(Self { node, tools: built()?, netns, network: network.to_owned() })
+        let arguments = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=tool";
+        Ok(Self { node, tools: built()?, netns, network: network.to_owned(), arguments })
+    }
+
+    /// As podman calls: it knows no Kubernetes namespace and no UID.
+    #[must_use]
+    pub fn like_podman(self) -> Self {
+        Self { arguments: "IgnoreUnknown=1;K8S_POD_NAME=tool", ..self }
+    }
+
+    /// Path of its network namespace, in the node.
+    pub fn netns(&self) -> &str {
+        &self.netns
     }
 
     /// Calls a verb; fails, with what cnitool said, unless it succeeds.
@@ -63,7 +76,7 @@ impl<'a> Cnitool<'a> {
         self.command("cnitool")
             .args([verb, &self.network, &self.netns])
             .env("NETCONFPATH", format!("{HOME}/conf"))
-            .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=tool")
+            .env("CNI_ARGS", self.arguments)
             .output()
             .with_context(|| format!("run cnitool {verb}"))
     }

@@ -10,6 +10,7 @@
 use std::env;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{self, Command, Stdio};
 use std::thread;
@@ -54,6 +55,10 @@ fn outer() -> Result<()> {
         .context("run the node's first process")?;
     // the first process is reaped only after everything else in its namespace
     cgroup::remove(&parent)?;
+    if status.signal() == Some(Signal::SIGKILL as i32) {
+        // somebody's wish, who will not want to read about it; the exit status tells
+        process::exit(1);
+    }
     if !status.success() {
         bail!("the node's first process ended with {status}");
     }
