@@ -49,7 +49,7 @@ enum pg_reason {
 	PG_ALLOW_FLOW = 1,	  /* of a flow already judged */
 	PG_ALLOW_POLICY = 2,	  /* a rule (or "not isolated") allows this new flow */
 	PG_ALLOW_OWN_NODE = 3,	  /* ingress that the pod's own node itself sends */
-	PG_ALLOW_OWN_ADDRESS = 4, /* a pod to itself */
+	PG_ALLOW_OWN_ADDRESS = 4, /* a pod to itself, through its own interface */
 	PG_ALLOW_CONTROL = 5,	  /* ARP, neighbour discovery, multicast listener, DHCP */
 	PG_ALLOW_RELATED = 6,	  /* ICMP error that quotes an allowed flow */
 	PG_ALLOW_STARTUP = 7,	  /* startup state "open" */

@@ -109,7 +109,9 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, struct pg_packet *packet, 
 	if (flags & PG_JUDGE_WITHOUT_PEER) {
 		key.protocol = 255;
 	} else {
-		if (pg_is_own(endpoint, packet, 1))
+		/* A pod to itself, around a service: its own packet comes back through its own interface. One
+		 * from elsewhere only says that it is the pod's; IPv6 has no martian check that would drop it. */
+		if ((direction == PG_EGRESS || skb->ingress_ifindex == ifindex) && pg_is_own(endpoint, packet, 1))
 			return PG_ALLOW_OWN_ADDRESS;
 		/* A packet that the node's own stack made has no ingress interface; one that it forwards and
 		 * masquerades has the node's address but came in somewhere. */

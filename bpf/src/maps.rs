@@ -128,6 +128,10 @@ impl Maps {
     /// Writes a registration. Bumps the epoch: flows that an earlier pod of this ifindex left are then
     /// compared with the new owner before they serve anybody.
     pub fn register(&self, registration: &Registration) -> Result<()> {
+        // One left of an earlier pod would match nothing, which is not what "open" means.
+        if self.policy_map_id(registration.ifindex)?.is_some() {
+            self.remove_policy_maps(&[registration.ifindex])?;
+        }
         self.endpoints.set(&registration.ifindex, &registration.to_record()?)?;
         self.control.bump_epoch();
         Ok(())
@@ -286,16 +290,19 @@ impl Maps {
         Ok(())
     }
 
-    /// Reopens the policy map in force at an interface.
-    pub fn policy_map(&self, ifindex: u32) -> Result<Option<PolicyMap>> {
+    /// The kernel's number of the policy map in force at an interface.
+    fn policy_map_id(&self, ifindex: u32) -> Result<Option<u32>> {
         let mut id = 0_u32;
         let found = self
             .policies
             .lookup_into(ifindex.as_bytes(), id.as_mut_bytes(), MapFlags::ANY)
             .map_err(|e| Error::io("read map", "policies", errno(&e)))?;
-        if !found {
-            return Ok(None);
-        }
+        Ok(found.then_some(id))
+    }
+
+    /// Reopens the policy map in force at an interface.
+    pub fn policy_map(&self, ifindex: u32) -> Result<Option<PolicyMap>> {
+        let Some(id) = self.policy_map_id(ifindex)? else { return Ok(None) };
         match MapHandle::from_map_id(id).map_err(|e| errno(&e)) {
             Ok(handle) => Ok(Some(PolicyMap { map: TypedMap::new("policy map", handle) })),
             // It was replaced or removed since.

@@ -60,8 +60,19 @@ impl Frame for Vec<u8> {
 
 type Act = Box<dyn FnOnce(&mut Lab) + Send>;
 
+/// Through which interface a packet came into the node.
+#[derive(Clone, Copy)]
+enum Via {
+    /// Another one than the pod's.
+    Uplink,
+    /// None: the node's own stack made it.
+    Nothing,
+    /// The pod's own.
+    Pod,
+}
+
 enum Step {
-    Packet { direction: Direction, frame: Vec<u8>, received_on: u32, expected: Reason },
+    Packet { direction: Direction, frame: Vec<u8>, via: Via, expected: Reason },
     Act { what: String, act: Act },
 }
 
@@ -88,27 +99,32 @@ impl Table {
         mut self,
         direction: Direction,
         frame: impl Frame,
-        via: u32,
+        via: Via,
         expected: Reason,
     ) -> Self {
         let frame = frame.into_frame();
-        self.steps.push(Step::Packet { direction, frame, received_on: via, expected });
+        self.steps.push(Step::Packet { direction, frame, via, expected });
         self
     }
 
     /// The pod sends.
     pub fn from_pod(self, frame: impl Frame, expected: Reason) -> Self {
-        self.packet(Direction::Egress, frame, 0, expected)
+        self.packet(Direction::Egress, frame, Via::Nothing, expected)
     }
 
     /// Somebody sends to the pod, through an interface of the node.
     pub fn to_pod(self, frame: impl Frame, expected: Reason) -> Self {
-        self.packet(Direction::Ingress, frame, UPLINK, expected)
+        self.packet(Direction::Ingress, frame, Via::Uplink, expected)
     }
 
     /// The node's own stack sends to the pod.
     pub fn node_to_pod(self, frame: impl Frame, expected: Reason) -> Self {
-        self.packet(Direction::Ingress, frame, 0, expected)
+        self.packet(Direction::Ingress, frame, Via::Nothing, expected)
+    }
+
+    /// What the pod itself has sent comes back to it.
+    pub fn pod_to_pod(self, frame: impl Frame, expected: Reason) -> Self {
+        self.packet(Direction::Ingress, frame, Via::Pod, expected)
     }
 
     /// Something else happens.
@@ -135,7 +151,12 @@ impl Table {
         for (number, step) in self.steps.into_iter().enumerate() {
             let number = number + 1;
             match step {
-                Step::Packet { direction, frame, received_on, expected } => {
+                Step::Packet { direction, frame, via, expected } => {
+                    let received_on = match via {
+                        Via::Uplink => UPLINK,
+                        Via::Nothing => 0,
+                        Via::Pod => lab.ifindex,
+                    };
                     let met = lab.send(direction, &frame, received_on);
                     if let Err(wrong) = met.is(expected, frame.len()) {
                         panic!(

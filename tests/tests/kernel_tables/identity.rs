@@ -87,7 +87,10 @@ fn oneself(f: Family) -> Vec<Table> {
             .from_pod(udp(1, 80).between(f.pod, f.second), AllowOwnAddress)
             .from_pod(udp(1, 80).between(f.second, f.pod), AllowOwnAddress),
         table(f.named("oneself: back to it (hairpin)"), world())
-            .to_pod(udp(1, 80).between(f.pod, f.pod), AllowOwnAddress),
+            .pod_to_pod(udp(1, 80).between(f.pod, f.pod), AllowOwnAddress),
+        table(f.named("oneself: somebody else in its name is not it"), world())
+            .to_pod(udp(1, 80).between(f.pod, f.pod), DenyPolicy)
+            .node_to_pod(udp(1, 80).between(f.pod, f.pod), DenyPolicy),
         table(f.named("oneself: nobody's address is not its own"), World::isolated())
             .to_pod(udp(1, 80).between(nobody, f.pod), DenyPolicy),
         table(f.named("oneself: before policy is there"), {

@@ -80,13 +80,13 @@ fn successors(f: Family) -> Vec<Table> {
     vec![
         opened("successor: the earlier pod's policy is not its", web())
             .then("another pod", |lab| lab.succeed(&World::unprogrammed(Startup::Hold)))
-            .to_pod(f.back(tcp(40001, 80).syn()), DenyPolicy)
-            .from_pod(f.out(tcp(1, 2).syn()), DenyPolicy),
+            .to_pod(f.back(tcp(40001, 80).syn()), DenyStartup)
+            .from_pod(f.out(tcp(1, 2).syn()), DenyStartup),
         opened("successor: nor is an open pod's", World::open())
             .then("another pod", |lab| lab.succeed(&World::unprogrammed(Startup::Hold)))
-            .to_pod(f.back(tcp(40001, 80).syn()), DenyPolicy)
-            .from_pod(f.out(tcp(1, 2).syn()), DenyPolicy)
-            .to_pod(f.back(tcp(1, 2).truncated(9)), DenyMalformed),
+            .to_pod(f.back(tcp(40001, 80).syn()), DenyStartup)
+            .from_pod(f.out(tcp(1, 2).syn()), DenyStartup)
+            .to_pod(f.back(tcp(1, 2).truncated(9)), DenyStartup),
         opened("successor: the earlier pod's flows are not its", web())
             .then("another pod", |lab| lab.succeed(&World::isolated()))
             .to_pod(more(), DenyPolicy)
