@@ -1,7 +1,7 @@
 //! Nothing of a lab outlives it, however it ends.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::thread;
@@ -15,12 +15,16 @@ use super::Standing;
 /// Longer than a busy machine needs to end a handful of processes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+const KINDS: [&str; 3] = ["net", "mnt", "pid"];
+
 /// What a process and those below it are and hold.
 #[derive(Debug)]
 struct Belongings {
     processes: Vec<i32>,
     /// `net:[4026532281]` and the like: the lab's own.
     namespaces: BTreeSet<PathBuf>,
+    /// Held open: the number of a namespace that is gone is given to the next one, maybe another lab's.
+    _held: Vec<File>,
 }
 
 fn children(process: i32) -> Vec<i32> {
@@ -38,12 +42,14 @@ impl Belongings {
         let mut processes = vec![inner];
         processes.extend(children(inner));
         assert!(processes.len() > 1, "policyd is one of them");
-        let namespaces = ["net", "mnt", "pid"].map(|kind| {
+        let (mut namespaces, mut held) = (BTreeSet::new(), Vec::new());
+        for kind in KINDS {
+            held.push(File::open(format!("/proc/{inner}/ns/{kind}")).unwrap());
             let own = namespace(&inner.to_string(), kind).unwrap();
             assert_ne!(own, namespace("self", kind).unwrap(), "{kind} is the machine's");
-            own
-        });
-        Self { processes, namespaces: namespaces.into() }
+            namespaces.insert(own);
+        }
+        Self { processes, namespaces, _held: held }
     }
 
     /// What is still there. A process that has ended and that nobody has asked about yet is not.
@@ -58,7 +64,7 @@ impl Belongings {
         }
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let process = entry.file_name().into_string().unwrap_or_default();
-            for kind in ["net", "mnt", "pid"] {
+            for kind in KINDS {
                 if namespace(&process, kind).is_some_and(|held| self.namespaces.contains(&held)) {
                     left.push(format!("{kind} namespace of process {process}"));
                 }
@@ -129,10 +135,17 @@ fn killed_at_any_moment() {
         thread::sleep(Duration::from_millis(delay));
         let outer_id = i32::try_from(outer.id()).unwrap();
         let inner = children(outer_id);
-        let held = inner.first().and_then(|inner| namespace(&inner.to_string(), "pid"));
+        // not there yet, or there: its PID namespace is its own from the start
+        let open = |inner: &i32| File::open(format!("/proc/{inner}/ns/pid")).ok();
+        let held = inner.first().and_then(open);
+        let own = held.as_ref().and_then(|_| namespace(&inner[0].to_string(), "pid"));
         outer.kill().unwrap();
         outer.wait().unwrap();
-        let belongings = Belongings { processes: inner, namespaces: held.into_iter().collect() };
+        let belongings = Belongings {
+            processes: inner,
+            namespaces: own.into_iter().collect(),
+            _held: held.into_iter().collect(),
+        };
         let mine = namespace("self", "pid").unwrap();
         assert!(!belongings.namespaces.contains(&mine));
         let end = Instant::now() + PATIENCE;
