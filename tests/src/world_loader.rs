@@ -66,6 +66,12 @@ impl Loader {
         &self.gate
     }
 
+    /// The interface of a pod, if the address is one of the pod's own.
+    pub fn interface_of(&self, pod: usize, address: IpAddr) -> Option<u32> {
+        let here = self.here.get(&pod)?;
+        here.addresses.contains(&address).then_some(self.veths[pod].ifindex)
+    }
+
     /// Makes a packet from `source` the node's own, if the node's own stack sends it.
     pub fn own_node_address(&self, source: IpAddr) {
         let added = self.gate.maps.add_node_addr(source);

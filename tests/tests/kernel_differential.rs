@@ -122,7 +122,10 @@ impl Probe {
 
     fn passes(&self, loader: &Loader, packet: Packet) -> bool {
         let (direction, frame) = self.frame(packet);
-        let received_on = if self.by_node { 0 } else { UPLINK };
+        // what a pod sends to itself comes back through its own interface
+        let received_on = loader
+            .interface_of(self.pod, self.peer)
+            .unwrap_or(if self.by_node { 0 } else { UPLINK });
         loader.passes(self.pod, direction, &frame, received_on)
     }
 
