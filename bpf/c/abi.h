@@ -53,14 +53,14 @@ enum pg_reason {
 	PG_ALLOW_CONTROL = 5,	  /* ARP, neighbour discovery, multicast listener, DHCP */
 	PG_ALLOW_RELATED = 6,	  /* ICMP error that quotes an allowed flow */
 	PG_ALLOW_STARTUP = 7,	  /* startup state "open" */
-	PG_ALLOW_FRAGMENT = 8,	  /* a fragment ahead of its first one, some port of that peer is allowed */
-	PG_ALLOW_AUDIT = 9,	  /* would be denied, but the mode is not enforce */
+	PG_ALLOW_FRAGMENT = 8, /* a fragment ahead of its first one, some port of that peer is allowed */
+	PG_ALLOW_AUDIT = 9, /* would be denied, but the mode is not enforce */
 	PG_DENY_FIRST = 16,
-	PG_DENY_POLICY = 16,   /* isolated, and no rule allows it */
-	PG_DENY_STARTUP = 17,  /* startup state "hold" */
-	PG_DENY_SPOOFED = 18,  /* source is not the pod's address */
+	PG_DENY_POLICY = 16,	/* isolated, and no rule allows it */
+	PG_DENY_STARTUP = 17,	/* startup state "hold" */
+	PG_DENY_SPOOFED = 18,	/* source is not the pod's address */
 	PG_DENY_MALFORMED = 19, /* no transport header where one must be */
-	PG_DENY_NOT_IP = 20,   /* VLAN tag, foreign ethertype */
+	PG_DENY_NOT_IP = 20,	/* VLAN tag, foreign ethertype */
 	PG_DENY_FRAGMENT = 21, /* its first fragment was denied, or no port of that peer is allowed */
 	PG_DENY_NO_ENDPOINT = 22, /* the interface is not registered */
 	PG_REASON_COUNT = 32,
@@ -68,9 +68,9 @@ enum pg_reason {
 
 /* Not verdicts: things worth counting, in the counters' upper half (index PG_NOTE_BASE + note). */
 enum pg_note {
-	PG_NOTE_FLOW_LOST = 0,	/* an allowed flow could not be remembered */
-	PG_NOTE_EVENT_LOST = 1, /* the ring of events was full */
-	PG_NOTE_EVENT_LIMIT = 2, /* events held back by the rate limit */
+	PG_NOTE_FLOW_LOST = 0,	  /* an allowed flow could not be remembered */
+	PG_NOTE_EVENT_LOST = 1,	  /* the ring of events was full */
+	PG_NOTE_EVENT_LIMIT = 2,  /* events held back by the rate limit */
 	PG_NOTE_JUDGED_AGAIN = 3, /* flows judged again after a change of policy */
 	PG_NOTE_COUNT = 8,
 };
@@ -142,7 +142,7 @@ enum pg_verdict {
 };
 
 struct pg_policy_value {
-	__u32 rule; /* number of the rule that decides, policyd knows its name */
+	__u32 rule;   /* number of the rule that decides, policyd knows its name */
 	__u8 verdict; /* enum pg_verdict */
 	__u8 pad[3];
 	__u64 hits; /* new flows it decided, written by the programs */
@@ -189,8 +189,8 @@ enum pg_flow_kind {
 
 struct pg_flow4_key {
 	__u32 ifindex;
-	__be32 pod;  /* BE */
-	__be32 peer; /* BE */
+	__be32 pod;	  /* BE */
+	__be32 peer;	  /* BE */
 	__be16 pod_port;  /* BE; identifier of an echo; 0 where the protocol has no ports */
 	__be16 peer_port; /* BE */
 	__u8 protocol;
@@ -214,7 +214,7 @@ enum pg_flow_state {
 	PG_FLOW_ESTABLISHED = 1, /* both have */
 	PG_FLOW_CLOSING = 2,	 /* TCP: one side has sent FIN */
 	PG_FLOW_CLOSED = 3,	 /* TCP: both have, or one RST */
-	PG_FLOW_CUT = 4,	 /* policy no longer allows it: neither side's packets pass (conntrack.h) */
+	PG_FLOW_CUT = 4, /* policy no longer allows it: neither side's packets pass (conntrack.h) */
 };
 
 #define PG_FLOW_BY_OWN_NODE 1 /* allowed as the own node's; judged again as that */
@@ -227,8 +227,8 @@ struct pg_flow {
 	__u32 owner;
 	__u32 rule;
 	__u8 direction; /* enum pg_direction of its first packet: a reply is judged as the flow it answers */
-	__u8 state;	/* enum pg_flow_state */
-	__u8 flags;	/* PG_FLOW_* */
+	__u8 state; /* enum pg_flow_state */
+	__u8 flags; /* PG_FLOW_* */
 	__u8 pad;
 };
 
@@ -247,7 +247,7 @@ struct pg_frag {
 	__u32 expires;
 	__be16 pod_port;
 	__be16 peer_port;
-	__u8 kind; /* enum pg_flow_kind */
+	__u8 kind;    /* enum pg_flow_kind */
 	__u8 verdict; /* enum pg_verdict */
 	__u8 protocol;
 	__u8 pad;
@@ -256,10 +256,10 @@ struct pg_frag {
 /* control: one entry, mapped into user space. */
 struct pg_control {
 	__u32 epoch; /* bumped by whoever changed what verdicts depend on; each flow is then judged once more */
-	__u32 mode;  /* enum pg_mode */
+	__u32 mode;		 /* enum pg_mode */
 	__u32 tell_allowed;	 /* not 0: new allowed flows raise events too */
 	__u32 events_per_second; /* per CPU */
-	__u32 build; /* fingerprint of the object that the pinned programs came from */
+	__u32 build;		 /* fingerprint of the object that the pinned programs came from */
 };
 
 /* events: ring buffer. */

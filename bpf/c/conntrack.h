@@ -85,8 +85,8 @@ static __always_inline int pg_both_closed(const struct pg_flow *flow)
 }
 
 /* The state machine of one more packet of an allowed flow. */
-static __always_inline void pg_flow_track(struct pg_flow *flow, __u8 protocol, __u8 tcp_flags, __u32 direction,
-					  __u32 now)
+static __always_inline void pg_flow_track(struct pg_flow *flow, __u8 protocol, __u8 tcp_flags,
+					  __u32 direction, __u32 now)
 {
 	if ((tcp_flags & (PG_TCP_SYN | PG_TCP_ACK)) == PG_TCP_SYN) {
 		/* The opener begins anew, on a tuple that was closed or that its other end forgot. */

@@ -27,7 +27,8 @@ static __always_inline void pg_map_addr4(struct pg_addr *to, __be32 addr)
 
 /* Called for denials and, where somebody listens, new flows: never for an established packet.
  * `outcome` is the reason, with the verdict in its second byte. */
-PG_VERIFIED_ALONE int pg_tell(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction, __u32 outcome)
+PG_VERIFIED_ALONE int pg_tell(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction,
+			      __u32 outcome)
 {
 	struct pg_limiter *limit;
 	struct pg_control *ctl;

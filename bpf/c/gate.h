@@ -10,7 +10,8 @@
 #include "verdict.h"
 
 /* Pass or drop a packet that belongs to no flow and opens none. */
-static __always_inline int pg_settle(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction, int reason)
+static __always_inline int pg_settle(struct __sk_buff *skb, struct pg_packet *packet,
+				     __u32 direction, int reason)
 {
 	if (reason >= PG_DENY_FIRST)
 		return pg_deny(skb, packet, direction, reason);
@@ -18,7 +19,8 @@ static __always_inline int pg_settle(struct __sk_buff *skb, struct pg_packet *pa
 }
 
 /* A packet of which nothing is known that policy could speak of: it passes where everything may. */
-PG_VERIFIED_ALONE int pg_unjudgeable(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction, __u32 reason)
+PG_VERIFIED_ALONE int pg_unjudgeable(struct __sk_buff *skb, struct pg_packet *packet,
+				     __u32 direction, __u32 reason)
 {
 	int judged;
 
@@ -39,8 +41,8 @@ static __always_inline __u32 pg_again(const struct pg_flow *flow)
  * ifindex) and counts as unknown. The epoch is read before the judgement's first look-up: if policy
  * changes meanwhile, the flow keeps the older number and is judged again.
  */
-static __always_inline int pg_refresh(struct __sk_buff *skb, struct pg_packet *packet, struct pg_flow *flow,
-				      __u32 epoch, __u32 now)
+static __always_inline int pg_refresh(struct __sk_buff *skb, struct pg_packet *packet,
+				      struct pg_flow *flow, __u32 epoch, __u32 now)
 {
 	int reason;
 
@@ -106,16 +108,18 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, struct pg_packet *packet,
 		return pg_deny(skb, packet, direction, reason);
 	}
 	if (!packet->forgettable) {
-		if (protocol == PG_IPPROTO_TCP && !(packet->tcp_flags & PG_TCP_SYN)) /* picked up on its way */
-			state = packet->tcp_flags & PG_TCP_FIN ? PG_FLOW_CLOSING : PG_FLOW_ESTABLISHED;
+		if (protocol == PG_IPPROTO_TCP &&
+		    !(packet->tcp_flags & PG_TCP_SYN)) /* picked up on its way */
+			state = packet->tcp_flags & PG_TCP_FIN ? PG_FLOW_CLOSING
+							       : PG_FLOW_ESTABLISHED;
 		pg_flow_remember(packet, direction, epoch, state, now);
 	}
 	return pg_allow_new(skb, packet, direction, reason);
 }
 
 /* Whether the ICMP error quotes a packet of a flow that is allowed now. */
-PG_VERIFIED_ALONE int pg_is_related(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction,
-				    struct pg_place *place)
+PG_VERIFIED_ALONE int pg_is_related(struct __sk_buff *skb, struct pg_packet *packet,
+				    __u32 direction, struct pg_place *place)
 {
 	struct pg_packet quoted = {};
 	struct pg_control *ctl = pg_control();
@@ -132,13 +136,14 @@ PG_VERIFIED_ALONE int pg_is_related(struct __sk_buff *skb, struct pg_packet *pac
 	if (unknown)
 		return 0;
 	flow = pg_flow_find(&quoted);
-	if (!flow || pg_flow_expired(flow, now) || !pg_refresh(skb, &quoted, flow, ctl ? ctl->epoch : 0, now))
+	if (!flow || pg_flow_expired(flow, now) ||
+	    !pg_refresh(skb, &quoted, flow, ctl ? ctl->epoch : 0, now))
 		return 0;
 	return flow->state != PG_FLOW_CUT;
 }
 
-static __always_inline void pg_frag_key(struct pg_frag_key *key, struct __sk_buff *skb, struct pg_packet *packet,
-					__u32 direction)
+static __always_inline void pg_frag_key(struct pg_frag_key *key, struct __sk_buff *skb,
+					struct pg_packet *packet, __u32 direction)
 {
 	key->ifindex = skb->ifindex;
 	key->id = packet->fragment_id;
@@ -156,7 +161,8 @@ static __always_inline void pg_frag_key(struct pg_frag_key *key, struct __sk_buf
 }
 
 /* A first fragment is judged like a whole packet, and its later ones are told of it. */
-PG_VERIFIED_ALONE int pg_first_fragment(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction)
+PG_VERIFIED_ALONE int pg_first_fragment(struct __sk_buff *skb, struct pg_packet *packet,
+					__u32 direction)
 {
 	struct pg_frag_key key = {};
 	struct pg_frag frag = {};
@@ -184,7 +190,8 @@ PG_VERIFIED_ALONE int pg_first_fragment(struct __sk_buff *skb, struct pg_packet 
 
 /* A later fragment: of its first one's flow, or, ahead of it, wherever some port of that peer may be meant. A
  * datagram whose first fragment is refused is never whole. */
-PG_VERIFIED_ALONE int pg_later_fragment(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction)
+PG_VERIFIED_ALONE int pg_later_fragment(struct __sk_buff *skb, struct pg_packet *packet,
+					__u32 direction)
 {
 	struct pg_frag_key key = {};
 	struct pg_frag *first;

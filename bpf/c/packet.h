@@ -29,8 +29,8 @@ enum pg_fragment {
 
 /* What the parser found the packet to be. */
 enum pg_shape {
-	PG_SHAPE_FLOW = 0,  /* belongs to the flow in `key` */
-	PG_SHAPE_CONTROL,   /* always passes */
+	PG_SHAPE_FLOW = 0, /* belongs to the flow in `key` */
+	PG_SHAPE_CONTROL,  /* always passes */
 	PG_SHAPE_MALFORMED,
 };
 
@@ -40,18 +40,17 @@ struct pg_packet {
 		struct pg_flow6_key v6;
 	} key;
 	__u32 fragment_id;
-	__u32 rule;	 /* of the judgement */
-	__u32 class;	 /* of the peer, where a judgement looked it up */
-	__u32 owner;	 /* of the endpoint */
-	__u8 family;	 /* 4 or 6 */
-	__u8 tcp_flags;	 /* 0 unless TCP */
-	__u8 fragment;	 /* enum pg_fragment */
-	__u8 related;	 /* an ICMP error: `key` is the quoted flow's, if that is known */
+	__u32 rule;	  /* of the judgement */
+	__u32 class;	  /* of the peer, where a judgement looked it up */
+	__u32 owner;	  /* of the endpoint */
+	__u8 family;	  /* 4 or 6 */
+	__u8 tcp_flags;	  /* 0 unless TCP */
+	__u8 fragment;	  /* enum pg_fragment */
+	__u8 related;	  /* an ICMP error: `key` is the quoted flow's, if that is known */
 	__u8 forgettable; /* allowed or not, it opens no flow (echo reply without its request) */
 	__u8 by_own_node;
 	__u8 pad[2];
 };
-
 
 /* 0 if the two are the same. Without branches, of which the verifier would follow every combination. */
 static __always_inline __u32 pg_addr_differs(const void *a, const void *b)

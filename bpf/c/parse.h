@@ -98,8 +98,8 @@ static __always_inline __u32 pg_transport_length(__u8 protocol)
 /* A query and its answer share a flow of its own kind, named by who asked: a request of one side never
  * counts as the reply to a request of the other (GHSA-c66w-hq56-4q97). An answer whose question is unknown is
  * judged, and opens nothing. */
-static __always_inline void pg_set_echo(struct pg_packet *packet, __u32 direction, int is_request, __be16 id,
-					__be16 sort)
+static __always_inline void pg_set_echo(struct pg_packet *packet, __u32 direction, int is_request,
+					__be16 id, __be16 sort)
 {
 	int by_pod = is_request ? direction == PG_EGRESS : direction == PG_INGRESS;
 
@@ -108,7 +108,8 @@ static __always_inline void pg_set_echo(struct pg_packet *packet, __u32 directio
 	packet->forgettable = !is_request;
 }
 
-static __always_inline void pg_set_icmp4(struct pg_packet *packet, __u32 direction, __u8 type, __be16 id)
+static __always_inline void pg_set_icmp4(struct pg_packet *packet, __u32 direction, __u8 type,
+					 __be16 id)
 {
 	switch (type) {
 	case ICMP_ECHO:
@@ -117,7 +118,8 @@ static __always_inline void pg_set_icmp4(struct pg_packet *packet, __u32 directi
 		return;
 	case ICMP_TIMESTAMP:
 	case ICMP_TIMESTAMPREPLY:
-		pg_set_echo(packet, direction, type == ICMP_TIMESTAMP, id, bpf_htons(ICMP_TIMESTAMP));
+		pg_set_echo(packet, direction, type == ICMP_TIMESTAMP, id,
+			    bpf_htons(ICMP_TIMESTAMP));
 		return;
 	case ICMP_DEST_UNREACH:
 	case ICMP_SOURCE_QUENCH:
@@ -130,7 +132,8 @@ static __always_inline void pg_set_icmp4(struct pg_packet *packet, __u32 directi
 	packet->forgettable = 1;
 }
 
-static __always_inline void pg_set_icmp6(struct pg_packet *packet, __u32 direction, __u8 type, __be16 id)
+static __always_inline void pg_set_icmp6(struct pg_packet *packet, __u32 direction, __u8 type,
+					 __be16 id)
 {
 	if (type == ICMPV6_ECHO_REQUEST || type == ICMPV6_ECHO_REPLY) {
 		pg_set_echo(packet, direction, type == ICMPV6_ECHO_REQUEST, id, 0);
@@ -154,18 +157,20 @@ static __always_inline int pg_is_control6(__u8 type, __u8 hop_limit)
 static __always_inline int pg_is_dhcp(const struct pg_packet *packet, __u32 direction)
 {
 	if (packet->family == 4)
-		return packet->key.v4.protocol == PG_IPPROTO_UDP && packet->key.v4.pod_port == bpf_htons(68) &&
+		return packet->key.v4.protocol == PG_IPPROTO_UDP &&
+		       packet->key.v4.pod_port == bpf_htons(68) &&
 		       packet->key.v4.peer_port == bpf_htons(67) &&
 		       (direction == PG_INGRESS || packet->key.v4.peer == bpf_htonl(0xffffffff));
-	return packet->key.v6.protocol == PG_IPPROTO_UDP && packet->key.v6.pod_port == bpf_htons(546) &&
+	return packet->key.v6.protocol == PG_IPPROTO_UDP &&
+	       packet->key.v6.pod_port == bpf_htons(546) &&
 	       packet->key.v6.peer_port == bpf_htons(547) &&
 	       pg_is_link_local(direction == PG_EGRESS ? &packet->key.v6.pod : &packet->key.v6.peer);
 }
 
 /* Ports, flags, identifiers. `direct` is the header if it lies in the linear part, else NULL. */
-static __always_inline int pg_parse_transport(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction,
-					      const struct pg_place *place, const struct pg_transport *direct,
-					      __u8 hop_limit)
+static __always_inline int pg_parse_transport(struct __sk_buff *skb, struct pg_packet *packet,
+					      __u32 direction, const struct pg_place *place,
+					      const struct pg_transport *direct, __u8 hop_limit)
 {
 	struct pg_transport copy = {};
 	__be16 source, destination;
@@ -180,9 +185,9 @@ static __always_inline int pg_parse_transport(struct __sk_buff *skb, struct pg_p
 		destination = direct->destination;
 		flags = direct->more[9];
 	} else {
-		long failed = place->protocol == PG_IPPROTO_TCP ?
-				      bpf_skb_load_bytes(skb, place->offset, &copy, sizeof(copy)) :
-				      bpf_skb_load_bytes(skb, place->offset, &copy, 8);
+		long failed = place->protocol == PG_IPPROTO_TCP
+				      ? bpf_skb_load_bytes(skb, place->offset, &copy, sizeof(copy))
+				      : bpf_skb_load_bytes(skb, place->offset, &copy, 8);
 
 		if (failed)
 			return PG_SHAPE_MALFORMED;
@@ -212,8 +217,8 @@ static __always_inline int pg_parse_transport(struct __sk_buff *skb, struct pg_p
 	return PG_SHAPE_FLOW;
 }
 
-static __always_inline int pg_parse4(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction,
-				     struct pg_place *place)
+static __always_inline int pg_parse4(struct __sk_buff *skb, struct pg_packet *packet,
+				     __u32 direction, struct pg_place *place)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	const struct pg_transport *direct = NULL;
@@ -251,7 +256,8 @@ static __always_inline int pg_parse4(struct __sk_buff *skb, struct pg_packet *pa
 
 	fragment = bpf_ntohs(ip->frag_off) & (PG_IP_MORE_FRAGMENTS | PG_IP_OFFSET_MASK);
 	if (fragment) {
-		packet->fragment = fragment & PG_IP_OFFSET_MASK ? PG_LATER_FRAGMENT : PG_FIRST_FRAGMENT;
+		packet->fragment = fragment & PG_IP_OFFSET_MASK ? PG_LATER_FRAGMENT
+								: PG_FIRST_FRAGMENT;
 		packet->fragment_id = ip->id;
 		if (packet->fragment == PG_LATER_FRAGMENT)
 			return PG_SHAPE_FLOW;
@@ -263,7 +269,8 @@ static __always_inline int pg_parse4(struct __sk_buff *skb, struct pg_packet *pa
 
 /* Walks extension headers from `place`; 0, or not if the chain is cut short, too long or source-routed (its
  * addresses are then not the ends of the flow). Leaves fragment and id in the packet. */
-PG_VERIFIED_ALONE int pg_walk6(struct __sk_buff *skb, struct pg_packet *packet, struct pg_place *place)
+PG_VERIFIED_ALONE int pg_walk6(struct __sk_buff *skb, struct pg_packet *packet,
+			       struct pg_place *place)
 {
 	__u32 offset, room;
 	__u8 next;
@@ -327,8 +334,8 @@ PG_VERIFIED_ALONE int pg_walk6(struct __sk_buff *skb, struct pg_packet *packet, 
 	return -1;
 }
 
-static __always_inline int pg_parse6(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction,
-				     struct pg_place *place)
+static __always_inline int pg_parse6(struct __sk_buff *skb, struct pg_packet *packet,
+				     __u32 direction, struct pg_place *place)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	const struct pg_transport *direct = NULL;
@@ -378,8 +385,9 @@ static __always_inline int pg_parse6(struct __sk_buff *skb, struct pg_packet *pa
  * An error travels against the packet it quotes, and goes to that packet's sender: one that goes
  * elsewhere, or that a pod sends in another's name, is no answer to the flow and is judged as itself.
  */
-static __always_inline int pg_parse_quote4(struct __sk_buff *skb, const struct pg_packet *packet, __u32 direction,
-					   const struct pg_place *place, struct pg_packet *quoted)
+static __always_inline int pg_parse_quote4(struct __sk_buff *skb, const struct pg_packet *packet,
+					   __u32 direction, const struct pg_place *place,
+					   struct pg_packet *quoted)
 {
 	__u32 offset = place->offset + PG_ICMP_ERROR_HLEN;
 	struct pg_place inner = {};
@@ -422,8 +430,9 @@ static __always_inline int pg_parse_quote4(struct __sk_buff *skb, const struct p
 	return 0;
 }
 
-static __always_inline int pg_parse_quote6(struct __sk_buff *skb, const struct pg_packet *packet, __u32 direction,
-					   const struct pg_place *place, struct pg_packet *quoted)
+static __always_inline int pg_parse_quote6(struct __sk_buff *skb, const struct pg_packet *packet,
+					   __u32 direction, const struct pg_place *place,
+					   struct pg_packet *quoted)
 {
 	__u32 offset = place->offset + PG_ICMP_ERROR_HLEN;
 	struct pg_place inner = {};

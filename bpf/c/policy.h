@@ -6,9 +6,9 @@
 #include "packet.h"
 
 enum pg_judge_flag {
-	PG_JUDGE_AGAIN = 1,	   /* the flow was allowed once: who sent its first packet is known */
-	PG_JUDGE_OWN_NODE = 2,	   /* with AGAIN: that was the pod's own node */
-	PG_JUDGE_SOME_PORT = 4,	   /* a fragment without ports */
+	PG_JUDGE_AGAIN = 1,	/* the flow was allowed once: who sent its first packet is known */
+	PG_JUDGE_OWN_NODE = 2,	/* with AGAIN: that was the pod's own node */
+	PG_JUDGE_SOME_PORT = 4, /* a fragment without ports */
 	PG_JUDGE_WITHOUT_PEER = 8, /* nothing is known of the packet: only "everything" allows it */
 };
 
@@ -31,8 +31,8 @@ static __always_inline int pg_is_own6(const struct pg_endpoint *endpoint, const 
 	return 0;
 }
 
-static __always_inline int pg_is_own(const struct pg_endpoint *endpoint, const struct pg_packet *packet,
-				     int the_peer)
+static __always_inline int pg_is_own(const struct pg_endpoint *endpoint,
+				     const struct pg_packet *packet, int the_peer)
 {
 	if (packet->family == 4)
 		return pg_is_own4(endpoint, the_peer ? packet->key.v4.peer : packet->key.v4.pod);
@@ -41,7 +41,8 @@ static __always_inline int pg_is_own(const struct pg_endpoint *endpoint, const s
 
 /* Also asked of packets that cannot be parsed, whose addresses are known all the same, and of flows judged again:
  * what audit mode let pass must not be a flow of this pod later. */
-static __always_inline int pg_is_spoofed(const struct pg_endpoint *endpoint, const struct pg_packet *packet)
+static __always_inline int pg_is_spoofed(const struct pg_endpoint *endpoint,
+					 const struct pg_packet *packet)
 {
 	if (packet->family == 0 || (packet->family == 6 && pg_is_link_local(&packet->key.v6.pod)))
 		return 0;
@@ -84,7 +85,8 @@ static __always_inline __u32 pg_class_of_peer(const struct pg_packet *packet)
 }
 
 /* Returns the reason; leaves rule, class and owner in the packet. */
-PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction, __u32 flags)
+PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction,
+			       __u32 flags)
 {
 	struct pg_policy_key key = { .prefixlen = PG_POLICY_PREFIX_PORT };
 	struct pg_policy_value *entry = NULL;
@@ -111,22 +113,26 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, struct pg_packet *packet, 
 	} else {
 		/* A pod to itself, around a service: its own packet comes back through its own interface. One
 		 * from elsewhere only says that it is the pod's; IPv6 has no martian check that would drop it. */
-		if ((direction == PG_EGRESS || skb->ingress_ifindex == ifindex) && pg_is_own(endpoint, packet, 1))
+		if ((direction == PG_EGRESS || skb->ingress_ifindex == ifindex) &&
+		    pg_is_own(endpoint, packet, 1))
 			return PG_ALLOW_OWN_ADDRESS;
 		/* A packet that the node's own stack made has no ingress interface; one that it forwards and
 		 * masquerades has the node's address but came in somewhere. */
 		if (direction == PG_INGRESS &&
-		    ((flags & PG_JUDGE_AGAIN) ? !!(flags & PG_JUDGE_OWN_NODE) : skb->ingress_ifindex == 0) &&
+		    ((flags & PG_JUDGE_AGAIN) ? !!(flags & PG_JUDGE_OWN_NODE)
+					      : skb->ingress_ifindex == 0) &&
 		    pg_is_node(packet)) {
 			packet->by_own_node = 1;
 			return PG_ALLOW_OWN_NODE;
 		}
 		if (packet->family == 4) {
 			key.protocol = packet->key.v4.protocol;
-			key.port = direction == PG_INGRESS ? packet->key.v4.pod_port : packet->key.v4.peer_port;
+			key.port = direction == PG_INGRESS ? packet->key.v4.pod_port
+							   : packet->key.v4.peer_port;
 		} else {
 			key.protocol = packet->key.v6.protocol;
-			key.port = direction == PG_INGRESS ? packet->key.v6.pod_port : packet->key.v6.peer_port;
+			key.port = direction == PG_INGRESS ? packet->key.v6.pod_port
+							   : packet->key.v6.peer_port;
 		}
 		if (flags & PG_JUDGE_SOME_PORT) {
 			key.direction += PG_SOME_PORT;

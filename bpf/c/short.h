@@ -24,7 +24,8 @@ static __always_inline int pg_is_plain(__u8 protocol, const __u8 *l4, const void
 	if (protocol == PG_IPPROTO_TCP)
 		return (const void *)(l4 + PG_TCP_FLAGS + 1) <= end && room >= 20 &&
 		       !(l4[PG_TCP_FLAGS] & (PG_TCP_SYN | PG_TCP_FIN | PG_TCP_RST));
-	return (protocol == PG_IPPROTO_UDP && room >= 8) || (protocol == PG_IPPROTO_SCTP && room >= 12);
+	return (protocol == PG_IPPROTO_UDP && room >= 8) ||
+	       (protocol == PG_IPPROTO_SCTP && room >= 12);
 }
 
 static __always_inline int pg_is_current(struct pg_flow *flow, __u32 direction, __u8 protocol)

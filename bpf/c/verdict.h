@@ -63,8 +63,8 @@ static __always_inline int pg_allow(struct __sk_buff *skb, __u32 direction, __u3
 }
 
 /* A new flow that passes: as above, and told where somebody listens. */
-static __always_inline int pg_allow_new(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction,
-					__u32 reason)
+static __always_inline int pg_allow_new(struct __sk_buff *skb, struct pg_packet *packet,
+					__u32 direction, __u32 reason)
 {
 	struct pg_control *ctl = pg_control();
 
