@@ -93,8 +93,8 @@ impl Gate {
     ///
     /// `Auto` is clsact where it can be first, else TCX: somebody's TCX programs run before any filter, a plain
     /// ingress qdisc (the bandwidth plugin's) leaves no room for clsact, and another's filter may hold the
-    /// first priority. Where both would do, clsact attaches hundreds of times quicker (two TCX links wait for two
-    /// RCU grace periods with the RTNL lock held, for every pod in turn).
+    /// first priority. Where both would do, clsact attaches a hundred times quicker: two TCX links wait for two RCU
+    /// grace periods with the RTNL lock held, for every pod in turn (27 ms against 0.2 where it was tried).
     pub fn attach(&self, ifindex: u32, mode: AttachMode) -> Result<Attached> {
         if let Ok(attached) = self.verify(ifindex) {
             let wanted = match mode {
