@@ -66,10 +66,9 @@ impl Loader {
         &self.gate
     }
 
-    /// The interface of a pod, if the address is one of the pod's own.
-    pub fn interface_of(&self, pod: usize, address: IpAddr) -> Option<u32> {
-        let here = self.here.get(&pod)?;
-        here.addresses.contains(&address).then_some(self.veths[pod].ifindex)
+    /// The number of a pod's interface.
+    pub fn interface(&self, pod: usize) -> u32 {
+        self.veths[pod].ifindex
     }
 
     /// Makes a packet from `source` the node's own, if the node's own stack sends it.
