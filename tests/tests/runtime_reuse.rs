@@ -8,7 +8,7 @@ use podgate_tests::runtime::outcome::enforced;
 use podgate_tests::runtime::traffic::{PORT, Target, talk};
 use podgate_tests::runtime::wait::until;
 use podgate_tests::runtime::world::{World, ingress_only_from};
-use podgate_tests::runtime::{Conflist, Node, Peer, Policyd};
+use podgate_tests::runtime::{Conflist, Node, Peer, Pod, Policyd};
 
 /// Always the same five-tuple: a flow of the old pod would fit the new one's packets.
 const SOURCE_PORT: u16 = 40_000;
@@ -41,8 +41,9 @@ fn a_new_pod_with_an_old_address_has_its_own_policy_and_no_old_flows() -> Result
             until(Duration::from_secs(5), || ask(&node, &old, server.address).unwrap_or(false));
         ensure!(answers, "round {round}: the trusted pod gets no answer");
         let address = old.address;
-        let before = at_server.packets_from(address);
         old.delete(&world, &mut cri)?;
+        // counted by now, all of them
+        let before = at_server.packets_from(address);
 
         let new = Peer::run(&world, &mut cri, &format!("new-{round}"), "stranger")?;
         ensure!(new.address == address, "the new pod has another address");
@@ -72,13 +73,42 @@ fn a_pod_of_the_same_name_is_another_pod() -> Result<()> {
     let answers =
         until(Duration::from_secs(5), || ask(&node, &first, server.address).unwrap_or(false));
     ensure!(answers, "the trusted pod gets no answer");
-    let before = at_server.packets_from(first.address);
-    let again = first.pod.reborn();
+    let (address, again) = (first.address, first.pod.reborn());
     first.delete(&world, &mut cri)?;
+    let before = at_server.packets_from(address);
     let second = Peer::run_pod(&world, &mut cri, again, "stranger")?;
     enforced(&node, &second.pod)?;
     ensure!(!ask(&node, &second, server.address)?, "the server answers a stranger");
     ensure!(at_server.packets_from(second.address) == before, "packets got through");
+    drop(at_server);
+    node.finish()
+}
+
+#[test]
+fn a_world_that_still_knows_the_old_pod_does_not_serve_the_new_one() -> Result<()> {
+    let node = Node::start(&Conflist::default().with_addresses(2))?;
+    let world = World::of(&node)?;
+    world.policy("server", ingress_only_from("server", &["trusted"]))?;
+    let _policyd = Policyd::start(&node)?;
+    let mut cri = node.cri()?;
+    let server = Peer::run(&world, &mut cri, "server", "server")?;
+    let at_server = Target::listen(&node, &server.netns)?;
+    let old = Peer::run(&world, &mut cri, "old", "trusted")?;
+    let answers =
+        until(Duration::from_secs(5), || ask(&node, &old, server.address).unwrap_or(false));
+    ensure!(answers, "the trusted pod gets no answer");
+
+    // the pod is gone from the node; that it is gone from the cluster has not been heard here yet
+    cri.delete(&old.id)?;
+    let before = at_server.packets_from(old.address);
+    let stranger = Pod::new("new");
+    world.pod(&stranger, "stranger", None)?;
+    let id = cri.run(&stranger)?;
+    let new = Peer::of(&mut cri, stranger, id)?;
+    ensure!(new.address == old.address, "the new pod has another address");
+    enforced(&node, &new.pod)?;
+    ensure!(!ask(&node, &new, server.address)?, "the server answers a stranger");
+    ensure!(at_server.packets_from(new.address) == before, "packets got through");
     drop(at_server);
     node.finish()
 }

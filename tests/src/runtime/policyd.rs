@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use podgate_bpf::handshake::{DEFAULT_SOCKET, Request, Response};
@@ -17,20 +17,35 @@ use super::wait::until;
 /// Where its API is, in the node.
 const API: &str = "/run/podgate/api.sock";
 
+/// Longest that it may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A running policyd that has read the world once.
 #[derive(Debug)]
 pub struct Policyd {
     /// The process, to be frozen or killed.
     pub daemon: Daemon,
     api: PathBuf,
+    cni: PathBuf,
 }
 
 impl Policyd {
-    /// Starts it on the node's world and waits until it says that it is ready.
+    /// Starts it on the node's world and waits until it says that it is ready. If it ends before (its predecessor
+    /// may still hold the lock: see [`Daemon::kill`]) it is started again, as a kubelet would.
     pub fn start(node: &Node) -> Result<Self> {
-        let policyd = Self::launch(node)?;
-        policyd.wait_ready(node)?;
-        Ok(policyd)
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut policyd = Self::launch(node)?;
+            let ready = until(PATIENCE, || {
+                policyd.is_ready() || !policyd.daemon.is_running() || Instant::now() >= deadline
+            });
+            if ready && policyd.is_ready() {
+                return Ok(policyd);
+            }
+            if Instant::now() >= deadline {
+                bail!("start policyd: it is not ready: {}", policyd.daemon.log());
+            }
+        }
     }
 
     /// Starts it and does not wait.
@@ -39,21 +54,14 @@ impl Policyd {
         command
             .args(["run", "--source", &format!("dir:{HOME}/manifests"), "--node-name", "node"])
             .args(["--metrics-addr", "off"]);
-        Ok(Self { daemon: node.start_daemon("policyd", command)?, api: node.path(API) })
+        let daemon = node.start_daemon("policyd", command)?;
+        Ok(Self { daemon, api: node.path(API), cni: node.path(DEFAULT_SOCKET) })
     }
 
-    /// Waits until the world has been read and is in force.
-    pub fn wait_ready(&self, node: &Node) -> Result<()> {
-        let socket = node.path(DEFAULT_SOCKET);
-        let ready = until(Duration::from_secs(20), || {
-            let answer =
-                podgate_cni::daemon::ask(&socket, &Request::Status, Duration::from_secs(1));
-            matches!(answer, Ok(Response::Ok))
-        });
-        if !ready {
-            bail!("start policyd: it is not ready: {}", self.daemon.log());
-        }
-        Ok(())
+    /// Whether the world has been read and is in force.
+    pub fn is_ready(&self) -> bool {
+        let answer = podgate_cni::daemon::ask(&self.cni, &Request::Status, Duration::from_secs(1));
+        matches!(answer, Ok(Response::Ok))
     }
 
     /// An answer of the API.
