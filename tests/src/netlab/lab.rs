@@ -12,7 +12,7 @@ use podgate_bpf::maps::Registration;
 use podgate_bpf::{Gate, PinRoot};
 use podgate_policy::compile::{Class, EndpointId};
 
-use super::{Net, Policy};
+use super::{Net, Policy, eventually};
 use crate::sandbox;
 use crate::sync::{Kernel, MapState};
 
@@ -139,6 +139,10 @@ impl Lab {
              route add default via 10.0.0.1
              route add default via fd00::1"
         ));
+        // The bridge learns of the carrier when the kernel gets round to it; until then it drops everything.
+        eventually("the bridge forwards", || {
+            self.node.ask_ip(&format!("-d link show dev {host}")).contains("state forwarding")
+        });
         let ifindex = self.node.ifindex(&host);
         Pod { net, host, ifindex, v4, v6 }
     }

@@ -83,6 +83,18 @@ impl Net {
         assert!(output.status.success(), "{program}:\n{commands}\n{}", complaint.trim());
     }
 
+    /// What one command of `ip` prints inside; nothing if it fails.
+    pub fn ask_ip(&self, arguments: &str) -> String {
+        let output = self.run(|| {
+            Command::new("ip")
+                .args(arguments.split_whitespace())
+                .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+                .output()
+                .unwrap_or_else(|e| panic!("run ip: {e} (Debian: apt-get install iproute2)"))
+        });
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// Sets a sysctl of the namespace, by its path under `/proc/sys/net`.
     #[track_caller]
     pub fn sysctl(&self, name: &str, value: &str) {

@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 
 use podgate_bpf::abi::Reason;
-use podgate_tests::netlab::{Lab, SOON};
+use podgate_tests::netlab::{Lab, SOON, eventually};
 
 use crate::Test;
 use crate::talk::*;
@@ -60,6 +60,7 @@ fn denied_at_the_receiver(lab: &Lab, family: Family) {
     for round in 0..5 {
         ends.client.say(&datagram(round));
     }
+    eventually("the first fragments are refused", || refused(lab, Ingress) == 5);
     assert_eq!(ends.server.hear(8192, SILENCE), None);
     assert_eq!(watch.arrived().1, 0, "fragments arrive");
     assert_eq!(refused(lab, Ingress), 5, "first fragments: {:?}", lab.counted());
@@ -74,6 +75,8 @@ fn denied_at_the_sender(lab: &Lab, family: Family) {
     for round in 0..5 {
         ends.client.say(&datagram(round));
     }
+    // neighbour discovery comes first
+    eventually("the first fragments are refused", || refused(lab, Egress) == 5);
     assert_eq!(ends.server.hear(8192, SILENCE), None);
     assert_eq!(watch.arrived().1, 0, "fragments arrive");
     assert_eq!(refused(lab, Egress), 5, "first fragments: {:?}", lab.counted());

@@ -1,10 +1,9 @@
 //! Finding each other on the link works at pods that may do nothing else.
 
 use std::net::UdpSocket;
-use std::process::Command;
 
 use podgate_bpf::abi::Reason;
-use podgate_tests::netlab::{Lab, Net, eventually};
+use podgate_tests::netlab::{Lab, eventually};
 
 use crate::Test;
 use crate::talk::*;
@@ -15,25 +14,13 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_isolated_pod_notices_a_duplicate_address", duplicate),
 ];
 
-/// What `ip` prints inside a namespace.
-fn told(net: &Net, arguments: &str) -> String {
-    let output = net.run(|| {
-        Command::new("ip")
-            .args(arguments.split_whitespace())
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .output()
-            .unwrap_or_else(|e| panic!("run ip: {e} (Debian: apt-get install iproute2)"))
-    });
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 /// Whether `seeker` comes to know the link address of `sought`.
 fn resolves(seeker: &Pod, sought: &Pod, family: Family) {
     let address = sought.address(family);
     let socket = seeker.net.run(|| UdpSocket::bind((seeker.address(family), 0))).unwrap();
     socket.send_to(b"x", (address, PORT)).unwrap();
     eventually("the neighbour's link address", || {
-        told(&seeker.net, &format!("neigh show {address} dev eth0")).contains("lladdr")
+        seeker.net.ask_ip(&format!("neigh show {address} dev eth0")).contains("lladdr")
     });
 }
 
@@ -67,11 +54,11 @@ fn duplicate(lab: &Lab, family: Family) {
     let (isolated, owner) = (lab.gated(&Policy::isolated()), lab.pod());
     isolated.net.ip(&format!("address add {}/64 dev eth0", owner.v6));
     eventually("the duplicate is noticed", || {
-        told(&isolated.net, "-6 address show dev eth0 dadfailed").contains(&owner.v6.to_string())
+        isolated.net.ask_ip("-6 address show dev eth0 dadfailed").contains(&owner.v6.to_string())
     });
     isolated.net.ip("address add fd00::aa/64 dev eth0");
     eventually("an address that nobody has can be used", || {
-        let usable = told(&isolated.net, "-6 address show dev eth0 -tentative");
+        let usable = isolated.net.ask_ip("-6 address show dev eth0 -tentative");
         usable.contains("fd00::aa/64")
     });
 }
