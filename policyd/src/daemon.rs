@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use podgate_bpf::loader::Sizes;
@@ -28,8 +28,8 @@ use crate::sources::{Rank, SourceSpec};
 use crate::view::Shared;
 use crate::writer::{StartError, Writer};
 
-/// How long another policyd may take to stop, in a rolling upgrade.
-const TAKEOVER: Duration = Duration::from_secs(10);
+/// How often to look whether another policyd has stopped.
+const TAKEOVER: Duration = Duration::from_secs(1);
 
 /// policyd cannot run, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -61,12 +61,6 @@ pub enum RunError {
         name: String,
         /// Why not.
         source: io::Error,
-    },
-    /// Two daemons would undo each other's work.
-    #[error("lock {path}: another policyd uses it; stop that one first")]
-    Another {
-        /// The directory of the pins.
-        path: PathBuf,
     },
     /// Some call of the system.
     #[error("{what}: {source}")]
@@ -218,17 +212,19 @@ fn stop_signal() -> Result<impl Future<Output = &'static str>, RunError> {
 
 /// One policyd per pin root. The kernel releases the lock when the process ends, however it ends.
 async fn only_one(dir: &Path) -> Result<Flock<File>, RunError> {
-    let deadline = Instant::now() + TAKEOVER;
+    let mut told = false;
     loop {
         let opened = File::open(dir).map_err(io(format!("open {}", dir.display())))?;
         match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(lock),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
-                tracing::info!(dir = %dir.display(), "another policyd is still running, waiting for it to stop");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
+            // However long it takes: one that was killed may stay in the kernel for a while, and a
+            // supervisor that starts this one again gains nothing.
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-                return Err(RunError::Another { path: dir.to_owned() });
+                if !told {
+                    tracing::warn!(dir = %dir.display(), "another policyd is still running: waiting for it to stop");
+                    told = true;
+                }
+                tokio::time::sleep(TAKEOVER).await;
             }
             Err((_, error)) => {
                 return Err(io(format!("lock {}", dir.display()))(error.into()));

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Every lab has namespaces, programs and maps of its own, so labs run side by side in one process. What the
-//! maps hold goes through policyd's own [`crate::sync`]: a change of policy here is what it is on a node.
+//! maps hold goes through policyd's own [`policyd::sync`]: a change of policy here is what it is on a node.
 //! Nothing outlives the handles: a namespace goes with the last descriptor and takes its links along.
 
 mod lab;

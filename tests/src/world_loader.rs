@@ -1,4 +1,4 @@
-//! An oracle's world in the kernel: compiled, committed by policyd's own [`crate::sync`], asked packet by packet.
+//! An oracle's world in the kernel: compiled, committed by policyd's own [`policyd::sync`], asked packet by packet.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,10 +13,10 @@ use podgate_policy::compile::{Compiler, EndpointId};
 use podgate_policy::model::ObjectKey;
 
 use crate::compiling;
-use crate::encode;
 use crate::oracle::World;
 use crate::sandbox::{self, Veth};
-use crate::sync::{Kernel, MapState};
+use policyd::encode;
+use policyd::sync::{Kernel, MapState};
 
 /// Interfaces of every world: pod number `n` of a world has the n-th.
 const PODS: usize = 10;

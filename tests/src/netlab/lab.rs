@@ -14,7 +14,7 @@ use podgate_policy::compile::{Class, EndpointId};
 
 use super::{Net, Policy, eventually};
 use crate::sandbox;
-use crate::sync::{Kernel, MapState};
+use policyd::sync::{Kernel, MapState};
 
 /// A family of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

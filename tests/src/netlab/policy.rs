@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use podgate_policy::compile::{Class, Entry, PortMatch, RuleId, Table};
 use podgate_policy::model::{Direction, Protocol};
 
-use crate::encode::{self, MapKey};
+use policyd::encode::{self, MapKey};
 
 /// A pod's table in the making.
 #[derive(Clone, Debug, Default)]
