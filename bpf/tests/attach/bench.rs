@@ -419,7 +419,12 @@ impl Foreign {
     pub(crate) fn remove(self, _bench: &Bench) {
         match self {
             Self::Clsact(hooks) => hooks.into_iter().for_each(|mut hook| hook.detach().unwrap()),
-            Self::Tcx(links, _) => drop(links),
+            // Detached by name: closing the last descriptor only asks the kernel to do so some time.
+            Self::Tcx(links, _) => links.into_iter().for_each(|link| {
+                // SAFETY: the descriptor is open until the end of this closure.
+                let ret = unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) };
+                assert_eq!(ret, 0, "detach a foreign TCX program");
+            }),
         }
     }
 }
