@@ -29,7 +29,7 @@ use crate::view::Shared;
 use crate::writer::{StartError, Writer};
 
 /// How often to look whether another policyd has stopped.
-const TAKEOVER: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// policyd cannot run, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -224,7 +224,7 @@ async fn only_one(dir: &Path) -> Result<Flock<File>, RunError> {
                     tracing::warn!(dir = %dir.display(), "another policyd is still running: waiting for it to stop");
                     told = true;
                 }
-                tokio::time::sleep(TAKEOVER).await;
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
             Err((_, error)) => {
                 return Err(io(format!("lock {}", dir.display()))(error.into()));

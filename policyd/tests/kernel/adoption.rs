@@ -98,11 +98,16 @@ fn a_map_of_an_earlier_pod_with_the_same_number_is_replaced() {
 #[test]
 fn there_is_only_one_policyd() {
     on_a_node(|node| {
-        let _policyd = node.policyd();
+        let first = node.policyd();
         node.ready();
-        let mut second = node.policyd();
-        let (code, _) = second.end();
-        assert_eq!(code, Some(1));
+        let second = node.policyd();
+        // longer than the second takes to see that it is not alone
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        first.kill();
         node.ready();
+        let log = second.kill().join("\n");
+        let (waits, starts) =
+            (log.find("another policyd is still running"), log.find("took over the maps"));
+        assert!(waits.is_some() && waits < starts, "{log}");
     });
 }
