@@ -10,7 +10,7 @@
 
 /*
  * A global function: the verifier checks it once, for any argument, and not again at every call with all that
- * the caller knows (which is a million instructions and more here). It must take NULL into account. Kernel 5.13.
+ * the caller knows (which is a million instructions and more here). It must take NULL into account. Kernel 5.12.
  */
 #define PG_VERIFIED_ALONE __attribute__((noinline))
 

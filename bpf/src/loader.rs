@@ -219,7 +219,7 @@ fn load(root: &PinRoot, sizes: &Sizes) -> Result<()> {
 fn load_failure(error: &libbpf_rs::Error) -> String {
     let hint = match errno(error).raw_os_error() {
         Some(nix::libc::EPERM) => " (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or root)",
-        Some(nix::libc::EINVAL | nix::libc::EOPNOTSUPP) => " (needs kernel 5.13 or later with BTF)",
+        Some(nix::libc::EINVAL | nix::libc::EOPNOTSUPP) => " (needs kernel 5.12 or later with BTF)",
         _ => "",
     };
     format!("{error:#}{hint}")

@@ -263,18 +263,40 @@ impl Maps {
     }
 
     /// Puts policy maps in force, each atomically in place of its endpoint's earlier one. The batch waits
-    /// for one RCU grace period (about 10 ms), however many there are.
+    /// for one RCU grace period (about 10 ms), however many there are; each waits for its own before kernel 5.19.
     pub fn install_policy_maps(&self, maps: &[(u32, &PolicyMap)]) -> Result<()> {
-        if maps.is_empty() {
-            return Ok(());
+        // Map-in-map has batches since kernel 5.19.
+        const ENOTSUPP: i32 = 524;
+        match maps {
+            [] => return Ok(()),
+            [(ifindex, map)] => return self.install_policy_map(*ifindex, map),
+            _ => {}
         }
         let keys: Vec<u8> = maps.iter().flat_map(|(ifindex, _)| ifindex.to_ne_bytes()).collect();
         let fds: Vec<u8> = maps
             .iter()
             .flat_map(|(_, map)| map.map.handle().as_fd().as_raw_fd().to_ne_bytes())
             .collect();
+        let done = self.policies.update_batch(
+            &keys,
+            &fds,
+            maps.len() as u32,
+            MapFlags::ANY,
+            MapFlags::ANY,
+        );
+        match done {
+            Ok(()) => Ok(()),
+            Err(e) if errno(&e).raw_os_error() == Some(ENOTSUPP) => {
+                maps.iter().try_for_each(|(ifindex, map)| self.install_policy_map(*ifindex, map))
+            }
+            Err(e) => Err(write_error("policies", self.policies.max_entries(), &e)),
+        }
+    }
+
+    fn install_policy_map(&self, ifindex: u32, map: &PolicyMap) -> Result<()> {
+        let fd = map.map.handle().as_fd().as_raw_fd();
         self.policies
-            .update_batch(&keys, &fds, maps.len() as u32, MapFlags::ANY, MapFlags::ANY)
+            .update(&ifindex.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
             .map_err(|e| write_error("policies", self.policies.max_entries(), &e))
     }
 
