@@ -83,7 +83,7 @@ fmt: setup-lint ## format the Rust and the C in place
 bench: setup-test ## what a packet, and a chained ADD, cost on this machine (root)
 	@scripts/preflight.sh
 	@$(MAKE) build
-	@$(ROOT_CARGO) test -q -p podgate-bpf --test cost
+	@$(ROOT_CARGO) test -q -p podgate-bpf --test cost -- --nocapture
 	@$(ROOT_CARGO) bench -q --profile dev -p podgate-tests --bench add_latency
 
 .PHONY: clean
