@@ -32,6 +32,9 @@ enum pg_direction {
 enum pg_startup {
 	PG_STARTUP_HOLD = 0, /* only its own node may reach it */
 	PG_STARTUP_OPEN = 1, /* everything passes */
+	/* With a policy map or without: everything passes and is remembered. A pod that ran before podgate came,
+	 * until policyd knows its open connections. */
+	PG_STARTUP_WATCH = 2,
 };
 
 enum pg_mode {

@@ -103,7 +103,8 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, struct pg_packet *packet, 
 	if (!endpoint)
 		return PG_DENY_NO_ENDPOINT;
 	packet->owner = endpoint->owner;
-	if (direction == PG_EGRESS && endpoint->anti_spoofing && pg_is_spoofed(endpoint, packet))
+	if (direction == PG_EGRESS && endpoint->anti_spoofing &&
+	    endpoint->startup != PG_STARTUP_WATCH && pg_is_spoofed(endpoint, packet))
 		return PG_DENY_SPOOFED;
 
 	key.owner = endpoint->owner;
@@ -140,6 +141,9 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, struct pg_packet *packet, 
 		}
 	}
 
+	/* After the node's own packets, which the flow remembers as such. */
+	if (endpoint->startup == PG_STARTUP_WATCH)
+		return PG_ALLOW_STARTUP;
 	table = bpf_map_lookup_elem(&policies, &ifindex);
 	if (!table)
 		return endpoint->startup == PG_STARTUP_OPEN ? PG_ALLOW_STARTUP : PG_DENY_STARTUP;

@@ -74,6 +74,8 @@ c_enum! {
         Hold = 0 => "hold",
         /// Everything passes.
         Open = 1 => "open",
+        /// Everything passes and is remembered, policy map or not: a running pod that is being adopted.
+        Watch = 2 => "watch",
     }
 }
 

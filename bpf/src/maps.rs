@@ -9,9 +9,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::abi::{
     Addr, ClassValue, ControlRecord, Counter, EndpointRecord, Flow, Flow4Key, Flow6Key, Frag,
-    FragKey, Net4Key, Net6Key, NodeAddr, Peer4Key, Peer6Key, PolicyKey, PolicyValue,
+    FragKey, Net4Key, Net6Key, NodeAddr, Peer4Key, Peer6Key, PolicyKey, PolicyValue, Startup,
 };
 pub use crate::control::{Control, Counters};
+use crate::handshake::EndpointRef;
 pub use crate::registration::{PodRef, Registration};
 use crate::sys::SharedControl;
 use crate::typed::{TypedMap, errno, write_error};
@@ -135,6 +136,20 @@ impl Maps {
         self.endpoints.set(&registration.ifindex, &registration.to_record()?)?;
         self.control.bump_epoch();
         Ok(())
+    }
+
+    /// Changes the startup state of a registration, from the next packet on, and has every flow judged again. False
+    /// if the interface has no registration, or another's.
+    pub fn set_startup(&self, endpoint: EndpointRef, startup: Startup) -> Result<bool> {
+        let Some(mut record) = self.endpoints.get(&endpoint.ifindex)? else { return Ok(false) };
+        if record.owner != endpoint.owner {
+            return Ok(false);
+        }
+        record.startup = startup as u8;
+        // one that was removed since must not come back
+        let changed = self.endpoints.change(&endpoint.ifindex, &record)?;
+        self.control.bump_epoch();
+        Ok(changed)
     }
 
     /// The registration of an interface.

@@ -66,6 +66,15 @@ where
             .map_err(|e| write_error(self.name, self.handle.max_entries(), &e))
     }
 
+    /// Writes the value of a key that is there; false if it is not.
+    pub(crate) fn change(&self, key: &K, value: &V) -> Result<bool> {
+        match self.handle.update(key.as_bytes(), value.as_bytes(), MapFlags::EXIST) {
+            Ok(()) => Ok(true),
+            Err(e) if errno(&e).raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),
+            Err(e) => Err(write_error(self.name, self.handle.max_entries(), &e)),
+        }
+    }
+
     /// Whether there was something to remove.
     pub(crate) fn remove(&self, key: &K) -> Result<bool> {
         match self.handle.delete(key.as_bytes()) {

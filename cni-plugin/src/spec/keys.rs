@@ -104,7 +104,7 @@ impl Settings {
     /// Reads them.
     pub fn read(conf: &NetConf) -> Result<Self, CniError> {
         let startup = key(conf, "startup", "\"hold\" or \"open\"", |value| {
-            Startup::ALL.iter().copied().find(|s| Some(s.name()) == value.as_str())
+            [Startup::Hold, Startup::Open].into_iter().find(|s| Some(s.name()) == value.as_str())
         })?;
         let timeout = key(conf, "policydTimeoutMs", "whole milliseconds, 0 to 300000", |value| {
             value.as_u64().filter(|ms| *ms <= TIMEOUT_MAX).map(Duration::from_millis)

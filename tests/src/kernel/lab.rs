@@ -8,6 +8,7 @@ use std::time::Duration;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use podgate_bpf::abi::{Counter, Direction, Flow, Mode, Note, Reason, Startup, Verdict};
 use podgate_bpf::events::Events;
+use podgate_bpf::handshake::EndpointRef;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::{Counters, PolicyMap, Registration};
 use podgate_bpf::testrun::Context;
@@ -195,6 +196,13 @@ impl Lab {
             netns: String::new(),
         };
         must("register the pod", self.gate().maps.register(&registration));
+    }
+
+    /// Gives the pod another startup state.
+    pub fn startup(&self, startup: Startup) {
+        let endpoint = EndpointRef { ifindex: self.ifindex, owner: self.owner };
+        let changed = self.gate().maps.set_startup(endpoint, startup);
+        assert!(must("change the startup state", changed), "the pod is not registered");
     }
 
     /// Another pod comes to this interface, isolated or not; what the first one left stays where it is, its
