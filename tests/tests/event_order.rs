@@ -16,6 +16,8 @@ fn gone(change: &Change) -> Change {
     match change {
         Change::PodSet(pod) => Change::PodGone(pod.key.clone()),
         Change::NamespaceSet(namespace) => Change::NamespaceGone(namespace.name.clone()),
+        Change::ServiceSet(service) => Change::ServiceGone(service.key.clone()),
+        Change::SliceSet(slice) => Change::SliceGone(slice.key.clone()),
         Change::PolicySet(policy) => Change::PolicyGone(policy.id.clone()),
         other => other.clone(),
     }

@@ -7,6 +7,8 @@
 mod cidr;
 mod pod;
 mod policy;
+mod service;
+mod slice;
 
 use std::fmt;
 
@@ -18,6 +20,8 @@ use crate::model::ObjectKey;
 pub use cidr::{parse_address, parse_cidr};
 pub use pod::{METADATA_NAME, namespace, pod};
 pub use policy::policy;
+pub use service::service;
+pub use slice::{SERVICE_NAME, endpoint_slice};
 
 /// A field that cannot be read, inside some object.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -13,7 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{Labels, Namespace, ObjectKey, Pod, PodLife, Policy, PolicyId};
+use crate::model::{
+    EndpointSlice, Labels, Namespace, ObjectKey, Pod, PodLife, Policy, PolicyId, Service,
+};
+use crate::services::Catalog;
 
 /// One event of a source.
 #[derive(Clone, Debug)]
@@ -30,6 +33,14 @@ pub enum Change {
     PolicySet(Policy),
     /// A policy is gone.
     PolicyGone(PolicyId),
+    /// A service is new or changed.
+    ServiceSet(Service),
+    /// A service is gone.
+    ServiceGone(ObjectKey),
+    /// An EndpointSlice is new or changed.
+    SliceSet(EndpointSlice),
+    /// An EndpointSlice is gone.
+    SliceGone(ObjectKey),
 }
 
 /// The cluster. Holds objects by their names; objects are shared, not copied, with whoever reads them.
@@ -42,6 +53,7 @@ pub struct Index {
     policies: BTreeMap<PolicyId, Arc<Policy>>,
     /// The ids of `policies` by their namespaces; no empty sets.
     policies_of: BTreeMap<Arc<str>, BTreeSet<PolicyId>>,
+    services: Catalog,
 }
 
 impl Index {
@@ -65,6 +77,10 @@ impl Index {
             Change::NamespaceGone(name) => self.namespaces.remove(&name).is_some(),
             Change::PolicySet(policy) => self.set_policy(policy),
             Change::PolicyGone(id) => self.remove_policy(&id),
+            Change::ServiceSet(service) => self.services.set_service(service),
+            Change::ServiceGone(key) => self.services.remove_service(&key),
+            Change::SliceSet(slice) => self.services.set_slice(slice),
+            Change::SliceGone(key) => self.services.remove_slice(&key),
         }
     }
 
@@ -116,6 +132,16 @@ impl Index {
             }
         }
         true
+    }
+
+    /// The services.
+    pub fn services(&self) -> &Catalog {
+        &self.services
+    }
+
+    /// The services, for who takes note of what was touched.
+    pub fn services_mut(&mut self) -> &mut Catalog {
+        &mut self.services
     }
 
     /// All pods, by key.

@@ -23,4 +23,5 @@ pub mod index;
 pub mod model;
 mod peers;
 pub mod selector;
+pub mod services;
 mod tables;

@@ -3,6 +3,8 @@
 //! Nothing here can hold a state that the API's defaulting leaves open: a missing `from` is
 //! [`Peers::Any`], a missing protocol is TCP, a CIDR with host bits is masked.
 
+mod service;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -13,6 +15,11 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::selector::Selector;
+
+pub use service::{
+    Addressing, Condition, EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort,
+    TargetPort, TrafficPolicy,
+};
 
 /// Labels of a pod or a namespace.
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use podgate_policy::convert::FieldError;
 use serde::de::DeserializeOwned;
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use super::Object;
 use super::manifest::{DIR_SOURCE, Manifest, ManifestError};
-use super::object::{namespace, pod, policy};
+use super::object::{namespace, pod, policy, service, slice};
 
 /// Splits YAML into its documents and the line each starts at. `---` at the start of a line is a document
 /// marker wherever it stands, in a block scalar too, so no parser is needed to see it.
@@ -123,6 +124,8 @@ impl Document<'_> {
             (NETWORKING, "NetworkPolicy") => policy(DIR_SOURCE, &value).map(Object::Policy),
             ("v1", "Pod") => pod(&value).map(Object::Pod),
             ("v1", "Namespace") => namespace(&value).map(Object::Namespace),
+            ("v1", "Service") => service(&value).map(Object::Service),
+            (DISCOVERY, "EndpointSlice") => slice(&value).map(Object::EndpointSlice),
             ("extensions/v1beta1", "NetworkPolicy") => {
                 Err(FieldError::new("apiVersion", format!("must be {NETWORKING}")))
             }
@@ -159,6 +162,8 @@ impl Document<'_> {
             "NetworkPolicy" => error::<NetworkPolicy>(self.text),
             "Pod" => error::<Pod>(self.text),
             "Namespace" => error::<Namespace>(self.text),
+            "Service" => error::<Service>(self.text),
+            "EndpointSlice" => error::<EndpointSlice>(self.text),
             _ => None,
         }?;
         error.location().is_some().then(|| self.line_of(&error))
@@ -166,12 +171,15 @@ impl Document<'_> {
 }
 
 const NETWORKING: &str = "networking.k8s.io/v1";
+const DISCOVERY: &str = "discovery.k8s.io/v1";
 
 /// What the items of a typed list are.
 fn version_and_list(version: &str, kind: &str) -> Option<(&'static str, &'static str)> {
     match (version, kind) {
         ("v1", "PodList") => Some(("v1", "Pod")),
         ("v1", "NamespaceList") => Some(("v1", "Namespace")),
+        ("v1", "ServiceList") => Some(("v1", "Service")),
+        (DISCOVERY, "EndpointSliceList") => Some((DISCOVERY, "EndpointSlice")),
         (NETWORKING, "NetworkPolicyList") => Some((NETWORKING, "NetworkPolicy")),
         _ => None,
     }

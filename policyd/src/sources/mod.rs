@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use podgate_policy::index::Change;
-use podgate_policy::model::{Namespace, ObjectKey, Pod, Policy, PolicyId};
+use podgate_policy::model::{EndpointSlice, Namespace, ObjectKey, Pod, Policy, PolicyId, Service};
 
 pub use spec::SourceSpec;
 pub use store::{SourceState, Store};
@@ -31,6 +31,10 @@ pub enum Object {
     Namespace(Namespace),
     /// A policy.
     Policy(Policy),
+    /// A service.
+    Service(Service),
+    /// Endpoints of a service.
+    EndpointSlice(EndpointSlice),
 }
 
 /// What tells one object from another.
@@ -42,6 +46,10 @@ pub enum ObjectId {
     Namespace(Arc<str>),
     /// A policy by source, namespace and name.
     Policy(PolicyId),
+    /// A service by namespace and name.
+    Service(ObjectKey),
+    /// An EndpointSlice by namespace and name.
+    EndpointSlice(ObjectKey),
 }
 
 impl Object {
@@ -51,6 +59,8 @@ impl Object {
             Self::Pod(pod) => ObjectId::Pod(pod.key.clone()),
             Self::Namespace(namespace) => ObjectId::Namespace(namespace.name.clone()),
             Self::Policy(policy) => ObjectId::Policy(policy.id.clone()),
+            Self::Service(service) => ObjectId::Service(service.key.clone()),
+            Self::EndpointSlice(slice) => ObjectId::EndpointSlice(slice.key.clone()),
         }
     }
 }
@@ -61,6 +71,8 @@ impl fmt::Display for ObjectId {
             Self::Pod(key) => write!(f, "pod {key}"),
             Self::Namespace(name) => write!(f, "namespace {name}"),
             Self::Policy(id) => write!(f, "policy {id}"),
+            Self::Service(key) => write!(f, "service {key}"),
+            Self::EndpointSlice(key) => write!(f, "endpointslice {key}"),
         }
     }
 }
@@ -71,6 +83,8 @@ impl From<Object> for Change {
             Object::Pod(pod) => Self::PodSet(pod),
             Object::Namespace(namespace) => Self::NamespaceSet(namespace),
             Object::Policy(policy) => Self::PolicySet(policy),
+            Object::Service(service) => Self::ServiceSet(service),
+            Object::EndpointSlice(slice) => Self::SliceSet(slice),
         }
     }
 }
@@ -81,6 +95,8 @@ impl From<ObjectId> for Change {
             ObjectId::Pod(key) => Self::PodGone(key),
             ObjectId::Namespace(name) => Self::NamespaceGone(name),
             ObjectId::Policy(id) => Self::PolicyGone(id),
+            ObjectId::Service(key) => Self::ServiceGone(key),
+            ObjectId::EndpointSlice(key) => Self::SliceGone(key),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One object of a manifest, from plain data: typed, with the path of what is wrong.
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use podgate_policy::convert::{self, FieldError};
 use podgate_policy::model::Policy;
@@ -25,6 +26,14 @@ pub(super) fn pod(value: &Value) -> Result<podgate_policy::model::Pod, FieldErro
 
 pub(super) fn namespace(value: &Value) -> Result<podgate_policy::model::Namespace, FieldError> {
     convert::namespace(&typed::<Namespace>(value)?.0).map_err(|error| error.field)
+}
+
+pub(super) fn service(value: &Value) -> Result<podgate_policy::model::Service, FieldError> {
+    convert::service(&typed::<Service>(value)?.0).map_err(|error| error.field)
+}
+
+pub(super) fn slice(value: &Value) -> Result<podgate_policy::model::EndpointSlice, FieldError> {
+    convert::endpoint_slice(&typed::<EndpointSlice>(value)?.0).map_err(|error| error.field)
 }
 
 /// The typed object and the fields it does not know.

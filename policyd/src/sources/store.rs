@@ -186,6 +186,12 @@ fn present(index: &Index, id: &ObjectId) -> Option<Object> {
         ObjectId::Pod(key) => index.pod(key).map(|pod| Object::Pod((**pod).clone())),
         ObjectId::Namespace(name) => index.namespace(name).cloned().map(Object::Namespace),
         ObjectId::Policy(id) => index.policy(id).map(|policy| Object::Policy((**policy).clone())),
+        ObjectId::Service(key) => {
+            index.services().service(key).map(|service| Object::Service((**service).clone()))
+        }
+        ObjectId::EndpointSlice(key) => {
+            index.services().slice(key).map(|slice| Object::EndpointSlice((**slice).clone()))
+        }
     }
 }
 

@@ -185,7 +185,7 @@ pub(super) fn port_number(path: &str, number: i32) -> Result<u16, FieldError> {
 }
 
 /// The API server's rule (RFC 6335): "80" is no name, for it has no letter.
-fn is_port_name(name: &str) -> bool {
+pub(super) fn is_port_name(name: &str) -> bool {
     let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=15).contains(&name.len())
         && name.bytes().all(valid)

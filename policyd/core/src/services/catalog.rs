@@ -1,0 +1,115 @@
+//! What the sources say of services.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::model::{EndpointSlice, ObjectKey, Service};
+
+/// Services and their slices, by name. Like the index that holds it, its content is a function of the set of
+/// objects, whatever their order; a slice may come before its service.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    services: BTreeMap<ObjectKey, Arc<Service>>,
+    slices: BTreeMap<ObjectKey, Arc<EndpointSlice>>,
+    /// The slices of a service, known or not; no empty sets.
+    slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// Services about which something changed since [`Catalog::take_touched`].
+    touched: BTreeSet<ObjectKey>,
+}
+
+/// Who has seen which change is no part of what is known.
+impl PartialEq for Catalog {
+    fn eq(&self, other: &Self) -> bool {
+        self.services == other.services
+            && self.slices == other.slices
+            && self.slices_of == other.slices_of
+    }
+}
+
+impl Eq for Catalog {}
+
+impl Catalog {
+    /// A service is new or changed. False if this says nothing new.
+    pub fn set_service(&mut self, service: Service) -> bool {
+        if self.services.get(&service.key).is_some_and(|known| **known == service) {
+            return false;
+        }
+        self.touched.insert(service.key.clone());
+        self.services.insert(service.key.clone(), Arc::new(service));
+        true
+    }
+
+    /// A service is gone.
+    pub fn remove_service(&mut self, key: &ObjectKey) -> bool {
+        if self.services.remove(key).is_none() {
+            return false;
+        }
+        self.touched.insert(key.clone());
+        true
+    }
+
+    /// A slice is new or changed.
+    pub fn set_slice(&mut self, slice: EndpointSlice) -> bool {
+        if self.slices.get(&slice.key).is_some_and(|known| **known == slice) {
+            return false;
+        }
+        // its label may have named another service
+        self.remove_slice(&slice.key);
+        if let Some(service) = slice.service_key() {
+            self.touched.insert(service.clone());
+            self.slices_of.entry(service).or_default().insert(slice.key.clone());
+        }
+        self.slices.insert(slice.key.clone(), Arc::new(slice));
+        true
+    }
+
+    /// A slice is gone.
+    pub fn remove_slice(&mut self, key: &ObjectKey) -> bool {
+        let Some(slice) = self.slices.remove(key) else { return false };
+        let Some(service) = slice.service_key() else { return true };
+        if let Some(slices) = self.slices_of.get_mut(&service) {
+            slices.remove(key);
+            if slices.is_empty() {
+                self.slices_of.remove(&service);
+            }
+        }
+        self.touched.insert(service);
+        true
+    }
+
+    /// The services that something changed about since the last call.
+    pub fn take_touched(&mut self) -> BTreeSet<ObjectKey> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// Whether [`Catalog::take_touched`] would say something.
+    pub fn is_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    /// All services, by name.
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// The service of this name.
+    pub fn service(&self, key: &ObjectKey) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
+    /// All slices, by name.
+    pub fn slices(&self) -> impl ExactSizeIterator<Item = &Arc<EndpointSlice>> {
+        self.slices.values()
+    }
+
+    /// The slice of this name.
+    pub fn slice(&self, key: &ObjectKey) -> Option<&Arc<EndpointSlice>> {
+        self.slices.get(key)
+    }
+
+    /// The slices of a service, by their names.
+    pub fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        let keys = self.slices_of.get(service).into_iter().flatten();
+        keys.filter_map(|key| self.slices.get(key))
+    }
+}
