@@ -2,10 +2,11 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use crate::netlink::Netlink;
 
 /// What names a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,38 +48,12 @@ pub(crate) fn ingress_qdisc(ifindex: u32) -> io::Result<Option<String>> {
 }
 
 fn dump(message: RouteNetlinkMessage) -> io::Result<Vec<TcMessage>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = NetlinkMessage::from(message);
-    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-
-    let mut found = Vec::new();
-    loop {
-        let (answer, _) = socket.recv_from_full()?;
-        let mut rest = answer.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok(found),
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::Error(_) => return Ok(found),
-                NetlinkPayload::InnerMessage(
-                    RouteNetlinkMessage::NewTrafficFilter(tc)
-                    | RouteNetlinkMessage::NewQueueDiscipline(tc),
-                ) => found.push(tc),
-                _ => {}
-            }
-            let length = (message.header.length as usize).next_multiple_of(4);
-            if length == 0 || length >= rest.len() {
-                break;
-            }
-            rest = &rest[length..];
+    let found = Netlink::open(NETLINK_ROUTE)?.list(message)?;
+    let tc = |message| match message {
+        RouteNetlinkMessage::NewTrafficFilter(tc) | RouteNetlinkMessage::NewQueueDiscipline(tc) => {
+            Some(tc)
         }
-    }
+        _ => None,
+    };
+    Ok(found.into_iter().filter_map(tc).collect())
 }

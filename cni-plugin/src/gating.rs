@@ -64,7 +64,7 @@ impl<'a> Standing<'a> {
     pub fn undo(self) -> Vec<String> {
         let mut errors = Vec::new();
         for endpoint in self.done.iter().rev() {
-            if let Err(error) = take_away(self.gate, *endpoint) {
+            if let Err(error) = self.gate.take_away(*endpoint) {
                 errors.push(chain(&error));
             }
         }
@@ -99,7 +99,7 @@ pub fn remove_all(
     let mut errors = Vec::new();
     for registration in registrations.iter().filter(|r| doomed(r)) {
         let endpoint = EndpointRef { ifindex: registration.ifindex, owner: registration.owner };
-        match take_away(gate, endpoint) {
+        match gate.take_away(endpoint) {
             Ok(()) => {
                 let (ifindex, host) = (registration.ifindex, &registration.host_interface);
                 info!(ifindex, container = %registration.container_id, host_interface = %host, "gate removed");
@@ -115,21 +115,6 @@ pub fn remove_all(
         return Ok(());
     }
     Err(CniError::new(Code::Remove, "remove gates").because(errors.join("; ")))
-}
-
-/// Detaches, then unregisters: as long as the registration is there, a repeated DEL finds what is left.
-fn take_away(gate: &Gate, endpoint: EndpointRef) -> podgate_bpf::Result<()> {
-    let EndpointRef { ifindex, owner } = endpoint;
-    match gate.maps.registration(ifindex)? {
-        Some(found) if found.owner != owner => {
-            // between reading and now the ifindex has got another pod; that gate is not ours to take
-            warn!(ifindex, "interface is registered anew: left alone");
-            return Ok(());
-        }
-        _ => {}
-    }
-    gate.detach(ifindex)?;
-    gate.maps.unregister(ifindex)
 }
 
 /// One line per container. policyd reconciles with the registry by itself, so silence is only logged.

@@ -4,8 +4,6 @@
 //! ```text
 //!   spec/     the protocol: environment, configuration, results, errors; knows nothing of podgate's work
 //!   cmd/      one verb per file
-//!   hostlink  which host interface belongs to a pod's interface: a pure decision on link data
-//!   netns     the link data: netlink, inside the pod's network namespace and out
 //!   gating    register + attach, and the way back
 //!   daemon    the one line to policyd
 //! ```
@@ -16,9 +14,7 @@
 pub mod cmd;
 pub mod daemon;
 pub mod gating;
-pub mod hostlink;
 pub mod logging;
-pub mod netns;
 pub mod spec;
 
 use std::io::{Read, Write};

@@ -1,11 +1,11 @@
 //! ADD: stands the gate at the host end of each of the pod's interfaces, then waits until policyd says
 //! that the pod's policy is in force.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
 
+use podgate_bpf::gating::draw_owner;
 use podgate_bpf::handshake::Request;
 use podgate_bpf::maps::Registration;
 use podgate_bpf::{Gate, PinRoot};
@@ -59,7 +59,7 @@ fn raise(
         }
         let registration = Registration {
             ifindex: end.host.index,
-            owner: owner(),
+            owner: draw_owner(),
             startup: settings.startup,
             anti_spoofing: settings.anti_spoofing,
             addresses: end.addresses.clone(),
@@ -120,12 +120,4 @@ fn add_node_addresses(gate: &Gate, addresses: &[IpAddr]) {
             warn!(%address, error = chain(&error), "add node's address");
         }
     }
-}
-
-/// A number that no other registration has: random, so that no state is needed; 0 means none. It tells
-/// registrations apart and keeps nothing secret, so the standard library's randomly keyed hash does
-/// (in a static glibc binary the getrandom crate opens /dev/random, which may block early in a boot).
-fn owner() -> u32 {
-    let draw = || RandomState::new().build_hasher().finish() as u32;
-    std::iter::repeat_with(draw).find(|number| *number != 0).unwrap_or(1)
 }

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use crate::hostlink::{self, Link};
-use crate::netns::{self, Netlink, Sandbox};
+use podgate_bpf::hostlink::{self, Link};
+use podgate_bpf::netns::{self, Route, Sandbox};
+
 use crate::spec::env::Attachment;
 use crate::spec::result::SandboxInterface;
 use crate::spec::{CniError, Code, NetConf, PrevResult};
@@ -51,10 +52,8 @@ pub(super) fn find(
 ) -> Result<Found, CniError> {
     let sandbox = Sandbox::open(netns).map_err(failed("use CNI_NETNS"))?;
     let wanted = prev.sandbox_interfaces(&attachment.ifname, |path| sandbox.is_at(path));
-    let runtime = netns::runtime().map_err(failed("read network"))?;
-    let here = Netlink::here(&runtime).map_err(failed("read network"))?;
-    let (inside, netns_cookie) =
-        Netlink::inside(&runtime, &sandbox).map_err(failed("use CNI_NETNS"))?;
+    let here = Route::here().map_err(failed("read network"))?;
+    let (inside, netns_cookie) = Route::inside(&sandbox).map_err(failed("use CNI_NETNS"))?;
     let mut ends = Vec::with_capacity(wanted.len());
     for interface in wanted {
         ends.push(end(interface, &inside, &here, &sandbox)?);
@@ -65,8 +64,8 @@ pub(super) fn find(
 
 fn end(
     interface: SandboxInterface,
-    inside: &Netlink<'_>,
-    here: &Netlink<'_>,
+    inside: &Route,
+    here: &Route,
     sandbox: &Sandbox,
 ) -> Result<End, CniError> {
     let name = interface.name;

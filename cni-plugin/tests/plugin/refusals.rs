@@ -63,7 +63,7 @@ fn a_namespace_that_is_none() {
         let file = world.path("plain");
         fs::write(&file, "").expect("write");
         for (netns, words) in [
-            ("/proc/thread-self/ns/net".into(), "plugin's own"),
+            ("/proc/thread-self/ns/net".into(), "caller's own"),
             (world.path("nowhere"), "No such file"),
             (file, "no namespace"),
             ("/proc/self/ns/uts".into(), "enter it"),

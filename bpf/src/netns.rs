@@ -1,7 +1,7 @@
-//! Link and address data, from inside the pod's network namespace and from the node's.
+//! Link and address data, from inside a pod's network namespace and from the node's.
 //!
 //! No code lives in the pod's namespace: the thread enters it, opens a netlink socket, which stays
-//! there, and comes back; the socket is then used from here. It is the main thread of a process that
+//! there, and comes back; the socket is then used from here. In the plugin it is the main thread of a process that
 //! does this once, before anything is changed, and ends if it cannot come back. A thread of its own would
 //! cost ADD a tenth of its CPU and half its wall time on a busy node (it has to be scheduled, twice).
 
@@ -11,18 +11,16 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use futures::{StreamExt, TryStreamExt};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
 use netns_rs::{NetNs, get_from_current_thread, get_from_path};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
-use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
-use rtnetlink::{Handle, new_connection};
-use tokio::runtime::{Builder, Runtime};
 
 use crate::hostlink::Link;
+use crate::netlink::Netlink;
 
 /// Reading the namespaces failed.
 #[derive(Debug, thiserror::Error)]
@@ -45,16 +43,6 @@ pub enum Error {
     },
 }
 
-fn netlink_error(verb: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
-    |e| Error::Netlink {
-        verb: verb.into(),
-        cause: match e {
-            rtnetlink::Error::NetlinkError(message) => message.to_io().to_string(),
-            other => other.to_string(),
-        },
-    }
-}
-
 /// A pod's network namespace, checked: it exists, is one, and is not the plugin's own.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -74,10 +62,29 @@ impl Sandbox {
         let own = get_from_current_thread().map_err(|e| fail(cause_of(&e)))?;
         if netns == own {
             return Err(fail(
-                "it is the plugin's own, so the pod shares the node's network".into(),
+                "it is the caller's own, so the pod shares the node's network".into(),
             ));
         }
         Ok(Self { netns, path: path.to_owned() })
+    }
+
+    /// Runs something on this thread, inside. An error may mean that the thread could not come back: then it has to
+    /// end without touching anything more. A process of many threads uses one made for this.
+    pub fn run<T>(&self, inside: impl FnOnce() -> T) -> Result<T, Error> {
+        self.netns.run(|_| inside()).map_err(|e| Error::Netns {
+            path: self.path.clone(),
+            reason: format!("enter it: {}", cause_of(&e)),
+        })
+    }
+
+    /// Device and inode: the same for every path that leads to this namespace.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        self.netns.file().metadata().map(|m| (m.dev(), m.ino()))
+    }
+
+    /// Where it was found.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether a path, as a result spells it, leads to this namespace.
@@ -100,68 +107,65 @@ fn cause_of(error: &netns_rs::Error) -> String {
     }
 }
 
-/// A netlink socket in some network namespace.
-#[derive(Clone, Debug)]
-pub struct Netlink<'rt> {
-    runtime: &'rt Runtime,
-    handle: Handle,
+/// A route socket in some network namespace.
+#[derive(Debug)]
+pub struct Route {
+    netlink: Netlink,
 }
 
-/// A single-threaded runtime: `rtnetlink` needs one to talk to the kernel.
-pub fn runtime() -> Result<Runtime, Error> {
-    Builder::new_current_thread().enable_io().build().map_err(open_error)
+fn netlink_error(verb: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    |cause| Error::Netlink { verb: verb.into(), cause: cause.to_string() }
 }
 
-fn open_error(cause: io::Error) -> Error {
-    Error::Netlink { verb: "open netlink socket".into(), cause: cause.to_string() }
-}
-
-impl<'rt> Netlink<'rt> {
-    /// In the plugin's own namespace.
-    pub fn here(runtime: &'rt Runtime) -> Result<Self, Error> {
-        let _entered = runtime.enter();
-        // it keeps the namespace of the thread that makes it
-        let (connection, handle, _) = new_connection().map_err(open_error)?;
-        runtime.spawn(connection);
-        Ok(Self { runtime, handle })
+impl Route {
+    /// In the calling thread's own namespace.
+    pub fn here() -> Result<Self, Error> {
+        let netlink = Netlink::open(NETLINK_ROUTE).map_err(netlink_error("open netlink socket"))?;
+        Ok(Self { netlink })
     }
 
     /// In the pod's namespace, together with the namespace's cookie (0 if the kernel has none).
-    pub fn inside(runtime: &'rt Runtime, sandbox: &Sandbox) -> Result<(Self, u64), Error> {
-        let fail = |reason: String| Error::Netns { path: sandbox.path.clone(), reason };
-        let entered =
-            sandbox.netns.run(|_| (Self::here(runtime), podgate_bpf::current_netns_cookie()));
-        // Err also means "not back again": nothing has been changed yet, and the call ends with it
-        let (netlink, cookie) = entered.map_err(|e| fail(format!("enter it: {}", cause_of(&e))))?;
-        Ok((netlink?, cookie))
+    pub fn inside(sandbox: &Sandbox) -> Result<(Self, u64), Error> {
+        let (route, cookie) = sandbox.run(|| (Self::here(), crate::current_netns_cookie()))?;
+        Ok((route?, cookie))
     }
 
     /// A link by its name; `None` if there is none.
     pub fn link_named(&self, name: &str) -> Result<Option<Link>, Error> {
-        let request = self.handle.link().get().match_name(name.to_owned());
-        self.link(request.execute(), &format!("read interface {name}"))
+        let mut message = link_question();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.link(message, &format!("read interface {name}"))
     }
 
     /// A link by its index; `None` if there is none.
     pub fn link_numbered(&self, index: u32) -> Result<Option<Link>, Error> {
-        let request = self.handle.link().get().match_index(index);
-        self.link(request.execute(), &format!("read interface {index}"))
+        let mut message = link_question();
+        message.header.index = index;
+        self.link(message, &format!("read interface {index}"))
     }
 
-    fn link(
-        &self,
-        answer: impl futures::Stream<Item = Result<LinkMessage, rtnetlink::Error>>,
-        verb: &str,
-    ) -> Result<Option<Link>, Error> {
-        match self.runtime.block_on(answer.try_collect::<Vec<_>>()) {
-            Ok(links) => Ok(links.into_iter().next().map(link_data)),
-            Err(rtnetlink::Error::NetlinkError(e))
-                if e.raw_code() == -(nix::errno::Errno::ENODEV as i32) =>
-            {
-                Ok(None)
-            }
+    fn link(&self, message: LinkMessage, verb: &str) -> Result<Option<Link>, Error> {
+        match self.netlink.ask(RouteNetlinkMessage::GetLink(message)) {
+            Ok(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link_data(link))),
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(None),
+            Ok(other) => Err(unexpected(verb, &other)),
             Err(e) => Err(netlink_error(verb)(e)),
         }
+    }
+
+    /// All links of the namespace.
+    pub fn links(&self) -> Result<Vec<Link>, Error> {
+        let found = self
+            .netlink
+            .list(RouteNetlinkMessage::GetLink(link_question()))
+            .map_err(netlink_error("list interfaces"))?;
+        Ok(found
+            .into_iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewLink(link) => Some(link_data(link)),
+                _ => None,
+            })
+            .collect())
     }
 
     /// The addresses of an interface.
@@ -175,9 +179,13 @@ impl<'rt> Netlink<'rt> {
     }
 
     fn addresses(&self, wanted: impl Fn(&AddressMessage) -> bool) -> Result<Vec<IpAddr>, Error> {
-        let dump = self.handle.address().get().execute().try_collect::<Vec<_>>();
-        let messages = self.runtime.block_on(dump).map_err(netlink_error("read addresses"))?;
-        Ok(messages.iter().filter(|m| wanted(m)).filter_map(address_data).collect())
+        let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let found = self.netlink.list(question).map_err(netlink_error("read addresses"))?;
+        let address = |message| match message {
+            RouteNetlinkMessage::NewAddress(message) if wanted(&message) => address_data(&message),
+            _ => None,
+        };
+        Ok(found.into_iter().filter_map(address).collect())
     }
 
     /// The number of the pod's namespace in this one; `None` if it has none.
@@ -185,27 +193,29 @@ impl<'rt> Netlink<'rt> {
         let mut message = NsidMessage::default();
         let fd = sandbox.netns.file().as_fd().as_raw_fd();
         message.attributes.push(NsidAttribute::Fd(fd.unsigned_abs()));
-        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(message));
-        request.header.flags = NLM_F_REQUEST;
         let verb = "read number of the pod's network namespace";
-        let mut handle = self.handle.clone();
-        let mut answer = handle.request(request).map_err(netlink_error(verb))?;
-        match self.runtime.block_on(answer.next()).map(|message| message.payload) {
-            Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(found))) => {
+        match self.netlink.ask(RouteNetlinkMessage::GetNsId(message)) {
+            Ok(RouteNetlinkMessage::NewNsId(found)) => {
                 Ok(found.attributes.iter().find_map(|attribute| match attribute {
                     NsidAttribute::Id(id) if *id >= 0 => Some(*id),
                     _ => None,
                 }))
             }
-            Some(NetlinkPayload::Error(e)) => {
-                Err(netlink_error(verb)(rtnetlink::Error::NetlinkError(e)))
-            }
-            other => Err(Error::Netlink {
-                verb: verb.into(),
-                cause: format!("unexpected answer {other:?}"),
-            }),
+            Ok(other) => Err(unexpected(verb, &other)),
+            Err(e) => Err(netlink_error(verb)(e)),
         }
     }
+}
+
+fn unexpected(verb: &str, answer: &RouteNetlinkMessage) -> Error {
+    Error::Netlink { verb: verb.to_owned(), cause: format!("unexpected answer {answer:?}") }
+}
+
+/// Counters are half of a link's description, and nobody here reads them.
+fn link_question() -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    message
 }
 
 fn link_data(message: LinkMessage) -> Link {
@@ -253,7 +263,7 @@ mod tests {
     #[test]
     fn what_is_no_other_namespace_is_refused() {
         for (path, reason) in [
-            ("/proc/self/ns/net", "plugin's own"),
+            ("/proc/self/ns/net", "shares the node's network"),
             ("/proc/self/status", "no namespace"),
             ("/nowhere/at/all", "No such file"),
         ] {
@@ -262,21 +272,20 @@ mod tests {
         }
         // a namespace of another kind is found out on entering
         let sandbox = Sandbox::open(Path::new("/proc/self/ns/uts")).unwrap();
-        let runtime = runtime().unwrap();
-        let error = Netlink::inside(&runtime, &sandbox).unwrap_err().to_string();
+        let error = Route::inside(&sandbox).unwrap_err().to_string();
         assert!(error.contains("enter it"), "{error}");
         assert!(sandbox.is_at("/proc/self/ns/uts") && !sandbox.is_at("/proc/self/ns/net"));
     }
 
     #[test]
     fn reads_the_loopback_of_this_namespace() {
-        let runtime = runtime().unwrap();
-        let netlink = Netlink::here(&runtime).unwrap();
-        let lo = netlink.link_named("lo").unwrap().unwrap();
-        assert_eq!((lo.index, lo.kind, lo.peer), (1, None, None));
-        assert_eq!(netlink.link_numbered(1).unwrap().map(|l| l.name).as_deref(), Some("lo"));
-        assert_eq!(netlink.link_named("no-such-link").unwrap(), None);
-        assert_eq!(netlink.link_numbered(0x7fff_fff0).unwrap(), None);
-        assert!(netlink.all_addresses().is_ok());
+        let route = Route::here().unwrap();
+        let lo = route.link_named("lo").unwrap().unwrap();
+        assert_eq!((lo.index, lo.kind.clone(), lo.peer), (1, None, None));
+        assert_eq!(route.link_numbered(1).unwrap().map(|l| l.name).as_deref(), Some("lo"));
+        assert_eq!(route.link_named("no-such-link").unwrap(), None);
+        assert_eq!(route.link_numbered(0x7fff_fff0).unwrap(), None);
+        assert!(route.links().unwrap().contains(&lo));
+        assert!(route.all_addresses().is_ok());
     }
 }

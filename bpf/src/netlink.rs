@@ -1,0 +1,133 @@
+//! Netlink without a runtime: one question, all its answers, on the thread that asks.
+//!
+//! Everything asked here is answered by the kernel within microseconds, so there is nothing to wait for that a
+//! runtime would make use of.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
+use netlink_sys::{Socket, SocketAddr};
+
+/// What the kernel fits its answers to: it never makes a dump's part larger than the reader's buffer, nor than 32 KiB.
+const BUFFER: usize = 64 * 1024;
+/// How often a dump is begun again because what it lists changed meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// A netlink socket. It stays in the network namespace of the thread that opens it.
+#[derive(Debug)]
+pub struct Netlink {
+    /// Held for as long as one question and its answers take.
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens one of a family, e.g. `netlink_sys::protocols::NETLINK_ROUTE`.
+    pub fn open(family: isize) -> io::Result<Self> {
+        let socket = Socket::new(family)?;
+        // nobody but the kernel may answer
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { inner: Mutex::new(Inner { socket, sequence: 0 }) })
+    }
+
+    /// Asks for one thing: its description, or the kernel's refusal.
+    pub fn ask<M>(&self, question: M) -> io::Result<M>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = None;
+        inner.exchange(question, NLM_F_REQUEST, |message| found = Some(message))?;
+        found.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an answer without content"))
+    }
+
+    /// Lists; `each` sees every item. An item that this build cannot read is left out.
+    pub fn dump<M>(&self, question: M, mut each: impl FnMut(M)) -> io::Result<()>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.exchange(question, NLM_F_REQUEST | NLM_F_DUMP, &mut each).map(drop)
+    }
+
+    /// Lists what is small and may change while it is read: begins again until it did not.
+    pub fn list<M>(&self, question: M) -> io::Result<Vec<M>>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable + Clone,
+    {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = Vec::new();
+        for _ in 0..ATTEMPTS {
+            found.clear();
+            let flags = NLM_F_REQUEST | NLM_F_DUMP;
+            if inner.exchange(question.clone(), flags, |message| found.push(message))? {
+                return Ok(found);
+            }
+        }
+        // what is listed then is there, but something that is may be missing
+        Ok(found)
+    }
+}
+
+impl Inner {
+    /// Whether nothing changed under the answers.
+    fn exchange<M>(&mut self, question: M, flags: u16, mut each: impl FnMut(M)) -> io::Result<bool>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(question));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+
+        let mut consistent = true;
+        let mut answer = Vec::with_capacity(BUFFER);
+        loop {
+            answer.clear();
+            self.socket.recv(&mut answer, 0)?;
+            let mut rest = answer.as_slice();
+            while !rest.is_empty() {
+                let invalid = |e: netlink_packet_core::DecodeError| {
+                    io::Error::new(io::ErrorKind::InvalidData, e.to_string())
+                };
+                let header = NetlinkBuffer::new_checked(rest).map_err(invalid)?;
+                let length = header.length() as usize;
+                // left of a question whose answers were not read to their end
+                let ours = header.sequence_number() == self.sequence;
+                consistent &= !ours || header.flags() & NLM_F_DUMP_INTR == 0;
+                let message = &rest[..length.min(rest.len())];
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+                if !ours {
+                    continue;
+                }
+                match NetlinkMessage::<M>::deserialize(message).map(|message| message.payload) {
+                    Ok(NetlinkPayload::Done(_)) => return Ok(consistent),
+                    Ok(NetlinkPayload::Error(error)) if error.code.is_some() => {
+                        return Err(error.to_io());
+                    }
+                    Ok(NetlinkPayload::Error(_)) => return Ok(consistent),
+                    Ok(NetlinkPayload::InnerMessage(message)) => each(message),
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(%error, "unreadable netlink message left out"),
+                }
+                if flags & NLM_F_DUMP == 0 {
+                    return Ok(consistent);
+                }
+            }
+        }
+    }
+}
