@@ -66,6 +66,7 @@ enum pg_reason {
 	PG_DENY_NOT_IP = 20,	/* VLAN tag, foreign ethertype */
 	PG_DENY_FRAGMENT = 21, /* its first fragment was denied, or no port of that peer is allowed */
 	PG_DENY_NO_ENDPOINT = 22, /* the interface is not registered */
+	PG_DENY_PORT_TAKEN = 23, /* two flows of the pod would look the same to one endpoint (service.h) */
 	PG_REASON_COUNT = 32,
 };
 
@@ -223,9 +224,19 @@ enum pg_flow_state {
 #define PG_FLOW_BY_OWN_NODE 1 /* allowed as the own node's; judged again as that */
 #define PG_FLOW_FIN_FROM_POD 2
 #define PG_FLOW_FIN_TO_POD 4
+/* A flow to a service is two entries. The service view has the key that the pod sees: (pod, service address);
+ * it says where the packets go. The endpoint view has the key that the others see: (pod, endpoint); it is the
+ * flow that is judged and tracked, and says what its replies are to look like. */
+#define PG_FLOW_SERVICE 8
+#define PG_FLOW_ENDPOINT 16
+/* With SERVICE: the endpoint is the pod itself. Both entries are service views then (service.h). */
+#define PG_FLOW_HAIRPIN 32
+/* Somebody else translates this flow: nothing is rewritten here, but `other` is judged in place of the peer.
+ * Written by user space when it adopts a running pod, of connections that kube-proxy had translated. */
+#define PG_FLOW_FOREIGN 64
 
 struct pg_flow {
-	__u32 epoch;   /* of its last judgement */
+	__u32 epoch; /* of its last judgement; of a service view: of the last look at its backend */
 	__u32 expires; /* coarse seconds, see clock.h */
 	__u32 owner;
 	__u32 rule;
@@ -233,6 +244,10 @@ struct pg_flow {
 	__u8 state; /* enum pg_flow_state */
 	__u8 flags; /* PG_FLOW_* */
 	__u8 pad;
+	/* Only with the flags above. SERVICE, FOREIGN: the endpoint. ENDPOINT: the service. */
+	struct pg_addr other;
+	__be16 other_port; /* BE */
+	__be16 own_port; /* BE; the pod's port in the other view: the same unless that one was taken */
 };
 
 /* frags: what the first fragment of a datagram said, for the later ones. LRU. */
@@ -253,7 +268,82 @@ struct pg_frag {
 	__u8 kind;    /* enum pg_flow_kind */
 	__u8 verdict; /* enum pg_verdict */
 	__u8 protocol;
+	__u8 flags; /* PG_FLOW_SERVICE, ENDPOINT, HAIRPIN: the datagram is translated, `peer` too is the flow's */
+	struct pg_addr other; /* as in pg_flow */
+	__be16 other_port;    /* as in pg_flow */
+	__be16 own_port;      /* as in pg_flow */
+};
+
+/*
+ * services4, services6: where a service listens -> which number it has and how many endpoints may be picked.
+ * Written by policyd's writer alone, as are slots and backends. A service without an endpoint that may be
+ * picked has no entry: its packets are none of the programs' business.
+ *
+ * Every slot below `count` holds a valid backend at every moment. To add one: backends, slot, count. To remove
+ * one: the last slot's backend into its slot, count, and the last slot itself later, when no program that has read
+ * the old count can still run.
+ */
+struct pg_service4_key {
+	__be32 addr; /* BE */
+	__be16 port; /* BE */
+	__u8 protocol;
 	__u8 pad;
+};
+
+struct pg_service6_key {
+	struct pg_addr addr;
+	__be16 port; /* BE */
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct pg_service {
+	__u32 id; /* of this address, port and protocol; not 0 */
+	__u32 count;
+	__u32 affinity_seconds; /* a client keeps its endpoint so long after its last new flow; 0: not at all */
+	__u32 pad;
+};
+
+/* slots: the endpoints that may be picked, by number. */
+struct pg_slot_key {
+	__u32 service;
+	__u32 slot;
+};
+
+struct pg_backend {
+	struct pg_addr addr;
+	__be16 port; /* BE */
+	__u8 pad[2];
+};
+
+/* backends: the same by address, with those that are not picked any more but keep their flows. */
+struct pg_backend_key {
+	__u32 service;
+	struct pg_addr addr;
+	__be16 port; /* BE */
+	__u8 pad[2];
+};
+
+enum pg_backend_state {
+	PG_BACKEND_READY = 1,	/* may be picked */
+	PG_BACKEND_SERVING = 2, /* keeps the flows it has */
+};
+
+struct pg_backend_value {
+	__u32 state; /* enum pg_backend_state */
+};
+
+/* affinity: which endpoint a client had last, LRU. Written by the programs. */
+struct pg_affinity_key {
+	__u32 service;
+	struct pg_addr client;
+};
+
+struct pg_affinity {
+	struct pg_addr addr;
+	__be16 port; /* BE */
+	__u8 pad[2];
+	__u32 seen; /* its last new flow, coarse seconds */
 };
 
 /* control: one entry, mapped into user space. */
@@ -282,7 +372,10 @@ struct pg_event {
 	__u8 reason;  /* enum pg_reason */
 	__u8 verdict; /* enum pg_verdict: what happened to the packet */
 	__u8 family;  /* 4, 6, or 0 where the packet is no IP */
-	__u8 pad[3];
+	__u8 pad;
+	/* The service through which the pod talks to `peer`, as the pod sees it; port 0: none. */
+	__be16 service_port;
+	struct pg_addr service;
 };
 
 /* The rate limit of one CPU. Not pinned, not shared. */

@@ -79,7 +79,9 @@ PG_VERIFIED_ALONE int pg_tell(struct __sk_buff *skb, struct pg_packet *packet, _
 	event->reason = outcome & 0xff;
 	event->verdict = outcome >> 8;
 	event->family = packet->family;
-	event->pad[0] = event->pad[1] = event->pad[2] = 0;
+	event->pad = 0;
+	event->service_port = packet->service_port;
+	event->service = packet->service;
 	bpf_ringbuf_submit(event, 0);
 	return 0;
 }

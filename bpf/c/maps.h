@@ -117,6 +117,50 @@ struct {
 	__type(value, struct pg_frag);
 } frags SEC(".maps");
 
+/* Services. Writer: policyd. Reader: programs (new flows of pods, and once a flow and change). Full: reported; that
+ * service stays as it was, or is left to kube-proxy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 16);
+	__type(key, struct pg_service4_key);
+	__type(value, struct pg_service);
+} services4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 16);
+	__type(key, struct pg_service6_key);
+	__type(value, struct pg_service);
+} services6 SEC(".maps");
+
+/* Their endpoints, of both families: by number, and by address. As above. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 18);
+	__type(key, struct pg_slot_key);
+	__type(value, struct pg_backend);
+} slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 18);
+	__type(key, struct pg_backend_key);
+	__type(value, struct pg_backend_value);
+} backends SEC(".maps");
+
+/* Clients that keep their endpoint. Writer and reader: programs. Full: the client that opened no flow for the
+ * longest time gets a new choice. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct pg_affinity_key);
+	__type(value, struct pg_affinity);
+} affinity SEC(".maps");
+
 /* Packets and bytes by direction and reason, then notes. Writer: programs. Reader: policyd. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

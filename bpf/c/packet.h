@@ -49,7 +49,8 @@ struct pg_packet {
 	__u8 related;	  /* an ICMP error: `key` is the quoted flow's, if that is known */
 	__u8 forgettable; /* allowed or not, it opens no flow (echo reply without its request) */
 	__u8 by_own_node;
-	__u8 pad[2];
+	__be16 service_port; /* not 0: `key` is the endpoint's, and this the service that the pod talks to */
+	struct pg_addr service;
 };
 
 /* 0 if the two are the same. Without branches, of which the verifier would follow every combination. */

@@ -40,6 +40,8 @@ pub struct Event {
     pub pod: (IpAddr, u16),
     /// Peer's address and port.
     pub peer: (IpAddr, u16),
+    /// The service's address and port, where the pod reaches the peer through one.
+    pub service: Option<(IpAddr, u16)>,
 }
 
 impl Event {
@@ -59,6 +61,8 @@ impl Event {
             protocol: record.protocol,
             pod: (record.pod.into(), u16::from_be_bytes(record.pod_port)),
             peer: (record.peer.into(), u16::from_be_bytes(record.peer_port)),
+            service: (record.service_port != [0; 2])
+                .then(|| (record.service.into(), u16::from_be_bytes(record.service_port))),
         })
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod abi;
 pub mod attach;
+pub mod clock;
 mod control;
 pub mod error;
 pub mod events;
@@ -23,6 +24,7 @@ pub mod netlink;
 pub mod netns;
 pub mod pins;
 mod registration;
+pub mod services;
 mod sys;
 pub mod testrun;
 mod typed;

@@ -6,9 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use libbpf_rs::{MapCore, MapHandle, ObjectBuilder, OpenObject, PrintLevel};
-use nix::sys::time::TimeValLike;
-use nix::time::{ClockId, clock_getres};
 
+use crate::clock::tick_shift;
 use crate::maps::{Maps, PINNED};
 use crate::pins::{FROM_POD, TO_POD};
 use crate::sys::{ControlWord, SharedControl};
@@ -27,9 +26,9 @@ const EVENTS_PER_SECOND: u32 = 1000;
 pub struct Sizes {
     /// Gated interfaces of the node.
     pub endpoints: u32,
-    /// IPv4 flows of the node; about 110 bytes each, taken at once.
+    /// IPv4 flows of the node, one through a service counted twice; about 130 bytes each, taken at once.
     pub flows4: u32,
-    /// IPv6 flows; about 140 bytes each, taken at once.
+    /// IPv6 flows; about 160 bytes each, taken at once.
     pub flows6: u32,
     /// Exact addresses with a class, per family; memory is taken as needed.
     pub peers: u32,
@@ -39,6 +38,12 @@ pub struct Sizes {
     pub frags: u32,
     /// Addresses of the node.
     pub node_addrs: u32,
+    /// Addresses and ports at which services listen, per family; memory is taken as needed.
+    pub services: u32,
+    /// Endpoints of those, one of several services counted for each; memory is taken as needed.
+    pub backends: u32,
+    /// Clients that keep their endpoint (session affinity); about 120 bytes each, taken at once.
+    pub affinity: u32,
     /// Bytes of the ring of events; a power of two of at least a page.
     pub events: u32,
 }
@@ -53,6 +58,9 @@ impl Default for Sizes {
             nets: 1 << 20,
             frags: 8192,
             node_addrs: 65_536,
+            services: 65_536,
+            backends: 1 << 18,
+            affinity: 16_384,
             events: 1 << 18,
         }
     }
@@ -69,6 +77,9 @@ impl Sizes {
             "nets4" | "nets6" => Some(self.nets),
             "frags" => Some(self.frags),
             "node_addrs" => Some(self.node_addrs),
+            "services4" | "services6" => Some(self.services),
+            "slots" | "backends" => Some(self.backends),
+            "affinity" => Some(self.affinity),
             "events" => Some(self.events),
             _ => None,
         }
@@ -223,14 +234,6 @@ fn load_failure(error: &libbpf_rs::Error) -> String {
         _ => "",
     };
     format!("{error:#}{hint}")
-}
-
-/// `pg_tick_shift` of `c/clock.h`: the kernel's coarse clocks advance once a tick.
-fn tick_shift() -> u32 {
-    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map_or(4_000_000, |tick| tick.num_nanoseconds());
-    let hz = 1e9 / tick.max(1) as f64;
-    hz.log2().round().clamp(0.0, 16.0) as u32
 }
 
 fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<()> {

@@ -14,6 +14,7 @@ use crate::abi::{
 pub use crate::control::{Control, Counters};
 use crate::handshake::EndpointRef;
 pub use crate::registration::{PodRef, Registration};
+use crate::services::ServiceMaps;
 use crate::sys::SharedControl;
 use crate::typed::{TypedMap, errno, write_error};
 use crate::{Error, PinRoot, Result};
@@ -36,6 +37,7 @@ pub struct Maps {
     node_addrs: TypedMap<Addr, NodeAddr>,
     flows4: TypedMap<Flow4Key, Flow>,
     flows6: TypedMap<Flow6Key, Flow>,
+    services: ServiceMaps,
     counters: MapHandle,
     events: MapHandle,
     control: Control,
@@ -53,13 +55,18 @@ pub(crate) const PINNED: &[&str] = &[
     "flows4",
     "flows6",
     "frags",
+    "services4",
+    "services6",
+    "slots",
+    "backends",
+    "affinity",
     "counters",
     "control",
     "events",
 ];
 
 /// Opens a pin and holds it against what this build takes it for.
-fn open_pin(
+pub(crate) fn open_pin(
     root: &PinRoot,
     name: &str,
     kind: MapType,
@@ -80,7 +87,11 @@ fn open_pin(
     }
 }
 
-fn open_typed<K, V>(root: &PinRoot, name: &'static str, kind: MapType) -> Result<TypedMap<K, V>>
+pub(crate) fn open_typed<K, V>(
+    root: &PinRoot,
+    name: &'static str,
+    kind: MapType,
+) -> Result<TypedMap<K, V>>
 where
     K: IntoBytes + FromBytes + Immutable + Copy,
     V: IntoBytes + FromBytes + Immutable + Copy,
@@ -106,6 +117,7 @@ impl Maps {
             node_addrs: open_typed(root, "node_addrs", MapType::Hash)?,
             flows4: open_typed(root, "flows4", MapType::LruHash)?,
             flows6: open_typed(root, "flows6", MapType::LruHash)?,
+            services: ServiceMaps::open(root)?,
             counters: open_pin(root, "counters", MapType::PercpuArray, WORD, size_of::<Counter>())?,
             events: open_pin(root, "events", MapType::RingBuf, 0, 0)?,
             control: Control::new(shared),
@@ -115,6 +127,11 @@ impl Maps {
     /// The epoch and the switches.
     pub fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// Services and their endpoints.
+    pub fn services(&self) -> &ServiceMaps {
+        &self.services
     }
 
     /// Reads all counters.
@@ -367,6 +384,17 @@ impl Maps {
     /// All IPv6 flows.
     pub fn flows6(&self) -> Result<Vec<(Flow6Key, Flow)>> {
         self.flows6.entries()
+    }
+
+    /// Adds an IPv4 flow that was there before its pod was gated, unless the programs know it already; says whether it
+    /// did. Give it an epoch that is not the present one: then it is judged at its next packet.
+    pub fn seed_flow4(&self, key: &Flow4Key, flow: &Flow) -> Result<bool> {
+        self.flows4.add(key, flow)
+    }
+
+    /// As [`Maps::seed_flow4`], for IPv6.
+    pub fn seed_flow6(&self, key: &Flow6Key, flow: &Flow) -> Result<bool> {
+        self.flows6.add(key, flow)
     }
 
     /// Forgets an IPv4 flow: what eviction from the full map does.

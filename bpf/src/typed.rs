@@ -75,6 +75,31 @@ where
         }
     }
 
+    /// Writes many entries with one system call. If it fails, some may be written.
+    pub(crate) fn set_all(&self, entries: impl Iterator<Item = (K, V)>) -> Result<()> {
+        let (mut keys, mut values, mut count) = (Vec::new(), Vec::new(), 0);
+        for (key, value) in entries {
+            keys.extend_from_slice(key.as_bytes());
+            values.extend_from_slice(value.as_bytes());
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        self.handle
+            .update_batch(&keys, &values, count, MapFlags::ANY, MapFlags::ANY)
+            .map_err(|e| write_error(self.name, self.handle.max_entries(), &e))
+    }
+
+    /// Writes an entry unless there is one; says whether it did.
+    pub(crate) fn add(&self, key: &K, value: &V) -> Result<bool> {
+        match self.handle.update(key.as_bytes(), value.as_bytes(), MapFlags::NO_EXIST) {
+            Ok(()) => Ok(true),
+            Err(e) if errno(&e).raw_os_error() == Some(nix::libc::EEXIST) => Ok(false),
+            Err(e) => Err(write_error(self.name, self.handle.max_entries(), &e)),
+        }
+    }
+
     /// Whether there was something to remove.
     pub(crate) fn remove(&self, key: &K) -> Result<bool> {
         match self.handle.delete(key.as_bytes()) {

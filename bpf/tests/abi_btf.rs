@@ -66,15 +66,28 @@ fn mirrors() -> Vec<Layout> {
         layout!(Flow6Key = "pg_flow6_key" {
             ifindex, pod, peer, pod_port, peer_port, protocol, kind, pad,
         }),
-        layout!(Flow = "pg_flow" { epoch, expires, owner, rule, direction, state, flags, pad }),
+        layout!(Flow = "pg_flow" {
+            epoch, expires, owner, rule, direction, state, flags, pad, other, other_port, own_port,
+        }),
         layout!(FragKey = "pg_frag_key" { ifindex, id, source, destination, protocol, direction, pad }),
-        layout!(Frag = "pg_frag" { expires, pod_port, peer_port, kind, verdict, protocol, pad }),
+        layout!(Frag = "pg_frag" {
+            expires, pod_port, peer_port, kind, verdict, protocol, flags, other, other_port, own_port,
+        }),
+        layout!(Service4Key = "pg_service4_key" { addr, port, protocol, pad }),
+        layout!(Service6Key = "pg_service6_key" { addr, port, protocol, pad }),
+        layout!(ServiceValue = "pg_service" { id, count, affinity_seconds, pad }),
+        layout!(SlotKey = "pg_slot_key" { service, slot }),
+        layout!(BackendRecord = "pg_backend" { addr, port, pad }),
+        layout!(BackendKey = "pg_backend_key" { service, addr, port, pad }),
+        layout!(BackendValue = "pg_backend_value" { state }),
+        layout!(AffinityKey = "pg_affinity_key" { service, client }),
+        layout!(AffinityValue = "pg_affinity" { addr, port, pad, seen }),
         layout!(ControlRecord = "pg_control" {
             epoch, mode, tell_allowed, events_per_second, build,
         }),
         layout!(EventRecord = "pg_event" {
             time, ifindex, owner, rule, peer_class, length, pod, peer, pod_port, peer_port, direction,
-            protocol, reason, verdict, family, pad,
+            protocol, reason, verdict, family, pad, service_port, service,
         }),
     ]
 }
@@ -187,6 +200,8 @@ fn every_enum_has_the_numbers_of_the_header() {
     assert_eq!(of(Reason::ALL, |v| v as u32), declared("pg_reason", "PG_"));
     assert_eq!(of(Note::ALL, |v| v as u32), declared("pg_note", "PG_NOTE_"));
     assert_eq!(of(Verdict::ALL, |v| v as u32), declared("pg_verdict", "PG_VERDICT_"));
+    assert_eq!(of(FlowState::ALL, |v| v as u32), declared("pg_flow_state", "PG_FLOW_"));
+    assert_eq!(of(BackendState::ALL, |v| v as u32), declared("pg_backend_state", "PG_BACKEND_"));
 }
 
 #[test]
@@ -201,6 +216,10 @@ fn every_constant_is_that_of_the_header() {
         ("PG_POLICY_PREFIX_PROTOCOL", POLICY_PREFIX_PROTOCOL),
         ("PG_POLICY_PREFIX_PORT", POLICY_PREFIX_PORT),
         ("PG_FLOW_BY_OWN_NODE", FLOW_BY_OWN_NODE.into()),
+        ("PG_FLOW_SERVICE", FLOW_SERVICE.into()),
+        ("PG_FLOW_ENDPOINT", FLOW_ENDPOINT.into()),
+        ("PG_FLOW_HAIRPIN", FLOW_HAIRPIN.into()),
+        ("PG_FLOW_FOREIGN", FLOW_FOREIGN.into()),
         ("PG_REASON_COUNT", REASON_COUNT),
         ("PG_DENY_FIRST", DENY_FIRST.into()),
         ("PG_NOTE_COUNT", NOTE_COUNT),

@@ -110,10 +110,10 @@ pub struct MapSizes {
     /// Gated interfaces of the node
     #[arg(long, env = "PODGATE_MAX_ENDPOINTS", default_value_t = Sizes::default().endpoints, value_name = "N")]
     pub max_endpoints: u32,
-    /// IPv4 flows of the node, about 110 bytes each
+    /// IPv4 flows of the node (through a service: two), about 130 bytes each
     #[arg(long, env = "PODGATE_MAX_FLOWS4", default_value_t = Sizes::default().flows4, value_name = "N")]
     pub max_flows4: u32,
-    /// IPv6 flows of the node, about 140 bytes each
+    /// IPv6 flows of the node, about 160 bytes each
     #[arg(long, env = "PODGATE_MAX_FLOWS6", default_value_t = Sizes::default().flows6, value_name = "N")]
     pub max_flows6: u32,
     /// Addresses that some policy's selector matches, per family
@@ -128,6 +128,15 @@ pub struct MapSizes {
     /// Addresses of the node
     #[arg(long, env = "PODGATE_MAX_NODE_ADDRS", default_value_t = Sizes::default().node_addrs, value_name = "N")]
     pub max_node_addrs: u32,
+    /// Addresses and ports at which services listen, per family
+    #[arg(long, env = "PODGATE_MAX_SERVICES", default_value_t = Sizes::default().services, value_name = "N")]
+    pub max_services: u32,
+    /// Endpoints of services
+    #[arg(long, env = "PODGATE_MAX_BACKENDS", default_value_t = Sizes::default().backends, value_name = "N")]
+    pub max_backends: u32,
+    /// Clients that keep their endpoint (session affinity)
+    #[arg(long, env = "PODGATE_MAX_AFFINITY", default_value_t = Sizes::default().affinity, value_name = "N")]
+    pub max_affinity: u32,
     /// Bytes of the ring of events, a power of two
     #[arg(long, env = "PODGATE_EVENT_BYTES", default_value_t = Sizes::default().events, value_name = "BYTES")]
     pub event_bytes: u32,
@@ -143,6 +152,9 @@ impl From<&MapSizes> for Sizes {
             max_nets,
             max_frags,
             max_node_addrs,
+            max_services,
+            max_backends,
+            max_affinity,
             event_bytes,
         } = *sizes;
         Self {
@@ -153,6 +165,9 @@ impl From<&MapSizes> for Sizes {
             nets: max_nets,
             frags: max_frags,
             node_addrs: max_node_addrs,
+            services: max_services,
+            backends: max_backends,
+            affinity: max_affinity,
             events: event_bytes,
         }
     }

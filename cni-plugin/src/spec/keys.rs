@@ -194,8 +194,11 @@ fn sizes(conf: &NetConf) -> Result<Sizes, CniError> {
             "peers" => &mut sizes.peers,
             "nets" => &mut sizes.nets,
             "frags" => &mut sizes.frags,
+            "services" => &mut sizes.services,
+            "backends" => &mut sizes.backends,
+            "affinity" => &mut sizes.affinity,
             _ => {
-                let known = "one of endpoints, flows4, flows6, peers, nets, frags";
+                let known = "one of endpoints, flows4, flows6, peers, nets, frags, services, backends, affinity";
                 return Err(invalid(&path, "no such map", known));
             }
         };
@@ -236,7 +239,8 @@ mod tests {
         let conf = conf(
             r#","type":"podgate","startup":"open","policydTimeoutMs":0,"onTimeout":"fail",
                "socket":"/s","bpfRoot":"/b","antiSpoofing":false,"attach":"clsact","logFile":"/l",
-               "logLevel":"trace","maps":{"endpoints":1,"flows4":2,"flows6":3,"peers":4,"nets":5,"frags":6},
+               "logLevel":"trace","maps":{"endpoints":1,"flows4":2,"flows6":3,"peers":4,"nets":5,"frags":6,
+               "services":7,"backends":8,"affinity":9},
                "ipMasq":true,"capabilities":{"portMappings":true},"runtimeConfig":{}"#,
         );
         let settings = Settings::read(&conf).unwrap();
@@ -247,6 +251,7 @@ mod tests {
         assert_eq!(settings.attach, AttachMode::Clsact);
         let s = settings.sizes;
         assert_eq!([s.endpoints, s.flows4, s.flows6, s.peers, s.nets, s.frags], [1, 2, 3, 4, 5, 6]);
+        assert_eq!([s.services, s.backends, s.affinity], [7, 8, 9]);
         let places = Places::read(&conf).unwrap();
         assert_eq!((places.bpf_root, places.socket), ("/b".into(), "/s".into()));
         assert_eq!(Log::read(&conf), Ok(Log { file: Some("/l".into()), level: Level::TRACE }));

@@ -46,7 +46,8 @@ impl Loaded {
         let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let loaded = idle.unwrap_or_else(|| {
             let root = PinRoot::new(sandbox::pin_dir());
-            let sizes = Sizes { flows4: 1024, flows6: 1024, frags: 256, ..Sizes::default() };
+            let sizes =
+                Sizes { flows4: 1024, flows6: 1024, frags: 256, affinity: 256, ..Sizes::default() };
             let gate = must("load the programs", Gate::open_or_load(&root, &sizes));
             Self { gate, root }
         });
@@ -66,6 +67,7 @@ impl Loaded {
         let emptied = ["policies", "endpoints", "peers4", "peers6", "nets4", "nets6", "node_addrs"]
             .into_iter()
             .chain(["flows4", "flows6", "frags"])
+            .chain(["services4", "services6", "slots", "backends", "affinity"])
             .all(|name| {
                 let map = self.map(name);
                 let keys: Vec<_> = map.keys().collect();

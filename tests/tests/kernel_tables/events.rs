@@ -66,6 +66,7 @@ fn contents(f: Family) -> Vec<Table> {
                     protocol: TCP,
                     pod: (pod, 80),
                     peer: (peer, 40000),
+                    service: None,
                 };
                 assert_eq!(*event, wanted);
             },
