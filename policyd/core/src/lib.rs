@@ -20,6 +20,7 @@ pub mod convert;
 pub mod diff;
 pub mod explain;
 pub mod index;
+mod labels;
 pub mod model;
 mod peers;
 pub mod selector;

@@ -5,7 +5,7 @@
 
 mod service;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -16,13 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::selector::Selector;
 
+pub use crate::labels::Labels;
 pub use service::{
     Addressing, Condition, EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort,
     TargetPort, TrafficPolicy,
 };
-
-/// Labels of a pod or a namespace.
-pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
 /// Namespace and name of a namespaced object. Prints as `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -144,7 +142,7 @@ pub struct Pod {
     /// Every address of `status.podIPs` (or `status.podIP`), both families, canonical.
     pub addresses: Vec<IpAddr>,
     /// Named ports of its containers and restartable init containers (semantics 6).
-    pub ports: Vec<NamedPort>,
+    pub ports: Arc<[NamedPort]>,
     /// Where it stands in its life.
     pub life: PodLife,
     /// A hostNetwork pod is its node: neither subject nor selector peer (semantics 9).
@@ -196,8 +194,16 @@ pub struct Rule {
 pub enum Peers {
     /// Missing or empty: everybody, also outside the cluster.
     Any,
+    /// Any of these: sorted, each once.
+    Of(Arc<[Peer]>),
+}
+
+impl Peers {
     /// Any of these.
-    Of(Vec<Peer>),
+    pub fn of(peers: impl IntoIterator<Item = Peer>) -> Self {
+        let sorted: BTreeSet<Peer> = peers.into_iter().collect();
+        Self::Of(sorted.into_iter().collect())
+    }
 }
 
 /// One item of `from` or `to`.

@@ -170,7 +170,7 @@ impl<'a> PeerIndex<'a> {
         if self.named.is_empty() {
             return atoms;
         }
-        for port in &pod.ports {
+        for port in pod.ports.iter() {
             let queries = self.named.get(&(port.protocol, port.name.clone()));
             for NamedQuery { of, peers } in queries.into_iter().flatten() {
                 let is_peer = match of {

@@ -67,7 +67,7 @@ pub(crate) struct TableMaker<'a> {
     pub(crate) numbering: &'a Numbering,
     pub(crate) used: &'a Used,
     pub(crate) rules: &'a mut Rules,
-    pub(crate) made: HashMap<(Vec<PolicyId>, Vec<NamedPort>), Table>,
+    pub(crate) made: HashMap<(Vec<PolicyId>, Arc<[NamedPort]>), Table>,
 }
 
 impl TableMaker<'_> {
@@ -119,7 +119,7 @@ impl TableMaker<'_> {
             match &rule.peers {
                 Peers::Any => ports.iter().for_each(|ports| allow(Class::ANY, *ports)),
                 Peers::Of(peers) => {
-                    for peer in peers {
+                    for peer in peers.iter() {
                         for class in self.classes(&Atom::Peer(peer.clone())) {
                             ports.iter().for_each(|ports| allow(class, *ports));
                         }

@@ -196,7 +196,7 @@ mod tests {
             created: 0,
             labels: Default::default(),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-            ports: Vec::new(),
+            ports: Arc::default(),
             life: PodLife::Live,
             host_network: false,
             node: None,

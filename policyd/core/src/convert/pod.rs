@@ -36,7 +36,7 @@ fn read_pod(object: &api::Pod) -> Result<Pod, FieldError> {
         created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         labels: labels(metadata.labels.iter().flatten()),
         addresses: addresses(object.status.as_ref())?,
-        ports: spec.map_or(Ok(Vec::new()), ports)?,
+        ports: spec.map_or(Ok(Vec::new()), ports)?.into(),
         life,
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
         node: spec

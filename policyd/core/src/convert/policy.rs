@@ -92,7 +92,7 @@ fn read_rule(
         }
         of.push(read_peer(policy, peer).map_err(|error| error.under(parent))?);
     }
-    let peers = if of.is_empty() { Peers::Any } else { Peers::Of(of) };
+    let peers = if of.is_empty() { Peers::Any } else { Peers::of(of) };
     Ok(Rule { peers, ports })
 }
 
