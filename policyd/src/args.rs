@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::loader::Sizes;
 
+use crate::install::Install;
 use crate::sources::SourceSpec;
 
 /// The node's daemon of podgate: keeps the kernel's policy maps in step with NetworkPolicies.
@@ -33,6 +34,11 @@ pub enum Command {
     /// force, and changes nothing until every source has been read once. When it stops, forwarding and the
     /// policies in force go on.
     Run(Run),
+    /// Put podgate into the node's CNI configuration: the plugin's binary, and its entry in the conflist
+    ///
+    /// The first configuration file in lexical order is the one that runtimes use. The entry goes to the end of its
+    /// list; a single plugin's .conf becomes a .conflist. What is not podgate's keeps its bytes.
+    Install(Install),
 }
 
 /// `policyd run`.
@@ -229,9 +235,8 @@ mod tests {
 
     #[test]
     fn defaults_and_mistakes() {
-        let Cli { command: Command::Run(run) } =
-            Cli::try_parse_from(["policyd", "run", "--source", "dir:/m", "--metrics-addr", "off"])
-                .unwrap();
+        let line = ["policyd", "run", "--source", "dir:/m", "--metrics-addr", "off"];
+        let Command::Run(run) = Cli::try_parse_from(line).unwrap().command else { panic!() };
         assert_eq!(run.sources, [SourceSpec::Dir("/m".into())]);
         assert_eq!(run.metrics_addr, MetricsAddr::Off);
         assert_eq!(Sizes::from(&run.sizes), Sizes::default());

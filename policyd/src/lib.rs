@@ -17,6 +17,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod encode;
 pub mod events;
+pub mod install;
 pub mod lab;
 pub mod logging;
 pub mod metrics;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use policyd::args::{Cli, Command};
-use policyd::{daemon, logging};
+use policyd::{daemon, install, logging};
 
 /// Waits for blocking work (reading counters, attaching a gate) at the end.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
@@ -21,7 +21,13 @@ fn main() -> ExitCode {
 }
 
 fn start() -> anyhow::Result<()> {
-    let Cli { command: Command::Run(args) } = Cli::parse();
+    let args = match Cli::parse().command {
+        Command::Run(args) => args,
+        Command::Install(args) => {
+            logging::start(&args.log).context("read --log-level")?;
+            return Ok(install::install(args)?);
+        }
+    };
     logging::start(&args.log).context("read --log-level")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -1,0 +1,56 @@
+//! The command line of `policyd install` and `policyd uninstall`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Entry;
+use crate::args::Log;
+
+/// Where runtimes look.
+#[derive(Args, Clone, Debug)]
+pub struct Dirs {
+    /// The runtime's configuration directory
+    #[arg(
+        long,
+        env = "PODGATE_CNI_CONF_DIR",
+        default_value = "/etc/cni/net.d",
+        value_name = "DIR"
+    )]
+    pub cni_conf_dir: PathBuf,
+    /// The runtime's plugin directory
+    #[arg(long, env = "PODGATE_CNI_BIN_DIR", default_value = "/opt/cni/bin", value_name = "DIR")]
+    pub cni_bin_dir: PathBuf,
+}
+
+/// `policyd install`.
+#[derive(Args, Debug)]
+pub struct Install {
+    /// Directories.
+    #[command(flatten)]
+    pub dirs: Dirs,
+
+    /// The plugin's binary [default: podgate beside this one]
+    #[arg(long, env = "PODGATE_PLUGIN", value_name = "PATH")]
+    pub plugin: Option<PathBuf>,
+
+    /// Go on: put the entry in once the primary plugin's configuration arrives, and back when it is written anew
+    #[arg(long, conflicts_with = "once")]
+    pub watch: bool,
+
+    /// Do it once, and fail if it could not be done [default]
+    #[arg(long)]
+    pub once: bool,
+
+    /// Edit the configuration only once a policyd answers here that it is ready, so that no pod waits for one
+    #[arg(long, env = "PODGATE_WAIT_FOR", value_name = "SOCKET")]
+    pub wait_for: Option<PathBuf>,
+
+    /// The entry.
+    #[command(flatten)]
+    pub entry: Entry,
+
+    /// Logging.
+    #[command(flatten)]
+    pub log: Log,
+}

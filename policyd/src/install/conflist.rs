@@ -1,0 +1,222 @@
+//! The entry's way into the text of a conflist and out of it. What is not ours keeps its bytes: order, spacing,
+//! numbers and keys that nobody here knows. So taking the entry out gives back what was there before it.
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::PLUGIN;
+use super::entry::Entry;
+
+/// The versions of the protocol that the plugin speaks (`cni-plugin/src/spec/version.rs`; a test compares).
+pub(super) const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+/// Adds a qdisc of the kind `ingress` to the host veth, which leaves no room for clsact: it goes first, so that the
+/// gate sees that and uses TCX.
+const BEFORE_US: &str = "bandwidth";
+
+/// The text is no configuration that a runtime would take.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotAConflist(String);
+
+/// A conflist's text, and where in it each plugin's configuration is.
+#[derive(Clone, Debug)]
+pub struct Conflist<'a> {
+    text: &'a str,
+    plugins: Vec<Plugin>,
+    versions: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Plugin {
+    at: Range<usize>,
+    kind: String,
+}
+
+/// What both kinds of files have. Other keys are not ours to know.
+#[derive(Deserialize)]
+struct Keys<'a> {
+    name: Option<String>,
+    #[serde(rename = "cniVersion")]
+    version: Option<String>,
+    #[serde(rename = "cniVersions", default)]
+    versions: Vec<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(borrow)]
+    plugins: Option<Vec<&'a RawValue>>,
+}
+
+impl<'a> Keys<'a> {
+    fn read(text: &'a str) -> Result<Self, NotAConflist> {
+        // a list would be taken for the values in order
+        if text.trim_start().starts_with('[') {
+            return Err(NotAConflist("it is no object".into()));
+        }
+        serde_json::from_str(text).map_err(|e| NotAConflist(e.to_string()))
+    }
+
+    fn all_versions(&self) -> Vec<String> {
+        // without any, 0.1.0 is meant
+        let none = self.version.is_none() && self.versions.is_empty();
+        let implied = none.then(|| "0.1.0".to_owned());
+        self.version.iter().chain(&self.versions).cloned().chain(implied).collect()
+    }
+}
+
+impl<'a> Conflist<'a> {
+    /// Reads a `.conflist` file.
+    pub fn parse(text: &'a str) -> Result<Self, NotAConflist> {
+        let keys = Keys::read(text)?;
+        if keys.name.is_none() {
+            return Err(NotAConflist("it has no name".into()));
+        }
+        let Some(list) = &keys.plugins else {
+            return Err(NotAConflist("it has no plugins".into()));
+        };
+        let plugin = |raw: &&RawValue| {
+            let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
+            Ok(Plugin { at: start..start + raw.get().len(), kind: kind_of(raw.get())? })
+        };
+        let plugins = list.iter().map(plugin).collect::<Result<Vec<_>, _>>()?;
+        if plugins.is_empty() {
+            return Err(NotAConflist("its list of plugins is empty".into()));
+        }
+        Ok(Self { text, plugins, versions: keys.all_versions() })
+    }
+
+    /// The plugins' types, in order.
+    pub fn kinds(&self) -> impl Iterator<Item = &str> {
+        self.plugins.iter().map(|plugin| plugin.kind.as_str())
+    }
+
+    /// Whether podgate is in it.
+    pub fn gates(&self) -> bool {
+        self.kinds().any(|kind| kind == PLUGIN)
+    }
+
+    /// Why podgate cannot be in this list, if it cannot.
+    pub fn refusal(&self) -> Option<String> {
+        if self.kinds().all(|kind| kind == "loopback" || kind == PLUGIN) {
+            return Some("no plugin in it makes an interface for pods".into());
+        }
+        if !self.versions.iter().any(|version| VERSIONS.contains(&version.as_str())) {
+            return Some(format!(
+                "its cniVersion is {}, podgate speaks {}: raise it",
+                self.versions.join(", "),
+                VERSIONS.join(", ")
+            ));
+        }
+        None
+    }
+
+    /// The text with the entry as it should be, `None` if it is so already.
+    ///
+    /// A missing one goes to the end: what the others have made is there then (addresses, qdiscs, somebody else's
+    /// programs), and no container has started yet. One that is there keeps its place, if that is behind another
+    /// plugin and not before `bandwidth`.
+    pub fn with(&self, entry: &Entry) -> Option<String> {
+        let mut ours = (0..self.plugins.len()).filter(|&i| self.plugins[i].kind == PLUGIN);
+        let Some(first) = ours.next() else { return Some(self.append(entry, None)) };
+        let misplaced = first == 0
+            || self.plugins[first..].iter().any(|plugin| plugin.kind == BEFORE_US)
+            || ours.next().is_some();
+        let old = &self.text[self.plugins[first].at.clone()];
+        if misplaced {
+            let text = self.without()?;
+            let rest = Conflist::parse(&text).ok()?;
+            return Some(rest.append(entry, Some(old)));
+        }
+        let pairs = entry.in_place_of(Some(old))?;
+        let at = &self.plugins[first].at;
+        let mut text = self.text.to_owned();
+        text.replace_range(at.clone(), &self.spell(&pairs, at.start));
+        Some(text)
+    }
+
+    /// The text without any entry of ours, `None` if there is none, or nothing else.
+    pub fn without(&self) -> Option<String> {
+        let ours = self.plugins.iter().position(|plugin| plugin.kind == PLUGIN)?;
+        if self.kinds().all(|kind| kind == PLUGIN) {
+            return None;
+        }
+        // with the comma that parts it from its neighbour
+        let cut = match ours {
+            0 => self.plugins[0].at.start..self.plugins[1].at.start,
+            n => self.plugins[n - 1].at.end..self.plugins[n].at.end,
+        };
+        let mut text = self.text.to_owned();
+        text.replace_range(cut, "");
+        let again = Conflist::parse(&text).ok().and_then(|rest| rest.without());
+        Some(again.unwrap_or(text))
+    }
+
+    fn append(&self, entry: &Entry, old: Option<&str>) -> String {
+        let mut text = self.text.to_owned();
+        // never empty: see parse
+        let Some(last) = self.plugins.last() else { return text };
+        // what in_place_of finds unchanged is taken as it is
+        let new = match (entry.in_place_of(old), old) {
+            (Some(pairs), _) => self.spell(&pairs, last.at.start),
+            (None, Some(old)) => old.to_owned(),
+            (None, None) => return text,
+        };
+        let gap = match self.indent(last.at.start) {
+            Some(indent) => format!(",\n{indent}"),
+            None if text.contains('\n') => ", ".to_owned(),
+            None => ",".to_owned(),
+        };
+        text.insert_str(last.at.end, &(gap + &new));
+        text
+    }
+
+    /// What stands before `at` on its line, if that is only space.
+    fn indent(&self, at: usize) -> Option<&str> {
+        let line = self.text[..at].rfind('\n')? + 1;
+        let before = &self.text[line..at];
+        before.chars().all(|c| c == ' ' || c == '\t').then_some(before)
+    }
+
+    fn spell(&self, pairs: &[(String, String)], at: usize) -> String {
+        let part =
+            |(key, value): &(String, String)| format!("{}: {value}", Value::from(key.as_str()));
+        let parts: Vec<_> = pairs.iter().map(part).collect();
+        match self.indent(at) {
+            Some(indent) if parts.len() > 1 => {
+                let step = if indent.contains('\t') { "\t" } else { "  " };
+                let gap = format!("\n{indent}{step}");
+                format!("{{{gap}{}\n{indent}}}", parts.join(&format!(",{gap}")))
+            }
+            _ => format!("{{ {} }}", parts.join(", ")),
+        }
+    }
+}
+
+fn kind_of(plugin: &str) -> Result<String, NotAConflist> {
+    let kind = Keys::read(plugin)?.kind.filter(|kind| !kind.is_empty());
+    kind.ok_or_else(|| NotAConflist("a plugin in it has no type".into()))
+}
+
+/// A single plugin's configuration (`.conf`, `.json`) as a list of one, which means the same to a runtime.
+pub fn from_conf(text: &str) -> Result<String, NotAConflist> {
+    let keys = Keys::read(text)?;
+    if keys.kind.as_deref().unwrap_or_default().is_empty() {
+        let hint = if keys.plugins.is_some() { " (a list belongs into a .conflist)" } else { "" };
+        return Err(NotAConflist(format!("it has no type{hint}")));
+    }
+    let mut list = "{\n".to_owned();
+    let strings = [("cniVersion", keys.version), ("name", Some(keys.name.unwrap_or_default()))];
+    for (key, value) in strings {
+        if let Some(value) = value {
+            list += &format!("  \"{key}\": {},\n", Value::from(value));
+        }
+    }
+    list += &format!("  \"plugins\": [\n    {}\n  ]\n}}\n", text.trim().replace('\n', "\n    "));
+    Ok(list)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+//! `policyd install` and `policyd uninstall`: podgate's entry in the node's CNI configuration, and its binary.
+//!
+//! ```text
+//!   active     which of the directory's files the runtime reads
+//!   conflist   text in, text out: the entry goes in and comes out, every other byte stays
+//!   entry      what the entry says
+//!   place      temp file, fsync, rename, fsync: nobody meets half a file
+//!   pass       one look at the node, and what it takes to bring it where it should be
+//!   watch      looks again whenever something changes: the primary comes later, or writes its file anew
+//!   uninstall  the way back, in an order that no packet notices
+//! ```
+
+mod active;
+mod args;
+mod conflist;
+mod entry;
+mod lock;
+mod pass;
+mod place;
+mod watch;
+
+use std::io;
+
+pub use active::{Active, Candidate, choose};
+pub use args::Install;
+pub use conflist::{Conflist, NotAConflist, from_conf};
+pub use entry::Entry;
+pub use pass::{Installer, Report, Standing};
+pub use watch::install;
+
+/// The name of the plugin's binary, which is also its `type`.
+pub const PLUGIN: &str = "podgate";
+
+/// Installing or uninstalling has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// A file, directory or socket.
+    #[error("{what}: {source}")]
+    Io {
+        /// "verb object".
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The plugin's binary does not run here.
+    #[error("use plugin {path}: {reason}")]
+    Plugin {
+        /// The binary.
+        path: String,
+        /// What it did instead.
+        reason: String,
+    },
+    /// Somebody else is at it.
+    #[error("{0}")]
+    Busy(String),
+    /// The node is not as it should be, and nothing here can change that.
+    #[error("install into {dir}: {reason}")]
+    NotInForce {
+        /// The configuration directory.
+        dir: String,
+        /// What is missing.
+        reason: String,
+    },
+}
+
+pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> InstallError {
+    let what = what.into();
+    move |source| InstallError::Io { what, source }
+}

@@ -1,0 +1,346 @@
+//! `policyd install` as a process, in directories of a test's own: what a node's runtime would find in them at each
+//! moment. The plugin is a script that says who it is; that the real one works from such a chain, the root tiers show.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const LIST: &str = "{\n  \"cniVersion\": \"1.0.0\",\n  \"name\": \"pods\",\n  \"plugins\": [\n    { \"type\": \"bridge\", \"mtu\": 1.450e3 }\n  ]\n}\n";
+const SINGLE: &str = "{ \"cniVersion\": \"0.3.1\", \"name\": \"pods\", \"type\": \"ptp\" }\n";
+
+struct Node {
+    dir: tempfile::TempDir,
+}
+
+impl Node {
+    fn new() -> Self {
+        let node = Self { dir: tempfile::tempdir().unwrap() };
+        fs::create_dir(node.path("conf")).unwrap();
+        node.plugin("0.1.0");
+        node
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The binary to be placed, of some version.
+    fn plugin(&self, version: &str) {
+        let script = format!("#!/bin/sh\necho 'podgate {version}: a stand-in' >&2\nexit 1\n");
+        let new = self.path("new");
+        fs::write(&new, script).unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::rename(new, self.path("podgate")).unwrap();
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let new = self.path("conf.new");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, self.path("conf").join(name)).unwrap();
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path("conf").join(name)).unwrap_or_default()
+    }
+
+    fn files(&self) -> Vec<String> {
+        let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string();
+        let mut names: Vec<_> =
+            fs::read_dir(self.path("conf")).unwrap().map(|entry| name(entry).unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn command(&self, verb: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_policyd"));
+        command
+            .arg(verb)
+            .args(["--cni-conf-dir".as_ref(), self.path("conf").as_os_str()])
+            .args(["--cni-bin-dir".as_ref(), self.path("bin").as_os_str()])
+            .args(["--plugin".as_ref(), self.path("podgate").as_os_str()])
+            .args(more)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn once(&self, more: &[&str]) -> Output {
+        self.command("install", more).output().unwrap()
+    }
+
+    fn watch(&self, more: &[&str]) -> Watch {
+        let mut all = vec!["--watch"];
+        all.extend(more);
+        let mut child = self.command("install", &all).spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let log = thread::spawn(move || {
+            let lines = BufReader::new(stderr).lines().map_while(Result::ok);
+            lines.inspect(|line| eprintln!("{line}")).collect::<Vec<_>>().join("\n")
+        });
+        Watch { child, log: Some(log) }
+    }
+}
+
+struct Watch {
+    child: Child,
+    log: Option<thread::JoinHandle<String>>,
+}
+
+impl Watch {
+    /// SIGTERM, its end, and what it said.
+    fn stop(mut self) -> String {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        self.log.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !so() {
+        assert!(Instant::now() < deadline, "it never happened that {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn once_places_the_binary_and_the_entry_and_then_nothing_more() {
+    let node = Node::new();
+    node.write("10-pods.conflist", LIST);
+    fs::set_permissions(node.path("conf/10-pods.conflist"), fs::Permissions::from_mode(0o600))
+        .unwrap();
+    node.write("20-other.conflist", LIST);
+    let done = node.once(&["--startup", "open"]);
+    assert!(done.status.success(), "{}", told(&done));
+    assert!(
+        told(&done).contains("podgate 0.1.0") || told(&done).contains(" 0.1.0"),
+        "{}",
+        told(&done)
+    );
+    assert_eq!(
+        node.read("10-pods.conflist"),
+        LIST.replace(
+            "e3 }\n",
+            "e3 },\n    {\n      \"type\": \"podgate\",\n      \"startup\": \"open\"\n    }\n"
+        )
+    );
+    assert_eq!(node.read("20-other.conflist"), LIST);
+    assert_eq!(fs::metadata(node.path("conf/10-pods.conflist")).unwrap().mode() & 0o7777, 0o600);
+    assert_eq!(fs::metadata(node.path("bin/podgate")).unwrap().mode() & 0o7777, 0o755);
+    assert_eq!(node.files(), ["10-pods.conflist", "20-other.conflist"]);
+
+    let inode = |name: &str| fs::metadata(node.path(name)).unwrap().ino();
+    let before = [inode("conf/10-pods.conflist"), inode("bin/podgate")];
+    assert!(node.once(&["--startup", "open"]).status.success());
+    assert_eq!([inode("conf/10-pods.conflist"), inode("bin/podgate")], before, "written again");
+
+    // an upgrade: another binary, other options
+    node.plugin("0.2.0");
+    let done = node.once(&[]);
+    assert!(done.status.success() && told(&done).contains("0.2.0"), "{}", told(&done));
+    assert!(node.read("10-pods.conflist").contains("{ \"type\": \"podgate\" }"));
+    assert_eq!(
+        fs::read(node.path("bin/podgate")).unwrap(),
+        fs::read(node.path("podgate")).unwrap()
+    );
+}
+
+#[test]
+fn once_fails_and_says_why_where_it_can_do_nothing() {
+    let node = Node::new();
+    let done = node.once(&[]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(told(&done).contains("no CNI configuration there yet"), "{}", told(&done));
+
+    node.write("10-half.conflist", &LIST[..40]);
+    let done = node.once(&[]);
+    assert!(told(&done).contains("10-half.conflist is no CNI configuration"), "{}", told(&done));
+    assert_eq!(node.read("10-half.conflist"), &LIST[..40], "it was left alone");
+
+    node.write("20-old.conf", &SINGLE.replace("0.3.1", "0.2.0"));
+    let done = node.once(&[]);
+    assert!(
+        told(&done).contains("20-old.conf cannot take podgate: its cniVersion is 0.2.0"),
+        "{}",
+        told(&done)
+    );
+
+    fs::write(node.path("podgate"), "#!/bin/sh\necho hello >&2\n").unwrap();
+    let done = node.once(&[]);
+    assert!(told(&done).contains("does not say that it is podgate: \"hello\""), "{}", told(&done));
+    fs::remove_file(node.path("podgate")).unwrap();
+    let done = node.once(&[]);
+    assert!(
+        told(&done).contains("use plugin") && told(&done).contains("No such file"),
+        "{}",
+        told(&done)
+    );
+}
+
+#[test]
+fn a_single_plugins_file_becomes_a_list_and_is_kept() {
+    let node = Node::new();
+    node.write("10-pods.conf", SINGLE);
+    assert!(node.once(&[]).status.success());
+    assert_eq!(node.files(), ["10-pods.conf.before-podgate", "10-pods.conflist"]);
+    assert_eq!(node.read("10-pods.conf.before-podgate"), SINGLE);
+    let list: serde_json::Value = serde_json::from_str(&node.read("10-pods.conflist")).unwrap();
+    assert_eq!(list["cniVersion"], "0.3.1");
+    assert_eq!(list["name"], "pods");
+    assert_eq!(list["plugins"][0]["type"], "ptp");
+    assert_eq!(list["plugins"][1]["type"], "podgate");
+
+    // the primary writes its file anew: it would come first in the order
+    node.write("10-pods.conf", &SINGLE.replace("ptp", "bridge"));
+    assert!(node.once(&[]).status.success());
+    assert_eq!(node.files(), ["10-pods.conf.before-podgate", "10-pods.conflist"]);
+    assert!(node.read("10-pods.conflist").contains("bridge"));
+    assert!(node.read("10-pods.conf.before-podgate").contains("bridge"));
+}
+
+#[test]
+fn the_watch_waits_for_the_primary_and_mends_what_it_undoes() {
+    let node = Node::new();
+    let watch = node.watch(&[]);
+    eventually("the binary is there", || node.path("bin/podgate").exists());
+    node.write("10-pods.conflist", LIST);
+    let gated = || node.read("10-pods.conflist").contains("podgate");
+    eventually("the entry is put in", gated);
+    node.write("10-pods.conflist", &LIST.replace("pods", "others"));
+    eventually("the entry is put back", || {
+        gated() && node.read("10-pods.conflist").contains("others")
+    });
+    // a file that comes first takes over
+    node.write("05-first.conf", SINGLE);
+    eventually("the new first is turned into a list", || {
+        node.read("05-first.conflist").contains("podgate")
+    });
+    // half a file is left alone, and mended when it is whole
+    fs::remove_file(node.path("conf/05-first.conflist")).unwrap();
+    node.write("05-first.conflist", &LIST[..60]);
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(node.read("05-first.conflist"), &LIST[..60]);
+    fs::write(node.path("conf/05-first.conflist"), LIST).unwrap();
+    eventually("the whole file gets the entry", || {
+        node.read("05-first.conflist").contains("podgate")
+    });
+    fs::remove_file(node.path("bin/podgate")).unwrap();
+    eventually("the binary is placed again", || node.path("bin/podgate").exists());
+    let log = watch.stop();
+    assert!(log.contains("new pods get no gate: no CNI configuration there yet"), "{log}");
+    assert!(log.contains("05-first.conflist is no CNI configuration"), "{log}");
+    assert!(!node.files().iter().any(|name| name.ends_with(".tmp")), "{:?}", node.files());
+}
+
+#[test]
+fn the_entry_waits_for_a_policyd_that_is_ready() {
+    let node = Node::new();
+    node.write("10-pods.conflist", LIST);
+    let socket = node.path("cni.sock");
+    let watch = node.watch(&["--wait-for", socket.to_str().unwrap()]);
+    eventually("the binary is there", || node.path("bin/podgate").exists());
+    let listener = UnixListener::bind(&socket).unwrap();
+    let mut answers =
+        [r#"{"status":"pending","reason":"not synced"}"#, r#"{"status":"ok"}"#].iter();
+    let answer = |text: &str| {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), r#"{"op":"status"}"#);
+        writeln!(stream, "{text}").unwrap();
+    };
+    answer(answers.next().unwrap());
+    assert_eq!(node.read("10-pods.conflist"), LIST);
+    answer(answers.next().unwrap());
+    eventually("the entry is put in", || node.read("10-pods.conflist").contains("podgate"));
+    // it may go again: the entry stays, and is mended
+    drop(listener);
+    node.write("10-pods.conflist", LIST);
+    eventually("the entry is put back", || node.read("10-pods.conflist").contains("podgate"));
+    assert!(watch.stop().contains("policyd has not answered yet"));
+}
+
+#[test]
+fn one_at_a_time() {
+    let node = Node::new();
+    node.write("10-pods.conflist", LIST);
+    let first = node.watch(&[]);
+    eventually("the entry is put in", || node.read("10-pods.conflist").contains("podgate"));
+    let refused = node.once(&[]);
+    assert!(told(&refused).contains("another `policyd install` is at work"), "{}", told(&refused));
+    // a second watch waits, can be stopped while it does, and takes over
+    let second = node.watch(&[]);
+    thread::sleep(Duration::from_millis(300));
+    let log = second.stop();
+    assert!(log.contains("waiting for it to end"), "{log}");
+    let third = node.watch(&[]);
+    first.stop();
+    node.write("10-pods.conflist", LIST);
+    eventually("the third has taken over", || node.read("10-pods.conflist").contains("podgate"));
+    third.stop();
+}
+
+/// What a runtime would read, in order.
+fn list(conf: &std::path::Path) -> Vec<String> {
+    let names = fs::read_dir(conf).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> =
+        names.filter(|name| name.ends_with(".conf") || name.ends_with(".conflist")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_runtime_never_finds_nothing_and_never_half_a_file() {
+    let node = Node::new();
+    node.write("10-pods.conf", SINGLE);
+    let conf = node.path("conf");
+    let reader = thread::spawn(move || {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let mut looks = 0_u32;
+        let mut gated = false;
+        while Instant::now() < deadline && !(gated && looks > 200) {
+            let mut names = list(&conf);
+            // a directory that changes while it is listed may show less than it ever held
+            if names.is_empty() {
+                names = list(&conf);
+            }
+            assert!(!names.is_empty(), "no configuration at all");
+            // it may be renamed between the look and the reading
+            if let Ok(text) = fs::read_to_string(conf.join(&names[0])) {
+                let list: serde_json::Value = serde_json::from_str(&text).expect("a whole file");
+                gated = list["plugins"][1]["type"] == "podgate";
+                looks += 1;
+            }
+        }
+        (looks, gated)
+    });
+    for _ in 0..5 {
+        assert!(node.once(&[]).status.success());
+        node.write("10-pods.conf", SINGLE);
+    }
+    assert!(node.once(&[]).status.success());
+    let (looks, gated) = reader.join().unwrap();
+    assert!(looks > 100 && gated, "{looks} looks, gated {gated}");
+}
