@@ -38,6 +38,14 @@ build: setup-build ## podgate, policyd and podgatectl as static release binaries
 	    -p podgate-cni -p policyd --features podgate-cni/static,policyd/static
 	@ls -l $(BIN_DIR)/podgate $(BIN_DIR)/policyd $(BIN_DIR)/podgatectl
 
+# another name: make image IMAGE=registry.example/podgate:mine
+IMAGE ?= ghcr.io/podgate/podgate:0.1.0
+IMAGE_ARCHIVE := $(TARGET_DIR)/image/podgate.tar
+
+.PHONY: image
+image: build ## the container image as an OCI archive, without a container tool
+	@scripts/image.sh $(BIN_DIR) $(IMAGE) $(IMAGE_ARCHIVE)
+
 .PHONY: demo
 demo: setup-demo ## the example worlds: real packets between real namespaces, who reaches whom and why (root)
 	@scripts/preflight.sh
