@@ -23,7 +23,8 @@ pub struct Cli {
 const AFTER_HELP: &str = "\
 Every option can be given as an environment variable too, see `policyd run --help`.
 
-Example: policyd run --source dir:/etc/podgate/manifests";
+Examples: policyd run --source kubernetes
+          policyd run --source dir:/etc/podgate/manifests";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -46,7 +47,9 @@ pub enum Command {
 pub struct Run {
     /// Where pods, namespaces and policies come from; may be given several times
     ///
-    /// dir:PATH is a directory of manifests (*.yaml, *.yml, *.json), watched. Of two sources that give
+    /// kubernetes is the cluster that this pod runs in, or outside of a pod the one of the user's kubeconfig;
+    /// kubernetes:PATH the one of this kubeconfig. dir:PATH is a directory of manifests (*.yaml, *.yml,
+    /// *.json), watched. Of two sources that give
     /// the same pod or namespace the first is believed; policies of all sources apply. Policies given to the
     /// API are one more source.
     #[arg(
@@ -100,6 +103,10 @@ pub struct Run {
     #[arg(long, env = "PODGATE_RECONCILE_SECONDS", default_value_t = 60, value_name = "S")]
     pub reconcile_seconds: u64,
 
+    /// The API server.
+    #[command(flatten)]
+    pub server: Server,
+
     /// Sizes of the kernel's maps.
     #[command(flatten)]
     pub sizes: MapSizes,
@@ -107,6 +114,20 @@ pub struct Run {
     /// Logging.
     #[command(flatten)]
     pub log: Log,
+}
+
+/// How the API server is asked.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "API server, for --source kubernetes")]
+pub struct Server {
+    /// Objects per page of a list
+    #[arg(long, env = "PODGATE_LIST_PAGE_SIZE", default_value_t = 500, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub list_page_size: u32,
+    /// A policyd that finds policies in force when it starts (a restart, an upgrade of all nodes) waits a
+    /// random part of this before it lists, so that the nodes do not list all at once; on a node without, where new
+    /// pods wait, it lists at once
+    #[arg(long, env = "PODGATE_START_JITTER_SECONDS", default_value_t = 5, value_name = "S")]
+    pub start_jitter_seconds: u64,
 }
 
 /// Sizes of the kernel's maps, where policyd is the first to make them; maps that are there keep theirs.
@@ -234,6 +255,22 @@ mod tests {
     }
 
     #[test]
+    fn an_api_server_is_named_or_found() {
+        for (source, spec) in [
+            ("kubernetes", SourceSpec::Kubernetes(None)),
+            (
+                "kubernetes:/etc/kube:config",
+                SourceSpec::Kubernetes(Some("/etc/kube:config".into())),
+            ),
+        ] {
+            let Cli { command: Command::Run(run) } =
+                Cli::try_parse_from(["policyd", "run", "--source", source]).unwrap();
+            assert_eq!(run.sources, [spec]);
+            assert_eq!(run.sources[0].to_string(), source);
+        }
+    }
+
+    #[test]
     fn defaults_and_mistakes() {
         let line = ["policyd", "run", "--source", "dir:/m", "--metrics-addr", "off"];
         let Command::Run(run) = Cli::try_parse_from(line).unwrap().command else { panic!() };
@@ -241,7 +278,9 @@ mod tests {
         assert_eq!(run.metrics_addr, MetricsAddr::Off);
         assert_eq!(Sizes::from(&run.sizes), Sizes::default());
         for (mistake, told) in [
-            (["--source", "kubernetes"], "unknown source \"kubernetes\": write dir:PATH"),
+            (["--source", "kube"], "unknown source \"kube\": write kubernetes, kubernetes:PATH"),
+            (["--source", "kubernetes:"], "lacks its kubeconfig"),
+            (["--list-page-size", "0"], "0 is not in 1.."),
             (["--source", "dir:"], "lacks its directory"),
             (["--metrics-addr", "9898"], "write ADDRESS:PORT"),
         ] {

@@ -16,17 +16,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::api::Api;
-use crate::args::{MetricsAddr, Run};
+use crate::args::{MetricsAddr, Run, Server};
 use crate::cni::CniServer;
 use crate::events;
 use crate::metrics::{self, Metrics};
 use crate::reconcile::Reconciler;
 use crate::socket;
 use crate::sources::dir::DirSource;
+use crate::sources::kubernetes::{self, ConnectError, Health, KubernetesSource, Pacing};
 use crate::sources::local::{LOCAL_SOURCE, LocalError, LocalPolicies};
 use crate::sources::{Rank, SourceSpec};
 use crate::view::Shared;
-use crate::writer::{StartError, Writer};
+use crate::writer::{Message, StartError, Writer};
 
 /// How often to look whether another policyd has stopped.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -62,6 +63,14 @@ pub enum RunError {
         /// Why not.
         source: io::Error,
     },
+    /// A source's API server.
+    #[error("watch source {name}: {source}")]
+    Connect {
+        /// Which.
+        name: String,
+        /// Why not.
+        source: ConnectError,
+    },
     /// Some call of the system.
     #[error("{what}: {source}")]
     Io {
@@ -93,6 +102,7 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         attach,
         cni_wait_ms,
         reconcile_seconds,
+        server,
         sizes,
         log: _,
     } = args;
@@ -112,7 +122,7 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         Writer::start(shared.clone(), all, move |took| observed.observe(took.as_secs_f64()))?;
     let handle = writer.handle();
     let local = Arc::new(LocalPolicies::open(&state_dir, handle.sink(Rank(names.len())))?);
-    let watched = watch_sources(sources, &writer)?;
+    let watched = watch_sources(sources, &writer, &shared, &server).await?;
     let (reader, listeners) =
         events::Reader::start(shared.clone()).map_err(io("start the thread of events"))?;
 
@@ -180,15 +190,63 @@ pub async fn run(args: Run) -> Result<(), RunError> {
     }
 }
 
-fn watch_sources(sources: Vec<SourceSpec>, writer: &Writer) -> Result<Vec<DirSource>, RunError> {
-    let watch = |(rank, source): (usize, SourceSpec)| {
-        let name = source.to_string();
-        match source {
-            SourceSpec::Dir(dir) => DirSource::start(dir, writer.handle().sink(Rank(rank)))
-                .map_err(|source| RunError::Source { name, source }),
-        }
+/// Held for as long as it is to be watched.
+enum Watched {
+    Dir { _source: DirSource },
+    Kubernetes { _source: KubernetesSource },
+}
+
+async fn watch_sources(
+    sources: Vec<SourceSpec>,
+    writer: &Writer,
+    shared: &Shared,
+    server: &Server,
+) -> Result<Vec<Watched>, RunError> {
+    let mut watched = Vec::new();
+    for (rank, spec) in sources.into_iter().enumerate() {
+        let (rank, name) = (Rank(rank), spec.to_string());
+        watched.push(match spec {
+            SourceSpec::Dir(dir) => {
+                let source = DirSource::start(dir, writer.handle().sink(rank))
+                    .map_err(|source| RunError::Source { name, source })?;
+                Watched::Dir { _source: source }
+            }
+            SourceSpec::Kubernetes(kubeconfig) => {
+                let client = kubernetes::client(kubeconfig.as_deref())
+                    .await
+                    .map_err(|source| RunError::Connect { name: name.clone(), source })?;
+                let health = Arc::new(Health::new(name));
+                shared.watch(health.clone());
+                let source = KubernetesSource::start(
+                    client,
+                    pacing(server, shared),
+                    health,
+                    sink(writer, rank),
+                );
+                Watched::Kubernetes { _source: source }
+            }
+        });
+    }
+    Ok(watched)
+}
+
+/// Where the watches of an API server, several at a time, put their updates.
+fn sink(writer: &Writer, rank: Rank) -> kubernetes::Sink {
+    let handle = writer.handle();
+    Arc::new(move |update| {
+        // the writer only ends with the process
+        let _ = handle.send(Message::Source(rank, update));
+    })
+}
+
+/// A restart can wait a little: what was in force stays so. Without that, pods wait for us.
+fn pacing(server: &Server, shared: &Shared) -> Pacing {
+    let Server { list_page_size, start_jitter_seconds } = *server;
+    let jitter = match shared.view().rules {
+        0 => Duration::ZERO,
+        _ => Duration::from_secs(start_jitter_seconds),
     };
-    sources.into_iter().enumerate().map(watch).collect()
+    Pacing { page_size: list_page_size, jitter }
 }
 
 /// Resolves at the first SIGTERM or SIGINT; the second ends the process at once.

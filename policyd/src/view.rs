@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -12,6 +12,7 @@ use podgate_policy::compile::{Compiled, EndpointId, RuleId, RuleOrigin};
 use podgate_policy::index::Index;
 
 use crate::sources::SourceState;
+use crate::sources::kubernetes::Health;
 
 /// Shared by the writer, which fills it, and its readers.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub struct Shared {
     pub started: Instant,
     view: ArcSwap<View>,
     index: RwLock<Index>,
+    servers: Mutex<Vec<Arc<Health>>>,
 }
 
 /// The state after a commit.
@@ -101,6 +103,7 @@ impl Shared {
             started: Instant::now(),
             view: ArcSwap::default(),
             index: RwLock::new(Index::new()),
+            servers: Mutex::default(),
         }
     }
 
@@ -116,6 +119,15 @@ impl Shared {
     /// The cluster. Readers must be quick: the writer waits for them when something changes.
     pub fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The API servers that are watched.
+    pub fn servers(&self) -> Vec<Arc<Health>> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn watch(&self, server: Arc<Health>) {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner).push(server);
     }
 
     /// For the writer alone.

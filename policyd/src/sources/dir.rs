@@ -235,6 +235,7 @@ mod tests {
                 Update::Replace(objects) => format!("all: {}", set(&objects)),
                 Update::Change { set: new, gone } => format!("+ {} - {}", set(&new), names(gone)),
                 Update::Problems(problems) => format!("! {}", problems.join("; ")),
+                other => panic!("a directory says {other:?}"),
             }
         }
     }

@@ -2,10 +2,11 @@
 //! maps, and the writer never sees files or API servers.
 //!
 //! [`manifest`] reads Kubernetes manifests (also for `podgatectl` offline), [`dir`] watches a directory of
-//! them, [`local`] keeps the policies that the API was given.
+//! them, [`kubernetes`] watches an API server, [`local`] keeps the policies that the API was given.
 
 pub mod dir;
 mod document;
+pub mod kubernetes;
 pub mod local;
 pub mod manifest;
 mod object;
@@ -13,6 +14,7 @@ mod scan;
 mod spec;
 mod store;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -35,6 +37,31 @@ pub enum Object {
     Service(Service),
     /// Endpoints of a service.
     EndpointSlice(EndpointSlice),
+}
+
+/// A kind of object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Pods.
+    Pod,
+    /// Namespaces.
+    Namespace,
+    /// Policies.
+    Policy,
+}
+
+impl Kind {
+    /// Every kind: a source that tells kind by kind must have told all of them before it is synced.
+    pub const ALL: &[Self] = &[Self::Pod, Self::Namespace, Self::Policy];
+
+    /// "pods", for people and metrics.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Pod => "pods",
+            Self::Namespace => "namespaces",
+            Self::Policy => "policies",
+        }
+    }
 }
 
 /// What tells one object from another.
@@ -61,6 +88,17 @@ impl Object {
             Self::Policy(policy) => ObjectId::Policy(policy.id.clone()),
             Self::Service(service) => ObjectId::Service(service.key.clone()),
             Self::EndpointSlice(slice) => ObjectId::EndpointSlice(slice.key.clone()),
+        }
+    }
+}
+
+impl ObjectId {
+    /// Of which kind the object is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Pod(_) => Kind::Pod,
+            Self::Namespace(_) => Kind::Namespace,
+            Self::Policy(_) => Kind::Policy,
         }
     }
 }
@@ -111,6 +149,14 @@ pub struct Rank(pub usize);
 pub enum Update {
     /// Everything it knows: what it said before and is not here is gone. The first one makes it "synced".
     Replace(Vec<Object>),
+    /// These are all objects of the kind: what it said before and is not here is gone. It has told of
+    /// each of them before, or could not read it. A source that has said so of every kind is "synced".
+    Listed {
+        /// The kind.
+        kind: Kind,
+        /// Their ids.
+        ids: BTreeSet<ObjectId>,
+    },
     /// Some objects are new or changed, some are gone.
     Change {
         /// New or changed.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use podgate_policy::index::{Change, Index};
 use podgate_policy::model::ObjectKey;
 
-use super::{Object, ObjectId, Rank, Update};
+use super::{Kind, Object, ObjectId, Rank, Update};
 
 /// Owned by the writer, beside the index.
 #[derive(Debug)]
@@ -27,7 +27,8 @@ pub struct Store {
 #[derive(Debug)]
 struct Source {
     name: String,
-    synced: bool,
+    /// Kinds of which it has not said everything yet.
+    untold: BTreeSet<Kind>,
     given: BTreeSet<ObjectId>,
     problems: Vec<String>,
 }
@@ -48,8 +49,12 @@ pub struct SourceState {
 impl Store {
     /// A store of these sources, by rank. Nothing is synced.
     pub fn new(names: impl IntoIterator<Item = String>) -> Self {
-        let source =
-            |name| Source { name, synced: false, given: BTreeSet::new(), problems: Vec::new() };
+        let source = |name| Source {
+            name,
+            untold: Kind::ALL.iter().copied().collect(),
+            given: BTreeSet::new(),
+            problems: Vec::new(),
+        };
         Self {
             sources: names.into_iter().map(source).collect(),
             believed: BTreeMap::new(),
@@ -61,14 +66,14 @@ impl Store {
     /// Whether every source has said everything it knows. Until then nothing may be programmed: a policy
     /// not heard of yet would be a hole.
     pub fn synced(&self) -> bool {
-        self.sources.iter().all(|source| source.synced)
+        self.sources.iter().all(|source| source.untold.is_empty())
     }
 
     /// Every source, by rank.
     pub fn states(&self) -> Vec<SourceState> {
         let state = |source: &Source| SourceState {
             name: source.name.clone(),
-            synced: source.synced,
+            synced: source.untold.is_empty(),
             objects: source.given.len(),
             problems: source.problems.clone(),
         };
@@ -95,8 +100,13 @@ impl Store {
                 return false;
             }
             Update::Change { set, gone } => (set, gone),
+            Update::Listed { kind, ids } => {
+                source.untold.remove(&kind);
+                let given = source.given.iter().filter(|id| id.kind() == kind);
+                (Vec::new(), given.filter(|id| !ids.contains(id)).cloned().collect())
+            }
             Update::Replace(objects) => {
-                source.synced = true;
+                source.untold.clear();
                 let new: BTreeSet<_> = objects.iter().map(Object::id).collect();
                 let gone = source.given.difference(&new).cloned().collect();
                 (objects, gone)
@@ -243,6 +253,29 @@ mod tests {
         world.take(1, Update::Replace(Vec::new()));
         assert!(world.store.synced());
         assert_eq!(world.store.states()[1].problems, ["oh"]);
+    }
+
+    #[test]
+    fn a_source_that_tells_kind_by_kind_is_synced_after_the_last() {
+        let mut world = World::new();
+        world.take(1, Update::Replace(Vec::new()));
+        for kind in Kind::ALL {
+            assert!(!world.store.synced());
+            world.take(0, Update::Listed { kind: *kind, ids: BTreeSet::new() });
+        }
+        assert!(world.store.synced());
+    }
+
+    #[test]
+    fn a_list_of_one_kind_tells_what_is_gone_of_that_kind() {
+        let mut world = World::new();
+        world.take(0, Update::Change { set: vec![pod("one")], gone: Vec::new() });
+        assert!(!world.take(0, Update::Listed { kind: Kind::Namespace, ids: BTreeSet::new() }));
+        let ids = BTreeSet::from([pod("one").id()]);
+        assert!(!world.take(0, Update::Listed { kind: Kind::Pod, ids }));
+        assert_eq!(label(&world.index).as_deref(), Some("one"));
+        assert!(world.take(0, Update::Listed { kind: Kind::Pod, ids: BTreeSet::new() }));
+        assert_eq!(label(&world.index), None);
     }
 
     #[test]

@@ -1,0 +1,160 @@
+//! How the watches of one API server stand.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use super::feed::Refused;
+use crate::sources::Kind;
+
+/// Filled by the watches, read by status, metrics and reports.
+#[derive(Debug)]
+pub struct Health {
+    name: String,
+    kinds: Mutex<BTreeMap<Kind, Watch>>,
+    /// Ends the waits of all watches.
+    wake: Notify,
+}
+
+/// The watch of one kind.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// Whether the API server answers.
+    pub link: Link,
+    /// When it last said anything, be it that nothing has changed.
+    pub heard: Option<Instant>,
+    /// Lists that were begun: one at the start, and one whenever a watch could not go on where it was.
+    pub lists: u64,
+    /// Requests and watches that failed.
+    pub errors: u64,
+    /// Objects that cannot be read.
+    pub refused: Vec<Refused>,
+}
+
+/// Whether the API server answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Not asked yet.
+    Waiting,
+    /// It does.
+    Up,
+    /// It does not: what was read stays in force.
+    Lost {
+        /// Since when.
+        since: Instant,
+        /// What happened last.
+        error: String,
+    },
+}
+
+impl Health {
+    /// Nothing was asked yet. `name` is the source's, as on the command line.
+    pub fn new(name: String) -> Self {
+        let watch =
+            Watch { link: Link::Waiting, heard: None, lists: 0, errors: 0, refused: Vec::new() };
+        let kinds = Kind::ALL.iter().map(|kind| (*kind, watch.clone())).collect();
+        Self { name, kinds: Mutex::new(kinds), wake: Notify::new() }
+    }
+
+    /// The source's name, as on the command line.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Every watch.
+    pub fn watches(&self) -> BTreeMap<Kind, Watch> {
+        self.lock().clone()
+    }
+
+    /// Somebody needs to know what is new: whoever waits before asking again asks now.
+    pub fn hurry(&self) {
+        self.wake.notify_waiters();
+    }
+
+    /// Resolves when somebody hurries, from this call on.
+    pub(super) fn hurried(&self) -> Notified<'_> {
+        self.wake.notified()
+    }
+
+    /// What cannot be read, in words.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (kind, watch) in self.lock().iter() {
+            if let Link::Lost { error, .. } = &watch.link {
+                problems.push(format!(
+                    "watch {}: {error}; what was read before stays in force",
+                    kind.plural()
+                ));
+            }
+            problems.extend(watch.refused.iter().map(ToString::to_string));
+        }
+        problems
+    }
+
+    pub(super) fn listing(&self, kind: Kind) {
+        self.change(kind, |watch| watch.lists += 1);
+    }
+
+    /// The API server said something. True if that is news.
+    pub(super) fn heard(&self, kind: Kind) -> bool {
+        let was = self.change(kind, |watch| {
+            watch.heard = Some(Instant::now());
+            std::mem::replace(&mut watch.link, Link::Up)
+        });
+        match was {
+            Some(Link::Lost { since, .. }) => {
+                let seconds = since.elapsed().as_secs();
+                tracing::info!(source = self.name, seconds, "watching {} again", kind.plural());
+                true
+            }
+            Some(Link::Waiting) => true,
+            Some(Link::Up) | None => false,
+        }
+    }
+
+    /// It did not, or not what was asked for. True if that is news.
+    pub(super) fn failed(&self, kind: Kind, error: String) -> bool {
+        let was = self.change(kind, |watch| {
+            watch.errors += 1;
+            let since = match &watch.link {
+                Link::Lost { since, .. } => *since,
+                Link::Waiting | Link::Up => Instant::now(),
+            };
+            std::mem::replace(&mut watch.link, Link::Lost { since, error: error.clone() })
+        });
+        let source = self.name.as_str();
+        match was {
+            Some(Link::Lost { error: before, .. }) if before == error => {
+                tracing::debug!(source, error, "cannot watch {}", kind.plural());
+                false
+            }
+            _ => {
+                tracing::warn!(
+                    source,
+                    error,
+                    "cannot watch {}, trying again; what was read before stays in force",
+                    kind.plural()
+                );
+                true
+            }
+        }
+    }
+
+    pub(super) fn refuse(&self, kind: Kind, refused: Vec<Refused>) -> bool {
+        let changed =
+            |watch: &mut Watch| std::mem::replace(&mut watch.refused, refused.clone()) != refused;
+        self.change(kind, changed).unwrap_or_default()
+    }
+
+    fn change<T>(&self, kind: Kind, change: impl FnOnce(&mut Watch) -> T) -> Option<T> {
+        self.lock().get_mut(&kind).map(change)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Kind, Watch>> {
+        // every change is one assignment
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
