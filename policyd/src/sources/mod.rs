@@ -48,11 +48,16 @@ pub enum Kind {
     Namespace,
     /// Policies.
     Policy,
+    /// Services.
+    Service,
+    /// EndpointSlices.
+    EndpointSlice,
 }
 
 impl Kind {
     /// Every kind: a source that tells kind by kind must have told all of them before it is synced.
-    pub const ALL: &[Self] = &[Self::Pod, Self::Namespace, Self::Policy];
+    pub const ALL: &[Self] =
+        &[Self::Pod, Self::Namespace, Self::Policy, Self::Service, Self::EndpointSlice];
 
     /// "pods", for people and metrics.
     pub fn plural(self) -> &'static str {
@@ -60,6 +65,8 @@ impl Kind {
             Self::Pod => "pods",
             Self::Namespace => "namespaces",
             Self::Policy => "policies",
+            Self::Service => "services",
+            Self::EndpointSlice => "endpointslices",
         }
     }
 }
@@ -99,6 +106,8 @@ impl ObjectId {
             Self::Pod(_) => Kind::Pod,
             Self::Namespace(_) => Kind::Namespace,
             Self::Policy(_) => Kind::Policy,
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
         }
     }
 }

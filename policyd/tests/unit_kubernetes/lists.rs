@@ -56,6 +56,45 @@ async fn every_kind_is_listed_in_pages_and_then_watched_from_there() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn services_and_their_slices_are_known() {
+    let world = World::start(|server| {
+        let service = json!({
+            "metadata": {"name": "api", "namespace": "shop", "resourceVersion": "1"},
+            "spec": {
+                "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "type": "ClusterIP",
+                "selector": {"app": "api"}, "ports": [{"port": 80, "protocol": "TCP", "targetPort": "http"}],
+            },
+            "status": {"loadBalancer": {}},
+        });
+        let slice = json!({
+            "metadata": {
+                "name": "api-x", "namespace": "shop", "resourceVersion": "2",
+                "labels": {"kubernetes.io/service-name": "api"},
+            },
+            "addressType": "IPv4",
+            "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+            "endpoints": [{"addresses": ["10.0.0.7"], "conditions": {"ready": true}, "hostname": "h"}],
+        });
+        let empty = json!({
+            "metadata": {"name": "none", "namespace": "shop", "resourceVersion": "3"},
+            "addressType": "IPv6", "ports": null, "endpoints": null,
+        });
+        server.script(Of::Services, [Page { items: vec![service], version: "9", next: None }]);
+        server.script(Of::Slices, [Page { items: vec![slice, empty], version: "9", next: None }]);
+    });
+    world.watching().await;
+    assert_eq!(world.problems(), "");
+    assert_eq!(world.state().objects, 3);
+    for of in [Of::Services, Of::Slices] {
+        for asked in world.server.asked(of) {
+            assert!(
+                asked.query["labelSelector"].starts_with("%21service.kubernetes.io%2Fheadless")
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_synced_before_the_last_kind_whichever_that_is() {
     for last in Of::ALL {
         let world = World::start(|server| server.script(last, [Status(403, "Forbidden"), Silence]));

@@ -18,16 +18,21 @@ pub(crate) enum Of {
     Pods,
     Namespaces,
     Policies,
+    Services,
+    Slices,
 }
 
 impl Of {
-    pub(crate) const ALL: [Self; 3] = [Self::Pods, Self::Namespaces, Self::Policies];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Pods, Self::Namespaces, Self::Policies, Self::Services, Self::Slices];
 
     fn path(self) -> &'static str {
         match self {
             Self::Pods => "/api/v1/pods",
             Self::Namespaces => "/api/v1/namespaces",
             Self::Policies => "/apis/networking.k8s.io/v1/networkpolicies",
+            Self::Services => "/api/v1/services",
+            Self::Slices => "/apis/discovery.k8s.io/v1/endpointslices",
         }
     }
 }

@@ -109,6 +109,51 @@ impl Shape for PolicyShape {
     ]);
 }
 
+/// Of services. Not the selector: with an API server it is the slices that say what is behind a service.
+#[derive(Clone, Debug)]
+pub(super) struct ServiceShape;
+
+impl Shape for ServiceShape {
+    const KEEP: Keep = Keep::Fields(&[
+        ("metadata", Keep::Fields(&[NAME, NAMESPACE, UID, VERSION])),
+        (
+            "spec",
+            Keep::Fields(&[
+                ("type", Keep::All),
+                ("clusterIP", Keep::All),
+                ("clusterIPs", Keep::All),
+                ("externalIPs", Keep::All),
+                ("loadBalancerSourceRanges", Keep::All),
+                ("ports", Keep::All),
+                ("sessionAffinity", Keep::All),
+                ("sessionAffinityConfig", Keep::All),
+                ("internalTrafficPolicy", Keep::All),
+            ]),
+        ),
+        ("status", Keep::Fields(&[("loadBalancer", Keep::All)])),
+    ]);
+}
+
+/// Of EndpointSlices.
+#[derive(Clone, Debug)]
+pub(super) struct SliceShape;
+
+impl Shape for SliceShape {
+    const KEEP: Keep = Keep::Fields(&[
+        ("metadata", Keep::Fields(&[NAME, NAMESPACE, UID, VERSION, LABELS])),
+        ("addressType", Keep::All),
+        ("ports", Keep::All),
+        (
+            "endpoints",
+            Keep::Each(&Keep::Fields(&[
+                ("addresses", Keep::All),
+                ("conditions", Keep::All),
+                ("nodeName", Keep::All),
+            ])),
+        ),
+    ]);
+}
+
 struct Seed(&'static Keep);
 
 impl<'de> DeserializeSeed<'de> for Seed {

@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 
 use self::backoff::Backoff;
 use self::feed::Feed;
-use self::keep::{NamespaceShape, PodShape, PolicyShape};
+use self::keep::{NamespaceShape, PodShape, PolicyShape, ServiceShape, SliceShape};
 use self::watch::{Resource, Watcher};
 use super::{Kind, Update};
 
@@ -81,6 +81,8 @@ impl KubernetesSource {
                     Kind::Pod => watcher.run::<PodShape>().await,
                     Kind::Namespace => watcher.run::<NamespaceShape>().await,
                     Kind::Policy => watcher.run::<PolicyShape>().await,
+                    Kind::Service => watcher.run::<ServiceShape>().await,
+                    Kind::EndpointSlice => watcher.run::<SliceShape>().await,
                 }
             });
         }
@@ -88,11 +90,18 @@ impl KubernetesSource {
     }
 }
 
+/// Services that the node's proxy translates, in the words of kube-proxy: headless services have no address of
+/// their own, and those with a proxy of another name are left to that.
+const TRANSLATED: &str =
+    "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
+
 fn resource(kind: Kind) -> Resource {
-    let (path, metadata_only) = match kind {
-        Kind::Pod => ("/api/v1/pods", false),
-        Kind::Namespace => ("/api/v1/namespaces", true),
-        Kind::Policy => ("/apis/networking.k8s.io/v1/networkpolicies", false),
+    let (path, labels) = match kind {
+        Kind::Pod => ("/api/v1/pods", None),
+        Kind::Namespace => ("/api/v1/namespaces", None),
+        Kind::Policy => ("/apis/networking.k8s.io/v1/networkpolicies", None),
+        Kind::Service => ("/api/v1/services", Some(TRANSLATED)),
+        Kind::EndpointSlice => ("/apis/discovery.k8s.io/v1/endpointslices", Some(TRANSLATED)),
     };
-    Resource { kind, path, metadata_only }
+    Resource { kind, path, labels, metadata_only: kind == Kind::Namespace }
 }

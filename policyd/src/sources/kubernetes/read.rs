@@ -20,6 +20,8 @@ pub(super) fn id(kind: Kind, value: &Value) -> Option<ObjectId> {
         Kind::Policy => {
             ObjectId::Policy(PolicyId { source: KUBERNETES_SOURCE.into(), key: key()? })
         }
+        Kind::Service => ObjectId::Service(key()?),
+        Kind::EndpointSlice => ObjectId::EndpointSlice(key()?),
     })
 }
 
@@ -44,6 +46,8 @@ pub(super) fn object(kind: Kind, value: &Value) -> Result<Object, FieldError> {
         Kind::Pod => object::pod(value).map(Object::Pod),
         Kind::Namespace => object::namespace(value).map(Object::Namespace),
         Kind::Policy => object::policy(KUBERNETES_SOURCE, value).map(Object::Policy),
+        Kind::Service => object::service(value).map(Object::Service),
+        Kind::EndpointSlice => object::slice(value).map(Object::EndpointSlice),
     }
 }
 

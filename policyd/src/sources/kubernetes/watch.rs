@@ -41,6 +41,8 @@ pub(super) struct Resource {
     pub(super) kind: Kind,
     /// Its collection, of all namespaces.
     pub(super) path: &'static str,
+    /// Those whose labels match this.
+    pub(super) labels: Option<&'static str>,
     /// Only `metadata`.
     pub(super) metadata_only: bool,
 }
@@ -130,6 +132,7 @@ impl Watcher {
     async fn page<S: Shape>(&self, token: Option<&str>) -> Result<Page<S>, Error> {
         let mut params = ListParams::default().limit(self.page_size);
         params.continue_token = token.map(str::to_owned);
+        params.label_selector = self.resource.labels.map(str::to_owned);
         let request = Request::new(self.resource.path);
         let request = match self.resource.metadata_only {
             true => request.list_metadata(&params),
@@ -173,7 +176,8 @@ impl Watcher {
 
     /// One watch, from `version` on, which follows.
     async fn events<S: Shape>(&mut self, version: &mut String) -> Result<End, Error> {
-        let params = WatchParams::default().timeout(fastrand::u32(OPEN));
+        let mut params = WatchParams::default().timeout(fastrand::u32(OPEN));
+        params.label_selector = self.resource.labels.map(str::to_owned);
         let request = Request::new(self.resource.path);
         let request = match self.resource.metadata_only {
             true => request.watch_metadata(&params, version),
