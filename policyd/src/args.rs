@@ -263,8 +263,8 @@ mod tests {
                 SourceSpec::Kubernetes(Some("/etc/kube:config".into())),
             ),
         ] {
-            let Cli { command: Command::Run(run) } =
-                Cli::try_parse_from(["policyd", "run", "--source", source]).unwrap();
+            let line = ["policyd", "run", "--source", source];
+            let Command::Run(run) = Cli::try_parse_from(line).unwrap().command else { panic!() };
             assert_eq!(run.sources, [spec]);
             assert_eq!(run.sources[0].to_string(), source);
         }

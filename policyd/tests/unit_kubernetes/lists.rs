@@ -150,7 +150,7 @@ async fn a_list_whose_rest_has_expired_begins_anew_and_finds_what_is_gone() {
     world.synced().await;
     // "a" was in the first attempt alone
     assert_eq!(world.pods(), ["b", "c"]);
-    assert_eq!(world.pod("b").unwrap().labels["app"], "y".into());
+    assert_eq!(world.app("b"), "y");
     assert_eq!(world.watch(Kind::Pod).lists, 2);
 }
 

@@ -17,7 +17,7 @@ async fn what_a_watch_tells_is_in_the_index() {
     world.server.say(Of::Pods, &event("ADDED", &pod("a", "x", "10")));
     world.until("it is there", |world| world.pod("a").is_some()).await;
     world.server.say(Of::Pods, &event("MODIFIED", &pod("a", "y", "11")));
-    world.until("it is changed", |world| world.pod("a").unwrap().labels["app"] == "y".into()).await;
+    world.until("it is changed", |world| world.app("a") == "y").await;
     world.server.say(Of::Pods, &event("DELETED", &pod("a", "y", "12")));
     world.until("it is gone", |world| world.pod("a").is_none()).await;
 

@@ -81,6 +81,11 @@ impl World {
         held.1.pod(&ObjectKey::new("shop", name)).map(|pod| (**pod).clone())
     }
 
+    /// The label `app` of a pod.
+    pub(crate) fn app(&self, name: &str) -> String {
+        self.pod(name).unwrap().labels.get("app").unwrap().to_string()
+    }
+
     pub(crate) fn policy(&self, name: &str) -> Option<Policy> {
         let id = PolicyId { source: "kubernetes".into(), key: ObjectKey::new("shop", name) };
         self.held.lock().unwrap().1.policy(&id).map(|policy| (**policy).clone())

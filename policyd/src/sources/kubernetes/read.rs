@@ -105,7 +105,7 @@ mod tests {
             "ingress": bad_rule,
         }));
         assert_eq!((both.ingress, both.egress), (Some(vec![]), Some(vec![])));
-        let labels = [("app".into(), "b".into())].into();
+        let labels = [("app".into(), "b".into())].into_iter().collect();
         assert!(!both.selector.matches(&labels), "keeps its selector");
 
         let ingress = policy(json!({"podSelector": {}, "ingress": bad_rule}));
