@@ -53,10 +53,10 @@ demo: setup-demo ## the example worlds: real packets between real namespaces, wh
 	@scripts/demo.sh $(BIN_DIR) $(WORLD)
 
 .PHONY: test
-test: setup-test ## all tiers: unit, kernel and runtime (root)
+test: setup-test ## all tiers: unit, kernel, runtime and cluster (root)
 	@scripts/preflight.sh runtime
 	@$(MAKE) build
-	@scripts/test.sh unit kernel runtime
+	@scripts/test.sh unit kernel runtime cluster
 
 .PHONY: test-unit
 test-unit: setup-test ## the tier that needs nothing
@@ -73,6 +73,12 @@ test-runtime: setup-test ## pods made by containerd with the chain installed (ro
 	@scripts/preflight.sh runtime
 	@$(MAKE) build
 	@scripts/test.sh runtime
+
+.PHONY: test-cluster
+test-cluster: setup-test ## a real Kubernetes on this machine: policies by kubectl, pods by the kubelet (root)
+	@scripts/preflight.sh runtime
+	@$(MAKE) build
+	@scripts/test.sh cluster
 
 .PHONY: lint
 lint: setup-lint ## rustfmt, clippy, clang-format, shellcheck, cargo deny: nothing is changed

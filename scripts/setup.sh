@@ -34,6 +34,9 @@ test runc runc
 test = busybox-static
 test ps procps
 test ping iputils-ping
+test iptables-restore iptables
+test nft nftables
+test conntrack conntrack
 lint clang-format clang-format
 lint shellcheck shellcheck
 '
@@ -85,9 +88,10 @@ not_newer() {
     [[ $(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1) == "$1" ]]
 }
 
-# Go builds cnitool and libcni for the runtime tier. Debian 12's is too old for them.
+# Go builds cnitool and libcni for the runtime tier and Kubernetes for the cluster tier, which wants the newer one.
+# Debian 12's is too old. Their modules come through Go's own module cache when they are built.
 if [[ $groups == *" test "* ]]; then
-    wanted=$(awk '$1 == "go" { print $2 }' "$(dirname "$0")/../tests/libcni/go.mod")
+    wanted=$(awk '$1 == "go" { print $2 }' "$(dirname "$0")/../tests/cluster/go.mod")
     go=$(PATH="/usr/local/go/bin:$PATH" command -v go || true)
     if [[ -z $go ]]; then
         candidate=$(apt-cache policy golang-go 2>/dev/null | awk '$1 == "Candidate:" { sub(/^[0-9]*:/, "", $2); print $2 }')
@@ -98,7 +102,7 @@ if [[ $groups == *" test "* ]]; then
     fi
     found=$([[ -z $go ]] || "$go" env GOVERSION | sed 's/^go//')
     if [[ -z $found ]] || ! not_newer "$wanted" "$found"; then
-        fail "the runtime tests need Go $wanted or newer, here is ${found:-none}, and this Debian offers ${candidate:-none}.
+        fail "the runtime and cluster tests need Go $wanted or newer, here is ${found:-none}, and this Debian offers ${candidate:-none}.
        Unpack a release of https://go.dev/dl into /usr/local/go, where it is found by itself"
     fi
 fi

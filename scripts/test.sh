@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs test tiers: scripts/test.sh [unit] [kernel] [runtime]
+# Runs test tiers: scripts/test.sh [unit] [kernel] [runtime] [cluster]
 #
 # Every test target of the workspace belongs to exactly one tier, by its kind, crate and name, so no test is
 # forgotten because somebody named a file freely. The root tiers run each test binary through
@@ -11,7 +11,7 @@ PATH="$PATH:/usr/sbin:/sbin"
 export PATH
 
 tiers=("$@")
-[[ ${#tiers[@]} -gt 0 ]] || tiers=(unit kernel runtime)
+[[ ${#tiers[@]} -gt 0 ]] || tiers=(unit kernel runtime cluster)
 logs=${CARGO_TARGET_DIR:-target}/test-logs
 mkdir -p "$logs"
 
@@ -22,6 +22,7 @@ all=$(scripts/cargo.sh metadata --no-deps --format-version 1 | jq -r '
     | (if $kind == "lib" or $kind == "bin" then "unit"
        elif $kind != "test" then empty
        elif $name | startswith("runtime_") then "runtime"
+       elif $name | startswith("cluster_") then "cluster"
        elif $package == "podgate-policy" then "unit"
        elif $name | test("^(ctl|golden|goldens|unit)(_|$)") then "unit"
        elif $package == "podgate-tests" and ($name | startswith("kernel_") | not) then "unit"
@@ -31,12 +32,17 @@ all=$(scripts/cargo.sh metadata --no-deps --format-version 1 | jq -r '
 run_tier() {
     local tier=$1 config=()
     if ! grep -q "^$tier " <<<"$all"; then
-        echo "test: no test target belongs to the tier '$tier' (tiers: unit, kernel, runtime)" >&2
+        echo "test: no test target belongs to the tier '$tier' (tiers: unit, kernel, runtime, cluster)" >&2
         return 2
     fi
     case $tier in
     kernel) scripts/preflight.sh || return ;;
     runtime) scripts/preflight.sh runtime || return ;;
+    cluster)
+        scripts/preflight.sh runtime || return
+        PODGATE_CLUSTER_BIN=$(scripts/cluster-programs.sh) || return
+        export PODGATE_CLUSTER_BIN
+        ;;
     esac
     [[ $tier == unit ]] || config=(--config "target.'cfg(all())'.runner = '$PWD/scripts/run-as-root.sh'")
 

@@ -1,5 +1,6 @@
 //! What the tests share: the oracle, random worlds, the packet builder.
 
+pub mod cluster;
 pub mod compiling;
 pub mod kernel;
 pub mod netlab;

@@ -22,6 +22,26 @@ pub fn find(name: &str) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Makes them, ready to be filled: a kubelet expects the parent of its pods to be there.
+pub fn create(name: &str) -> Result<()> {
+    for hierarchy in fs::read_dir(ROOT).with_context(|| format!("read {ROOT}"))?.flatten() {
+        let path = hierarchy.path().join(name);
+        if path.is_dir() || !hierarchy.path().is_dir() {
+            continue;
+        }
+        fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
+        // without these nothing can be put into a group of this hierarchy
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let from = hierarchy.path().join(file);
+            if let Ok(all) = fs::read(&from) {
+                fs::write(path.join(file), all)
+                    .with_context(|| format!("fill {file} of {name}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Removes them. The processes inside have ended, but the kernel lets go of them a little later.
 pub fn remove(name: &str) -> Result<()> {
     let gone = until(Duration::from_secs(5), || {

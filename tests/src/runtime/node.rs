@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -47,16 +48,23 @@ impl Node {
     /// A node whose containerd has the image and this configuration.
     pub fn start(conflist: &Conflist) -> Result<Self> {
         let mut node = Self::bare()?;
-        node.write("image.tar", &image::archive()?)?;
         node.set_conflist(Some(conflist))?;
-        node.start_containerd()?;
-        let import = ["-a", "c.sock", "-n", "k8s.io", "images", "import", "image.tar"];
-        let import = import.map(|word| match word {
-            "c.sock" | "image.tar" => format!("{HOME}/{word}"),
-            word => word.to_owned(),
-        });
-        node.run("ctr", &import).context("import the image")?;
+        node.start_with_image()?;
         Ok(node)
+    }
+
+    /// Starts containerd and gives it the image.
+    pub fn start_with_image(&mut self) -> Result<()> {
+        self.write("image.tar", &image::archive()?)?;
+        self.start_containerd()?;
+        self.import("image.tar").context("import the image")
+    }
+
+    /// Gives containerd the images of an archive in the node's own directory.
+    pub fn import(&self, archive: &str) -> Result<()> {
+        let socket = format!("{HOME}/c.sock");
+        let archive = format!("{HOME}/{archive}");
+        self.run("ctr", &["-a", &socket, "-n", "k8s.io", "images", "import", &archive]).map(|_| ())
     }
 
     /// The walls and the plugins, without a containerd.
@@ -67,6 +75,8 @@ impl Node {
         let cgroup = format!("pgnode-{}-{number}", process::id());
         let mut holder = Command::new(built("podgate-test-node")?)
             .env(MARK, &cgroup)
+            // ^C is for the test: the holder notices its end, and then still has the cgroups to remove
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -301,7 +311,7 @@ pub fn built(name: &str) -> Result<PathBuf> {
 }
 
 /// A thread that goes into the namespace for good and then ends.
-fn in_namespace<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
+pub fn in_namespace<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
     let entered = thread::scope(|scope| {
         scope

@@ -25,7 +25,7 @@ pub(super) fn command(node: Pid, program: impl AsRef<Path>) -> Command {
 }
 
 /// Runs to the end; fails unless it succeeds.
-pub(super) fn run(mut command: Command) -> Result<String> {
+pub fn run(mut command: Command) -> Result<String> {
     let output = command.output().with_context(|| format!("run {command:?}"))?;
     if !output.status.success() {
         bail!("{command:?} ended with {}: {}", output.status, said(&output));
