@@ -9,5 +9,9 @@
 //! without usable endpoints, node ports, load balancers with a firewall.
 
 mod catalog;
+mod derive;
+mod table;
 
 pub use catalog::Catalog;
+pub use derive::complete;
+pub use table::{Backend, BackendState, Balance, Dispute, Frontend, ServiceTable};

@@ -1,0 +1,159 @@
+//! What a control plane would add to services, where there is none: addresses and slices.
+//!
+//! Manifests on a disk have no controllers behind them. For them, and only for them, a service without addresses
+//! gets some, and a service with a selector and no slices gets its slices from the pods of the same manifests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use crate::model::{
+    Addressing, Condition, EndpointSlice, Labels, ObjectKey, Pod, PodLife, Service, SliceEndpoint,
+    SlicePort, TargetPort,
+};
+
+/// Where service addresses come from: 10.96.0.0/16 and fd00:10:96::/112.
+const RANGES: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(10, 96, 0, 0), Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0));
+/// The first offset in a range that is given away: those below are what people write down themselves.
+const FIRST: u32 = 256;
+/// One more than the last.
+const END: u32 = 0xffff;
+
+/// Gives every service of a cluster without a control plane its cluster addresses, and returns the slices that a
+/// controller would have made.
+///
+/// A service's address follows from its name; only where two names lead to the same one does the first by name
+/// push the other on. It is of the families that the service's pods have, IPv4 if it has no pods.
+pub fn complete(
+    services: &mut [&mut Service],
+    slices: &[&EndpointSlice],
+    pods: &[&Pod],
+) -> Vec<EndpointSlice> {
+    services.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    let mut taken: BTreeSet<IpAddr> = BTreeSet::new();
+    for service in services.iter() {
+        taken.extend(service.addressing.cluster());
+        taken.extend(&service.external);
+    }
+    let sliced: BTreeSet<ObjectKey> =
+        slices.iter().filter_map(|slice| slice.service_key()).collect();
+    let mut names: BTreeSet<ObjectKey> = slices.iter().map(|slice| slice.key.clone()).collect();
+    let mut derived = Vec::new();
+    for service in services.iter_mut() {
+        let members = members(service, pods);
+        if service.addressing == Addressing::Unassigned {
+            service.addressing = Addressing::Virtual(assign(&service.key, &members, &mut taken));
+        }
+        let translated = !service.addressing.cluster().is_empty();
+        if translated && !service.selector.is_empty() && !sliced.contains(&service.key) {
+            derived.extend(slices_for(service, &members, &mut names));
+        }
+    }
+    derived
+}
+
+/// The pods behind a service.
+fn members<'a>(service: &Service, pods: &[&'a Pod]) -> Vec<&'a Pod> {
+    let selected = |labels: &Labels| {
+        !service.selector.is_empty()
+            && service.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    };
+    let mut members: Vec<&Pod> = pods
+        .iter()
+        .copied()
+        .filter(|pod| pod.key.namespace == service.key.namespace)
+        .filter(|pod| pod.life != PodLife::Finished && selected(&pod.labels))
+        .collect();
+    members.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    members
+}
+
+fn assign(service: &ObjectKey, members: &[&Pod], taken: &mut BTreeSet<IpAddr>) -> Vec<IpAddr> {
+    let has = |v4| members.iter().any(|pod| address(pod, v4).is_some());
+    let (v4, v6) = (has(true) || !has(false), has(false));
+    let (range4, range6) = (u32::from(RANGES.0), u128::from(RANGES.1));
+    let at = |offset: u32| {
+        let four = v4.then(|| IpAddr::V4((range4 + offset).into()));
+        let six = v6.then(|| IpAddr::V6((range6 + u128::from(offset)).into()));
+        four.into_iter().chain(six).collect::<Vec<_>>()
+    };
+    let first = hash(&service.to_string()) % (END - FIRST);
+    let offsets = (0..END - FIRST).map(|step| FIRST + (first + step) % (END - FIRST));
+    // sixty thousand services in one directory: the last ones then share an address, which is reported
+    let free = offsets.map(at).find(|of| of.iter().all(|address| !taken.contains(address)));
+    let addresses = free.unwrap_or_else(|| at(FIRST + first));
+    taken.extend(&addresses);
+    addresses
+}
+
+/// FNV-1a: the same in every build of podgate, which the standard library's hashes are not.
+fn hash(text: &str) -> u32 {
+    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    text.bytes().fold(0x811c_9dc5, step)
+}
+
+fn address(pod: &Pod, v4: bool) -> Option<IpAddr> {
+    pod.addresses.iter().copied().find(|address| address.is_ipv4() == v4)
+}
+
+/// One slice for each family and each set of numbers that the pods give the service's ports.
+fn slices_for(
+    service: &Service,
+    members: &[&Pod],
+    names: &mut BTreeSet<ObjectKey>,
+) -> Vec<EndpointSlice> {
+    let mut groups: BTreeMap<(bool, Vec<SlicePort>), Vec<SliceEndpoint>> = BTreeMap::new();
+    for pod in members {
+        let ports = ports_at(service, pod);
+        for v4 in [true, false] {
+            let Some(address) = address(pod, v4) else { continue };
+            let condition = match pod.life {
+                PodLife::Live => Condition::Ready,
+                PodLife::Terminating => Condition::Draining,
+                PodLife::Finished => continue,
+            };
+            let endpoint = SliceEndpoint { address, condition, node: pod.node.clone() };
+            groups.entry((v4, ports.clone())).or_default().push(endpoint);
+        }
+    }
+    let slice = |((_, ports), endpoints)| {
+        let key = free_name(&service.key, names);
+        EndpointSlice { key, service: Some(service.key.name.clone()), ports, endpoints }
+    };
+    groups.into_iter().map(slice).collect()
+}
+
+/// What each port of the service is at this pod; ports whose name the pod does not have are not there.
+fn ports_at(service: &Service, pod: &Pod) -> Vec<SlicePort> {
+    let number = |of: &crate::model::ServicePort| match &of.target {
+        TargetPort::Number(number) => Some(*number),
+        TargetPort::Name(name) => {
+            let mut named = pod.ports.iter();
+            named.find(|at| at.name == *name && at.protocol == of.protocol).map(|at| at.number)
+        }
+    };
+    let mut ports: Vec<SlicePort> = service
+        .ports
+        .iter()
+        .filter_map(|of| {
+            let (name, protocol) = (of.name.clone(), of.protocol);
+            Some(SlicePort { name, protocol, number: number(of)? })
+        })
+        .collect();
+    ports.sort_unstable();
+    ports
+}
+
+/// `web-0`, `web-1`, ...: as far as a manifest has not used it.
+fn free_name(service: &ObjectKey, names: &mut BTreeSet<ObjectKey>) -> ObjectKey {
+    let mut nth = 0usize;
+    loop {
+        let name: Arc<str> = format!("{}-{nth}", service.name).into();
+        let key = ObjectKey::new(service.namespace.clone(), name);
+        if names.insert(key.clone()) {
+            return key;
+        }
+        nth += 1;
+    }
+}
