@@ -4,6 +4,7 @@
 //! [`manifest`] reads Kubernetes manifests (also for `podgatectl` offline), [`dir`] watches a directory of
 //! them, [`kubernetes`] watches an API server, [`local`] keeps the policies that the API was given.
 
+mod complete;
 pub mod dir;
 mod document;
 pub mod kubernetes;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use podgate_policy::index::Change;
 use podgate_policy::model::{EndpointSlice, Namespace, ObjectKey, Pod, Policy, PolicyId, Service};
 
+pub(crate) use complete::complete;
 pub use spec::SourceSpec;
 pub use store::{SourceState, Store};
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{self, Manifest, ManifestError};
-use super::{Object, ObjectId};
+use super::{Object, ObjectId, complete};
 
 /// What changes when a file's content does, also when it is replaced by another of the same length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,10 +114,13 @@ impl Scan {
         (merged, twice)
     }
 
-    /// What is new since the last call.
+    /// What is new since the last call, what no control plane has added to services included.
     pub(super) fn delta(&mut self) -> (Vec<Object>, Vec<ObjectId>) {
+        let merged = self.merge().0;
+        let mut objects: Vec<_> = merged.into_values().map(|(_, object)| object.clone()).collect();
+        complete(&mut objects, &BTreeMap::new());
         let merged: BTreeMap<ObjectId, Object> =
-            self.merge().0.into_iter().map(|(id, (_, object))| (id, object.clone())).collect();
+            objects.into_iter().map(|object| (object.id(), object)).collect();
         let is_new = |(id, object): &(&ObjectId, &Object)| self.given.get(*id) != Some(*object);
         let set = merged.iter().filter(is_new).map(|(_, object)| object.clone()).collect();
         let gone = self.given.keys().filter(|id| !merged.contains_key(*id)).cloned().collect();

@@ -36,6 +36,7 @@ pub fn complete(
         taken.extend(service.addressing.cluster());
         taken.extend(&service.external);
     }
+    taken.extend(pods.iter().flat_map(|pod| &pod.addresses));
     let sliced: BTreeSet<ObjectKey> =
         slices.iter().filter_map(|slice| slice.service_key()).collect();
     let mut names: BTreeSet<ObjectKey> = slices.iter().map(|slice| slice.key.clone()).collect();
