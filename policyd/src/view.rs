@@ -13,6 +13,7 @@ use podgate_policy::index::Index;
 
 use crate::sources::SourceState;
 use crate::sources::kubernetes::Health;
+use crate::sync::services::Counts;
 
 /// Shared by the writer, which fills it, and its readers.
 #[derive(Debug)]
@@ -49,6 +50,10 @@ pub struct View {
     pub rules: usize,
     /// Of commits, since the start.
     pub commits: Commits,
+    /// What the services come to.
+    pub services: Counts,
+    /// What is not as it should be about services, for people.
+    pub service_problems: Vec<String>,
 }
 
 /// How commits went.
@@ -157,6 +162,7 @@ impl View {
         problems.extend(self.stopped.iter().map(|reason| {
             format!("change the classes of addresses: {reason}; what was in force stays, retrying")
         }));
+        problems.extend(self.service_problems.iter().cloned());
         for endpoint in self.endpoints.values() {
             if let EndpointState::Degraded(reason) = &endpoint.state {
                 problems.push(format!(

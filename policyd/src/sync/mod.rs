@@ -10,6 +10,7 @@
 
 mod adopt;
 mod keep;
+pub mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -21,6 +21,7 @@ use podgate_policy::index::Index;
 use tokio::sync::oneshot;
 
 use crate::sources::{Rank, Update};
+use crate::sync::services::ServiceSync;
 use crate::view::Shared;
 
 /// What the writer is told.
@@ -63,6 +64,8 @@ pub struct Answers<'a> {
     pub compiled: &'a Compiled,
     /// The node's endpoints, by id.
     pub endpoints: &'a [Endpoint],
+    /// The services and what the maps hold of them.
+    pub services: &'a ServiceSync,
 }
 
 impl Answers<'_> {

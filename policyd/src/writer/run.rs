@@ -15,6 +15,7 @@ use super::waiting::{Standing, Waiting};
 use super::{Answers, Message, Question};
 use crate::encode;
 use crate::sources::Store;
+use crate::sync::services::ServiceSync;
 use crate::sync::{Adopted, Kernel, MapState};
 use crate::view::{Commits, Shared};
 
@@ -27,6 +28,7 @@ pub(super) struct Run {
     pub(super) store: Store,
     pub(super) endpoints: Endpoints,
     pub(super) kernel: Kernel,
+    pub(super) services: ServiceSync,
     compiler: Compiler,
     pub(super) compiled: Arc<Compiled>,
     pub(super) origins: Arc<BTreeMap<RuleId, RuleOrigin>>,
@@ -56,6 +58,7 @@ impl Run {
         observe: Observe,
     ) -> podgate_bpf::Result<Self> {
         let Adopted { kernel, registrations, compiler } = Kernel::adopt(shared.gate.clone())?;
+        let services = ServiceSync::adopt(shared.gate.clone(), &shared.node)?;
         let mut endpoints = Endpoints::default();
         endpoints.refresh_all(&shared.gate.maps)?;
         tracing::info!(
@@ -70,6 +73,7 @@ impl Run {
             store: Store::new(sources),
             endpoints,
             kernel,
+            services,
             compiler,
             compiled: Arc::default(),
             origins: Arc::default(),
@@ -244,7 +248,7 @@ impl Run {
 
     fn sweep(&mut self) {
         match self.kernel.sweep() {
-            Ok(more) => self.litter = more,
+            Ok(more) => self.litter = more | self.services.sweep(),
             Err(error) => {
                 tracing::warn!(%error, "cannot remove policy maps of endpoints that are gone");
                 self.litter = false;
@@ -260,7 +264,14 @@ impl Run {
         let owners: BTreeMap<EndpointId, u32> =
             self.endpoints.iter().map(|(id, registration)| (id, registration.owner)).collect();
         let wanted = self.wanted(&compiled, &owners);
+        self.services.follow(self.shared.index_mut().services_mut());
+        self.services.retire();
         let outcome = self.kernel.commit(&wanted, &owners);
+        self.services.extend();
+        if self.services.take_changed() {
+            self.shared.gate.maps.control().bump_epoch();
+        }
+        self.litter |= self.services.is_littered();
 
         self.dirty = false;
         self.ready |= outcome.stopped.is_none();
@@ -286,7 +297,7 @@ impl Run {
                 "cannot change the classes of addresses, the last policies stay in force"
             );
         }
-        if outcome.is_complete() {
+        if outcome.is_complete() && self.services.is_complete() {
             (self.retry, self.delay) = (None, RETRY.0);
         } else {
             self.commits.incomplete += 1;
@@ -363,6 +374,7 @@ impl Run {
                 compiler: &self.compiler,
                 compiled: &self.compiled,
                 endpoints: &endpoints,
+                services: &self.services,
             };
             for question in self.questions.drain(..) {
                 question(&answers);

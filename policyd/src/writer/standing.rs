@@ -35,6 +35,8 @@ impl Run {
             stopped: self.stopped.clone(),
             rules: tables.values().map(BTreeMap::len).sum(),
             commits: self.commits,
+            services: self.services.counts(),
+            service_problems: self.services.problems(),
         }
     }
 

@@ -47,17 +47,22 @@ pub fn complete(
             service.addressing = Addressing::Virtual(assign(&service.key, &members, &mut taken));
         }
         let translated = !service.addressing.cluster().is_empty();
-        if translated && !service.selector.is_empty() && !sliced.contains(&service.key) {
+        if translated && selects(service) && !sliced.contains(&service.key) {
             derived.extend(slices_for(service, &members, &mut names));
         }
     }
     derived
 }
 
+/// Whether its endpoints are pods that a controller would find; an empty selector finds none.
+fn selects(service: &Service) -> bool {
+    service.selector.iter().len() > 0
+}
+
 /// The pods behind a service.
 fn members<'a>(service: &Service, pods: &[&'a Pod]) -> Vec<&'a Pod> {
     let selected = |labels: &Labels| {
-        !service.selector.is_empty()
+        selects(service)
             && service.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
     };
     let mut members: Vec<&Pod> = pods

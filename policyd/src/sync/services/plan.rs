@@ -1,0 +1,189 @@
+//! In which order the maps of services change.
+//!
+//! Programs pick `slots[random % count]` at any moment, without a lock. So at every moment each slot below a
+//! frontend's count holds a backend that is ready in the old state or in the new one, and a frontend that has
+//! one before and after has one all the time:
+//!
+//! - A backend is put into `backends` and into the slot behind the last one, then the count takes it in.
+//! - To remove one, the last slot's backend is copied over it, then the count leaves the last slot out. What is
+//!   in that slot stays there: a program that read the old count may still look. It goes at an idle moment.
+//! - Removals come before policy changes and additions after them, so that no flow is sent to an endpoint whose
+//!   classes are not there yet. If all of a frontend's backends go at once, one waits for its successors.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use podgate_bpf::abi::BackendState;
+use podgate_bpf::services::{Backend, Frontend, ServiceEntry};
+
+/// What the maps hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceState {
+    /// Frontends.
+    pub services: BTreeMap<Frontend, ServiceEntry>,
+    /// By service id and number.
+    pub slots: BTreeMap<(u32, u32), Backend>,
+    /// By service id.
+    pub backends: BTreeMap<(u32, Backend), BackendState>,
+}
+
+/// What a frontend should lead to. At least one backend is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// For how many seconds a client keeps its endpoint; 0: not at all.
+    pub affinity_seconds: u32,
+    /// The backends.
+    pub backends: BTreeMap<Backend, BackendState>,
+}
+
+/// One operation on one map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A frontend is added or changed.
+    SetService(Frontend, ServiceEntry),
+    /// A frontend is removed.
+    RemoveService(Frontend),
+    /// A slot of a service is filled.
+    SetSlot((u32, u32), Backend),
+    /// A slot is removed that no count takes in.
+    RemoveSlot((u32, u32)),
+    /// A backend of a service may be picked, or no longer.
+    SetBackend((u32, Backend), BackendState),
+    /// A backend of a service is gone.
+    RemoveBackend((u32, Backend)),
+}
+
+impl ServiceState {
+    /// The state after a step.
+    pub fn apply(&mut self, step: &Step) {
+        match step {
+            Step::SetService(frontend, entry) => drop(self.services.insert(*frontend, *entry)),
+            Step::RemoveService(frontend) => drop(self.services.remove(frontend)),
+            Step::SetSlot(key, backend) => drop(self.slots.insert(*key, *backend)),
+            Step::RemoveSlot(key) => drop(self.slots.remove(key)),
+            Step::SetBackend(key, state) => drop(self.backends.insert(*key, *state)),
+            Step::RemoveBackend(key) => drop(self.backends.remove(key)),
+        }
+    }
+
+    /// The first half of a change: what no longer counts goes. Nothing is left to do if `wanted` is `None`.
+    pub fn retire(&self, frontend: &Frontend, wanted: Option<&Wanted>) -> Vec<Step> {
+        let Some(entry) = self.services.get(frontend) else { return Vec::new() };
+        let (Some(wanted), Some(slots)) = (wanted, self.picked(entry)) else {
+            return vec![Step::RemoveService(*frontend)];
+        };
+        let is_ready =
+            |backend: &Backend| wanted.backends.get(backend) == Some(&BackendState::Ready);
+        let mut seen = BTreeSet::new();
+        // a slot that repeats another one was left by a policyd that was killed in between
+        let stays: Vec<bool> =
+            slots.iter().map(|backend| is_ready(backend) && seen.insert(*backend)).collect();
+        let mut removed: Vec<usize> = (0..slots.len()).filter(|nth| !stays[*nth]).collect();
+        let mut spared = None;
+        if removed.len() == slots.len() {
+            spared = Some(slots[removed.remove(0)]);
+        }
+
+        let mut steps = Vec::new();
+        let mut last = slots;
+        for nth in removed.iter().rev() {
+            let moved = last.pop();
+            if let Some(moved) = moved.filter(|_| *nth < last.len()) {
+                steps.push(Step::SetSlot((entry.id, number(*nth)), moved));
+                last[*nth] = moved;
+            }
+        }
+        let count = number(last.len());
+        if count != entry.count {
+            steps.push(Step::SetService(*frontend, ServiceEntry { count, ..*entry }));
+        }
+        for ((id, backend), state) in self.backends_of(entry.id) {
+            if spared == Some(backend) {
+                continue;
+            }
+            match wanted.backends.get(&backend) {
+                None => steps.push(Step::RemoveBackend((id, backend))),
+                Some(BackendState::Serving) if state != BackendState::Serving => {
+                    steps.push(Step::SetBackend((id, backend), BackendState::Serving));
+                }
+                Some(_) => {}
+            }
+        }
+        steps
+    }
+
+    /// The second half: what is new comes, and then what had to wait for it goes. `id` is the frontend's, or nobody's
+    /// if it is new.
+    pub fn extend(&self, frontend: &Frontend, wanted: &Wanted, id: u32) -> Vec<Step> {
+        let known = self.services.get(frontend);
+        let whole = known.copied().filter(|entry| self.picked(entry).is_some());
+        let affinity_seconds = wanted.affinity_seconds;
+        let entry = whole.unwrap_or(ServiceEntry { id, count: 0, affinity_seconds });
+        let mut steps = Vec::new();
+        for (backend, state) in &wanted.backends {
+            let is = self.backends.get(&(entry.id, *backend));
+            // one that waits to be removed is still ready; `retire` below tells it
+            if is != Some(state) && (is.is_none() || *state == BackendState::Ready) {
+                steps.push(Step::SetBackend((entry.id, *backend), *state));
+            }
+        }
+        let mut count = entry.count;
+        let slots: BTreeSet<Backend> =
+            self.picked(&entry).unwrap_or_default().into_iter().collect();
+        for (backend, state) in &wanted.backends {
+            if *state == BackendState::Ready && !slots.contains(backend) {
+                steps.push(Step::SetSlot((entry.id, count), *backend));
+                count += 1;
+            }
+        }
+        let new = ServiceEntry { count, affinity_seconds, ..entry };
+        if known != Some(&new) {
+            steps.push(Step::SetService(*frontend, new));
+        }
+        if whole.is_some() {
+            let mut after = self.only(frontend, entry.id);
+            steps.iter().for_each(|step| after.apply(step));
+            steps.extend(after.retire(frontend, Some(wanted)));
+        }
+        steps
+    }
+
+    /// What of a service id no program can look at any more, once a grace period has passed since its last change.
+    pub fn litter(&self, id: u32, alive: Option<&ServiceEntry>) -> Vec<Step> {
+        let count = alive.map_or(0, |entry| entry.count);
+        let slots = self.slots.range((id, count)..=(id, u32::MAX));
+        let mut steps: Vec<_> = slots.map(|(key, _)| Step::RemoveSlot(*key)).collect();
+        if alive.is_none() {
+            steps.extend(self.backends_of(id).map(|(key, _)| Step::RemoveBackend(key)));
+        }
+        steps
+    }
+
+    /// What may be picked, slot by slot; `None` if a slot is missing, which no order of ours leads to.
+    fn picked(&self, entry: &ServiceEntry) -> Option<Vec<Backend>> {
+        (0..entry.count).map(|slot| self.slots.get(&(entry.id, slot)).copied()).collect()
+    }
+
+    fn backends_of(&self, id: u32) -> impl Iterator<Item = ((u32, Backend), BackendState)> + '_ {
+        let first = Backend { address: std::net::Ipv4Addr::UNSPECIFIED.into(), port: 0 };
+        let all = self.backends.range((id, first)..);
+        all.take_while(move |((of, _), _)| *of == id).map(|(key, state)| (*key, *state))
+    }
+
+    /// The part of the state that is one frontend's.
+    fn only(&self, frontend: &Frontend, id: u32) -> Self {
+        let services = self.services.get(frontend).map(|entry| (*frontend, *entry));
+        let slots = self.slots.range((id, 0)..=(id, u32::MAX));
+        Self {
+            services: services.into_iter().collect(),
+            slots: slots.map(|(key, backend)| (*key, *backend)).collect(),
+            backends: self.backends_of(id).collect(),
+        }
+    }
+}
+
+fn number(of: usize) -> u32 {
+    u32::try_from(of).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

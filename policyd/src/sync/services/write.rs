@@ -1,0 +1,58 @@
+//! Steps, written into the maps.
+
+use podgate_bpf::Result;
+use podgate_bpf::services::ServiceMaps;
+
+use super::plan::Step;
+
+/// Takes one step.
+pub(super) fn one(maps: &ServiceMaps, step: &Step) -> Result<()> {
+    match step {
+        Step::SetService(frontend, entry) => maps.set_service(frontend, *entry),
+        Step::RemoveService(frontend) => maps.remove_service(frontend),
+        Step::SetSlot((id, slot), backend) => maps.set_slot(*id, *slot, *backend),
+        Step::RemoveSlot((id, slot)) => maps.remove_slot(*id, *slot),
+        Step::SetBackend((id, backend), state) => maps.set_backend(*id, *backend, *state),
+        Step::RemoveBackend((id, backend)) => maps.remove_backend(*id, *backend),
+    }
+}
+
+/// Takes steps in their order, neighbours of one kind together, until one fails; tells `taken` of each.
+///
+/// Among neighbours of one kind the order does not matter: no program looks at a backend or a slot that is being
+/// added before the count that follows takes it in, and those that are moved are valid either way.
+pub(super) fn all(maps: &ServiceMaps, steps: &[Step], mut taken: impl FnMut(&Step)) -> Result<()> {
+    let alike = |a: &Step, b: &Step| {
+        matches!(
+            (a, b),
+            (Step::SetSlot(..), Step::SetSlot(..)) | (Step::SetBackend(..), Step::SetBackend(..))
+        )
+    };
+    for run in steps.chunk_by(alike) {
+        // a batch that fails may have written some: one by one it is known which
+        if run.len() > 1 && batch(maps, run).is_ok() {
+            run.iter().for_each(&mut taken);
+            continue;
+        }
+        for step in run {
+            one(maps, step)?;
+            taken(step);
+        }
+    }
+    Ok(())
+}
+
+fn batch(maps: &ServiceMaps, run: &[Step]) -> Result<()> {
+    if let Some(Step::SetSlot(..)) = run.first() {
+        let slots = run.iter().filter_map(|step| match step {
+            Step::SetSlot((id, slot), backend) => Some((*id, *slot, *backend)),
+            _ => None,
+        });
+        return maps.set_slots(&slots.collect::<Vec<_>>());
+    }
+    let backends = run.iter().filter_map(|step| match step {
+        Step::SetBackend((id, backend), state) => Some((*id, *backend, *state)),
+        _ => None,
+    });
+    maps.set_backends(&backends.collect::<Vec<_>>())
+}
