@@ -123,7 +123,7 @@ impl Gate {
     }
 
     fn attach_as(&self, ifindex: u32, kind: Attached) -> Result<Attached> {
-        let stood = self.is_present(ifindex);
+        let stood = self.is_at(ifindex);
         let done = match kind {
             Attached::Tcx => self.attach_tcx(ifindex, stood),
             Attached::Clsact => self.attach_clsact(ifindex),
@@ -144,7 +144,7 @@ impl Gate {
     }
 
     /// Whether anything of ours is at the interface, in whatever state.
-    fn is_present(&self, ifindex: u32) -> bool {
+    pub fn is_at(&self, ifindex: u32) -> bool {
         HOOKS.iter().any(|hook| {
             sys::open_pin(&self.root.link(ifindex, hook.program)).is_ok()
                 || our_filters(ifindex, hook).is_ok_and(|handles| !handles.is_empty())
@@ -259,6 +259,20 @@ impl Gate {
         Ok(())
     }
 
+    /// The interfaces that pinned TCX links were made for, gone ones too.
+    pub fn linked(&self) -> Result<Vec<u32>> {
+        let dir = self.root.dir().join("links");
+        let fault = |e| Error::io("read", dir.display().to_string(), e);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(fault)? {
+            let name = entry.map_err(fault)?.file_name();
+            let number =
+                name.to_str().and_then(|name| name.split_once('-')).map(|(n, _)| n.parse::<u32>());
+            found.extend(number.and_then(Result::ok));
+        }
+        Ok(found)
+    }
+
     /// How the gate of an interface is attached, or what is wrong with it: a program that is missing, not ours
     /// or not the first of its hook.
     pub fn verify(&self, ifindex: u32) -> Result<Attached> {
@@ -332,6 +346,21 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// Whether a filter of ours is at the interface; also where no pin is left to open a [`Gate`] by.
+pub fn has_filters(ifindex: u32) -> Result<bool> {
+    for hook in &HOOKS {
+        let found = our_filters(ifindex, hook).map_err(|e| Error::Attach {
+            verb: "look at",
+            ifindex,
+            reason: e.to_string(),
+        })?;
+        if !found.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Refuses an interface whose ingress hook another qdisc holds: filters for egress would land at ingress there.

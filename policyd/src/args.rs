@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::loader::Sizes;
 
-use crate::install::Install;
+use crate::install::{Install, Uninstall};
 use crate::sources::SourceSpec;
 
 /// The node's daemon of podgate: keeps the kernel's policy maps in step with NetworkPolicies.
@@ -40,6 +40,11 @@ pub enum Command {
     /// The first configuration file in lexical order is the one that runtimes use. The entry goes to the end of its
     /// list; a single plugin's .conf becomes a .conflist. What is not podgate's keeps its bytes.
     Install(Install),
+    /// Take podgate out of the node: its entry, its gates, its pins, its binary
+    ///
+    /// Open connections go on, and from then on everything is allowed. policyd must not run. May be run again at any
+    /// time, also after having been killed half way.
+    Uninstall(Uninstall),
 }
 
 /// `policyd run`.

@@ -27,6 +27,10 @@ fn start() -> anyhow::Result<()> {
             logging::start(&args.log).context("read --log-level")?;
             return Ok(install::install(args)?);
         }
+        Command::Uninstall(args) => {
+            logging::start(&args.log).context("read --log-level")?;
+            return Ok(install::uninstall(args)?);
+        }
     };
     logging::start(&args.log).context("read --log-level")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

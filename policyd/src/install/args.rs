@@ -54,3 +54,35 @@ pub struct Install {
     #[command(flatten)]
     pub log: Log,
 }
+
+/// `policyd uninstall`.
+#[derive(Args, Debug)]
+pub struct Uninstall {
+    /// Directories.
+    #[command(flatten)]
+    pub dirs: Dirs,
+
+    /// Directory of the BPF pins; the same as `bpfRoot` of the plugin
+    #[arg(long, env = "PODGATE_BPF_ROOT", default_value = podgate_bpf::pins::DEFAULT_BPF_ROOT, value_name = "DIR")]
+    pub bpf_root: PathBuf,
+
+    /// Where libcni remembers the pods' chains: the binary stays as long as one of them has podgate in it
+    #[arg(long, env = "PODGATE_CNI_CACHE_DIR", default_value = "/var/lib/cni", value_name = "DIR")]
+    pub cni_cache_dir: PathBuf,
+
+    /// How long to wait for a policyd or an `install --watch` that still runs
+    #[arg(long, default_value_t = 30, value_name = "S")]
+    pub wait_seconds: u64,
+
+    /// How long to wait for pods that are just being started, before the last look
+    #[arg(long, default_value_t = 3000, value_name = "MS")]
+    pub settle_ms: u64,
+
+    /// When done, do nothing until SIGTERM: for a DaemonSet, whose containers do not end
+    #[arg(long)]
+    pub stay: bool,
+
+    /// Logging.
+    #[command(flatten)]
+    pub log: Log,
+}

@@ -7,25 +7,31 @@
 //!   place      temp file, fsync, rename, fsync: nobody meets half a file
 //!   pass       one look at the node, and what it takes to bring it where it should be
 //!   watch      looks again whenever something changes: the primary comes later, or writes its file anew
-//!   uninstall  the way back, in an order that no packet notices
+//!   uninstall  the way back, in an order that no packet notices: restore (configuration), unload (gates and pins),
+//!              cached (does the runtime still need the binary?)
 //! ```
 
 mod active;
 mod args;
+mod cached;
 mod conflist;
 mod entry;
 mod lock;
 mod pass;
 mod place;
+mod restore;
+mod uninstall;
+mod unload;
 mod watch;
 
 use std::io;
 
 pub use active::{Active, Candidate, choose};
-pub use args::Install;
+pub use args::{Install, Uninstall};
 pub use conflist::{Conflist, NotAConflist, from_conf};
 pub use entry::Entry;
 pub use pass::{Installer, Report, Standing};
+pub use uninstall::uninstall;
 pub use watch::install;
 
 /// The name of the plugin's binary, which is also its `type`.
@@ -50,6 +56,9 @@ pub enum InstallError {
         /// What it did instead.
         reason: String,
     },
+    /// The kernel's side.
+    #[error(transparent)]
+    Bpf(#[from] podgate_bpf::Error),
     /// Somebody else is at it.
     #[error("{0}")]
     Busy(String),

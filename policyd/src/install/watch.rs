@@ -251,7 +251,7 @@ impl Watch {
 }
 
 /// Blocks the signals that ask to end; as the first process of a container one has to take them up oneself.
-fn stop_signals() -> Result<SigSet, InstallError> {
+pub(super) fn stop_signals() -> Result<SigSet, InstallError> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);

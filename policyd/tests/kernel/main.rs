@@ -14,3 +14,4 @@ mod kill;
 mod node;
 mod programming;
 mod reconcile;
+mod uninstall;
