@@ -17,6 +17,8 @@ use crate::writer::{Handle, Message};
 
 /// How long a plugin may take to say its line.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// An ADD that is not answered by then lacks something that somebody must tell.
+const SOON: Duration = Duration::from_millis(100);
 
 /// Answers plugins.
 #[derive(Clone, Debug)]
@@ -90,12 +92,20 @@ impl CniServer {
     }
 
     async fn add(&self, endpoints: Vec<EndpointRef>) -> Response {
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         let message = Message::Added { endpoints: endpoints.clone(), reply };
         if let Err(stopped) = self.writer.send(message) {
             return Response::Error { message: stopped.to_string() };
         }
-        match tokio::time::timeout(self.wait, answer).await {
+        let soon = SOON.min(self.wait);
+        let mut answered = tokio::time::timeout(soon, &mut answer).await;
+        if answered.is_err() {
+            // The kubelet knows the pod, so the API server may be there while our watches still wait, after a
+            // failure, before they ask it again.
+            self.shared.servers().iter().for_each(|server| server.hurry());
+            answered = tokio::time::timeout(self.wait.saturating_sub(soon), answer).await;
+        }
+        match answered {
             Ok(Ok(response)) => response,
             Ok(Err(_)) => Response::Error { message: "ask the writer: it has stopped".to_owned() },
             Err(_) => Response::Pending { reason: self.missing(&endpoints) },

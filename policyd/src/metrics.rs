@@ -23,6 +23,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 
 use crate::api::{count_endpoints, count_entries, count_objects};
+use crate::sources::kubernetes;
 use crate::view::Shared;
 use crate::writer::Handle;
 
@@ -177,6 +178,9 @@ impl Collector for AtScrape {
             "source",
             &synced,
         )?;
+        for server in self.shared.servers() {
+            kubernetes::metrics::encode(&server, &mut encoder)?;
+        }
         one_gauge(
             &mut encoder,
             "ready",

@@ -1,12 +1,17 @@
 //! `GET /v1/status`.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use podgate_bpf::abi::Mode;
 
 use super::Api;
-use super::types::{EndpointCounts, Enforcement, MapCounts, ObjectCounts, SourceStatus, Status};
+use super::types::{
+    EndpointCounts, Enforcement, MapCounts, ObjectCounts, SourceStatus, Status, WatchStatus,
+};
 use crate::sources::SourceState;
+use crate::sources::kubernetes::{Health, Link};
 use crate::view::{EndpointState, Shared, View};
 
 impl From<Mode> for Enforcement {
@@ -51,14 +56,37 @@ pub(crate) fn count_entries(view: &View) -> MapCounts {
     }
 }
 
+fn watches(server: Option<&Arc<Health>>) -> Vec<WatchStatus> {
+    let mut watches = Vec::new();
+    for (kind, watch) in server.map(|server| server.watches()).unwrap_or_default() {
+        let connected = watch.link == Link::Up;
+        let (lost_for, error) = match watch.link {
+            Link::Lost { since, error } => (Some(since.elapsed().as_secs()), Some(error)),
+            Link::Up | Link::Waiting => (None, None),
+        };
+        watches.push(WatchStatus {
+            kind: kind.plural().to_owned(),
+            connected,
+            lost_for,
+            error,
+            heard: watch.heard.map(|at| at.elapsed().as_secs()),
+            lists: watch.lists,
+            errors: watch.errors,
+        });
+    }
+    watches
+}
+
 pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
     let view = api.shared.view();
     let control = api.shared.gate.maps.control();
+    let servers = api.shared.servers();
     let source = |state: &SourceState| SourceStatus {
         name: state.name.clone(),
         synced: state.synced,
         objects: state.objects,
         problems: state.problems.clone(),
+        watches: watches(servers.iter().find(|server| server.name() == state.name)),
     };
     Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -77,6 +77,31 @@ pub struct SourceStatus {
     pub objects: usize,
     /// What cannot be read, and what is in force instead.
     pub problems: Vec<String>,
+    /// Of an API server: its watches, by kind of object.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watches: Vec<WatchStatus>,
+}
+
+/// The watch of one kind of object at an API server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchStatus {
+    /// `pods`, `policies`, ...
+    pub kind: String,
+    /// Whether the server answers. While it does not, what was read stays in force.
+    pub connected: bool,
+    /// How long it has not answered, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_for: Option<u64>,
+    /// What happened last, if it does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Seconds since it last said anything, if it ever did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard: Option<u64>,
+    /// Lists that were begun.
+    pub lists: u64,
+    /// Lists and watches that failed.
+    pub errors: u64,
 }
 
 /// Endpoints by their state.

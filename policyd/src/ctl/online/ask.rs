@@ -10,7 +10,8 @@ use podgate_policy::explain::Verdict;
 
 use super::client::{Client, decode};
 use crate::api::types::{
-    Endpoint, EndpointDetail, EndpointState, Enforcement, Explanation, Isolation, PeerSet, Status,
+    Endpoint, EndpointDetail, EndpointState, Enforcement, Explanation, Isolation, PeerSet,
+    SourceStatus, Status,
 };
 use crate::ctl::cli::Explain;
 use crate::ctl::{End, Ended, Failure, Format, Printer};
@@ -66,14 +67,26 @@ fn describe(printer: &Printer, status: &Status) -> String {
     );
     let sources = status.sources.iter().map(|source| {
         let state = if source.synced { "synced" } else { "not read yet" };
-        format!("{}: {state}, {} objects", source.name, source.objects)
+        format!("{}: {state}, {} objects{}", source.name, source.objects, link(source))
     });
     text += &sources.collect::<Vec<_>>().join("\n             ");
-    let of_sources = status.sources.iter().flat_map(|source| &source.problems);
-    for problem in status.problems.iter().chain(of_sources) {
+    for problem in &status.problems {
         let _ = write!(text, "\nproblem: {problem}");
     }
     text
+}
+
+/// How an API server answers, of the watch that is worst off.
+fn link(source: &SourceStatus) -> String {
+    let watches = &source.watches;
+    let lost: Vec<_> =
+        watches.iter().filter(|w| w.lost_for.is_some()).map(|w| w.kind.as_str()).collect();
+    match (watches.iter().filter_map(|w| w.lost_for).max(), watches.iter().map(|w| w.heard).max()) {
+        (Some(seconds), _) => format!(", not connected for {seconds} s ({})", lost.join(", ")),
+        (None, Some(Some(seconds))) => format!(", connected, last heard {seconds} s ago"),
+        (None, Some(None)) => ", not asked yet".to_owned(),
+        (None, None) => String::new(),
+    }
 }
 
 pub(in crate::ctl) fn endpoints(

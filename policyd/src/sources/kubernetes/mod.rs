@@ -13,6 +13,7 @@ mod connect;
 mod feed;
 mod health;
 mod keep;
+pub mod metrics;
 mod read;
 mod watch;
 
