@@ -147,6 +147,18 @@ impl Reason {
 }
 
 c_enum! {
+    /// Which flow of two ends it is (`enum pg_flow_kind`).
+    FlowKind: u8 {
+        /// The one that addresses, ports and protocol name.
+        Plain = 0 => "plain",
+        /// Queries of the pod and their answers.
+        EchoByPod = 1 => "echo-by-pod",
+        /// Queries of the peer and their answers.
+        EchoByPeer = 2 => "echo-by-peer",
+    }
+}
+
+c_enum! {
     /// How far a flow is (`enum pg_flow_state`).
     FlowState: u8 {
         /// Only its opener has spoken.

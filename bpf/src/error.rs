@@ -1,6 +1,7 @@
 //! What can go wrong between user space and the kernel's BPF side.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// This crate's results.
@@ -87,6 +88,14 @@ pub enum Error {
         count: usize,
         /// The room.
         limit: usize,
+    },
+    /// A flow between two families is none.
+    #[error("seed flow between {pod} and {peer}: they are of different families")]
+    Seed {
+        /// The pod's side.
+        pod: IpAddr,
+        /// The other.
+        peer: IpAddr,
     },
 }
 

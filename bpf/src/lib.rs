@@ -24,6 +24,7 @@ pub mod netlink;
 pub mod netns;
 pub mod pins;
 mod registration;
+pub mod seeding;
 pub mod services;
 mod sys;
 pub mod testrun;

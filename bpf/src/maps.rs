@@ -155,6 +155,20 @@ impl Maps {
         Ok(())
     }
 
+    /// As [`Maps::register`], unless the interface is registered already; says whether it did.
+    pub fn register_new(&self, registration: &Registration) -> Result<bool> {
+        if self.registration(registration.ifindex)?.is_some() {
+            return Ok(false);
+        }
+        // as there: of an earlier pod, and nothing that is added now may be in it
+        if self.policy_map_id(registration.ifindex)?.is_some() {
+            self.remove_policy_maps(&[registration.ifindex])?;
+        }
+        let added = self.endpoints.add(&registration.ifindex, &registration.to_record()?)?;
+        self.control.bump_epoch();
+        Ok(added)
+    }
+
     /// Changes the startup state of a registration, from the next packet on, and has every flow judged again. False
     /// if the interface has no registration, or another's.
     pub fn set_startup(&self, endpoint: EndpointRef, startup: Startup) -> Result<bool> {
@@ -395,6 +409,26 @@ impl Maps {
     /// As [`Maps::seed_flow4`], for IPv6.
     pub fn seed_flow6(&self, key: &Flow6Key, flow: &Flow) -> Result<bool> {
         self.flows6.add(key, flow)
+    }
+
+    /// The IPv4 flow of a key.
+    pub(crate) fn flow4(&self, key: &Flow4Key) -> Result<Option<Flow>> {
+        self.flows4.get(key)
+    }
+
+    /// The IPv6 flow of a key.
+    pub(crate) fn flow6(&self, key: &Flow6Key) -> Result<Option<Flow>> {
+        self.flows6.get(key)
+    }
+
+    /// Writes an IPv4 flow, whatever the programs know of it.
+    pub(crate) fn set_flow4(&self, key: &Flow4Key, flow: &Flow) -> Result<()> {
+        self.flows4.set(key, flow)
+    }
+
+    /// As [`Maps::set_flow4`], for IPv6.
+    pub(crate) fn set_flow6(&self, key: &Flow6Key, flow: &Flow) -> Result<()> {
+        self.flows6.set(key, flow)
     }
 
     /// Forgets an IPv4 flow: what eviction from the full map does.

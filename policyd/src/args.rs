@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::loader::Sizes;
 
@@ -112,6 +112,10 @@ pub struct Run {
     #[command(flatten)]
     pub server: Server,
 
+    /// Pods that run without a gate.
+    #[command(flatten)]
+    pub adopt: Adopt,
+
     /// Sizes of the kernel's maps.
     #[command(flatten)]
     pub sizes: MapSizes,
@@ -133,6 +137,31 @@ pub struct Server {
     /// pods wait, it lists at once
     #[arg(long, env = "PODGATE_START_JITTER_SECONDS", default_value_t = 5, value_name = "S")]
     pub start_jitter_seconds: u64,
+}
+
+/// Pods that run without a gate: from before podgate came, or from a moment when it was not in the runtime's
+/// configuration.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Pods that run without a gate")]
+pub struct Adopt {
+    /// Whether they are gated, without a restart and with their open connections known
+    #[arg(long, env = "PODGATE_ADOPT", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
+    pub adopt: bool,
+    /// Whether they may only send from their own addresses, as `antiSpoofing` of the plugin says for new ones
+    #[arg(long, env = "PODGATE_ADOPT_ANTI_SPOOFING", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
+    pub adopt_anti_spoofing: bool,
+    /// libcni's cache, which names them
+    #[arg(long, env = "PODGATE_CNI_CACHE", default_value = "/var/lib/cni", value_name = "DIR")]
+    pub cni_cache: PathBuf,
+    /// Directories where the runtime keeps network namespaces; those of visible processes are looked at too
+    #[arg(
+        long,
+        env = "PODGATE_NETNS_DIRS",
+        value_delimiter = ',',
+        default_value = "/run/netns,/run/docker/netns",
+        value_name = "DIR"
+    )]
+    pub netns_dirs: Vec<PathBuf>,
 }
 
 /// Sizes of the kernel's maps, where policyd is the first to make them; maps that are there keep theirs.

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
+use crate::adopt::{Adopter, Places};
 use crate::api::Api;
 use crate::args::{MetricsAddr, Run, Server};
 use crate::cni::CniServer;
@@ -103,6 +104,7 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         cni_wait_ms,
         reconcile_seconds,
         server,
+        adopt,
         sizes,
         log: _,
     } = args;
@@ -133,6 +135,13 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         every: Duration::from_secs(reconcile_seconds.max(1)),
         reattached: Arc::default(),
     };
+    let adopter = adopt.adopt.then(|| Adopter {
+        shared: shared.clone(),
+        writer: handle.clone(),
+        attach,
+        places: Places { cni_cache: adopt.cni_cache, netns: adopt.netns_dirs },
+        anti_spoofing: adopt.adopt_anti_spoofing,
+    });
     let mut parts = JoinSet::new();
     if let MetricsAddr::At(addr) = metrics_addr {
         let reattached = reconciler.reattached.clone();
@@ -160,6 +169,12 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         reconciler.run().await;
         "the reconciler ended".to_owned()
     });
+    if let Some(adopter) = adopter {
+        parts.spawn(async move {
+            adopter.run().await;
+            "the adopter of running pods ended".to_owned()
+        });
+    }
     tracing::info!(
         node = shared.node, sources = names.join(", "), cni_socket = %cni_socket.display(),
         api_socket = %api_socket.display(), "policyd is up"

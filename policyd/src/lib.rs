@@ -10,6 +10,7 @@
 //! [`writer::Message`]s and reads what it publishes in [`view::Shared`]. So there is one order of events, and
 //! "is in force" is a fact that one place knows.
 
+pub mod adopt;
 pub mod api;
 pub mod args;
 pub mod cni;

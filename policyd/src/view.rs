@@ -10,6 +10,7 @@ use podgate_bpf::Gate;
 use podgate_bpf::maps::Registration;
 use podgate_policy::compile::{Compiled, EndpointId, RuleId, RuleOrigin};
 use podgate_policy::index::Index;
+use podgate_policy::model::ObjectKey;
 
 use crate::sources::SourceState;
 use crate::sources::kubernetes::Health;
@@ -25,8 +26,18 @@ pub struct Shared {
     /// When policyd started.
     pub started: Instant,
     view: ArcSwap<View>,
+    unenforced: ArcSwap<Vec<Unenforced>>,
     index: RwLock<Index>,
     servers: Mutex<Vec<Arc<Health>>>,
+}
+
+/// A pod of this node that no gate stands at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unenforced {
+    /// Which.
+    pub pod: ObjectKey,
+    /// Why not.
+    pub reason: String,
 }
 
 /// The state after a commit.
@@ -107,6 +118,7 @@ impl Shared {
             node,
             started: Instant::now(),
             view: ArcSwap::default(),
+            unenforced: ArcSwap::default(),
             index: RwLock::new(Index::new()),
             servers: Mutex::default(),
         }
@@ -115,6 +127,15 @@ impl Shared {
     /// The state after the last commit.
     pub fn view(&self) -> Arc<View> {
         self.view.load_full()
+    }
+
+    /// The pods of this node that no gate stands at, as of the last look; sorted.
+    pub fn unenforced(&self) -> Arc<Vec<Unenforced>> {
+        self.unenforced.load_full()
+    }
+
+    pub(crate) fn set_unenforced(&self, unenforced: Vec<Unenforced>) {
+        self.unenforced.store(Arc::new(unenforced));
     }
 
     pub(crate) fn publish(&self, view: View) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use podgate_bpf::abi::Startup;
 use podgate_bpf::maps::Registration;
 use podgate_policy::compile::EndpointId;
 use podgate_policy::model::ObjectKey;
@@ -41,6 +42,10 @@ impl Run {
     }
 
     fn state(&self, id: EndpointId, registration: &Registration) -> EndpointState {
+        if registration.startup == Startup::Watch {
+            let reason = "it ran before it had a gate: its connections are being read";
+            return EndpointState::Pending(reason.to_owned());
+        }
         let in_force = self.kernel.in_force(id, registration.owner);
         let reason = match self.degraded.get(&id) {
             Some(reason) => Some(reason.clone()),

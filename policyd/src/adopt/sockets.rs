@@ -1,0 +1,127 @@
+//! The sockets of a pod: what is open where the kernel tracks no connections, and which end of one the pod is.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use podgate_bpf::abi::{Direction, FlowState};
+use podgate_bpf::netlink::Netlink;
+
+use super::seeds::protocol::{TCP, UDP};
+
+/// States of `tcp_states.h`; a datagram socket that is connected is "established", any other "close".
+const ESTABLISHED: u8 = 1;
+const SYN_SENT: u8 = 2;
+const SYN_RECV: u8 = 3;
+const TIME_WAIT: u8 = 6;
+const CLOSE: u8 = 7;
+const LISTEN: u8 = 10;
+
+/// What a pod has open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sockets {
+    /// Connected ones, datagram sockets too.
+    pub(super) connected: Vec<Connected>,
+    /// Protocol and port of those that wait for whoever comes.
+    waiting: BTreeSet<(u8, u16)>,
+    /// Ports that the kernel gives to who asks for none.
+    ephemeral: RangeInclusive<u16>,
+}
+
+/// A connected socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Connected {
+    /// TCP or UDP.
+    pub(super) protocol: u8,
+    /// The pod's side.
+    pub(super) local: SocketAddr,
+    /// The other.
+    pub(super) remote: SocketAddr,
+    /// How far it is.
+    pub(super) state: FlowState,
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Self { connected: Vec::new(), waiting: BTreeSet::new(), ephemeral: 32768..=60999 }
+    }
+}
+
+impl Sockets {
+    /// Reads those of the calling thread's network namespace. Without the kernel's means there are none.
+    pub(super) fn read() -> io::Result<Self> {
+        let mut sockets = Self::default();
+        if let Some(range) = ephemeral() {
+            sockets.ephemeral = range;
+        }
+        let netlink = match Netlink::open(NETLINK_SOCK_DIAG) {
+            Err(e) if e.raw_os_error() == Some(nix::libc::EPROTONOSUPPORT) => return Ok(sockets),
+            opened => opened?,
+        };
+        for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+            for protocol in [TCP, UDP] {
+                let question = SockDiagMessage::InetRequest(InetRequest {
+                    family,
+                    protocol,
+                    extensions: ExtensionFlags::empty(),
+                    states: StateFlags::all(),
+                    socket_id: socket_id.clone(),
+                });
+                match netlink.dump(question, |answer| sockets.take(protocol, answer)) {
+                    // no such module
+                    Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => {}
+                    listed => listed?,
+                }
+            }
+        }
+        Ok(sockets)
+    }
+
+    fn take(&mut self, protocol: u8, answer: SockDiagMessage) {
+        let SockDiagMessage::InetResponse(response) = answer else { return };
+        let id = &response.header.socket_id;
+        // sockets for both families have mapped addresses
+        let local = SocketAddr::new(id.source_address.to_canonical(), id.source_port);
+        let remote = SocketAddr::new(id.destination_address.to_canonical(), id.destination_port);
+        let state = match (protocol, response.header.state) {
+            (TCP, LISTEN) | (UDP, CLOSE) => {
+                self.waiting.insert((protocol, local.port()));
+                return;
+            }
+            (TCP, SYN_SENT) => FlowState::New,
+            (_, ESTABLISHED) | (TCP, SYN_RECV) => FlowState::Established,
+            (TCP, TIME_WAIT) => FlowState::Closed,
+            (TCP, CLOSE) => return,
+            (TCP, _) => FlowState::Closing,
+            _ => return,
+        };
+        self.connected.push(Connected { protocol, local, remote, state });
+    }
+
+    /// Who opened the conversation of these two ports, as far as sockets show it: who waits on a port is spoken to, and
+    /// ports that the kernel chose belong to the one who speaks first. `None`: they do not show it.
+    pub(super) fn opener(&self, protocol: u8, local: u16, remote: u16) -> Option<Direction> {
+        if protocol == TCP {
+            let waits = self.waiting.contains(&(TCP, local));
+            return Some(if waits { Direction::Ingress } else { Direction::Egress });
+        }
+        match (self.ephemeral.contains(&local), self.ephemeral.contains(&remote)) {
+            (true, false) => Some(Direction::Egress),
+            (false, true) => Some(Direction::Ingress),
+            _ => None,
+        }
+    }
+}
+
+/// `ip_local_port_range` of the calling thread's network namespace.
+fn ephemeral() -> Option<RangeInclusive<u16>> {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut numbers = text.split_whitespace().map(str::parse);
+    Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)
+}
