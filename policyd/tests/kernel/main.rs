@@ -14,4 +14,5 @@ mod kill;
 mod node;
 mod programming;
 mod reconcile;
+mod running;
 mod uninstall;

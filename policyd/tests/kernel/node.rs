@@ -205,6 +205,16 @@ impl Node {
         body
     }
 
+    /// The registrations by their pods.
+    pub(crate) fn registered(&self) -> Vec<(String, Registration)> {
+        let name = |each: &Registration| {
+            let pod = each.pod.as_ref().unwrap();
+            format!("{}/{}", pod.namespace, pod.name)
+        };
+        let all = self.maps().registrations().unwrap();
+        all.into_iter().map(|each| (name(&each), each)).collect()
+    }
+
     /// What the kernel's maps say of a new flow, as the programs look it up.
     pub(crate) fn allows(&self, to: &Registration, peer: &str, protocol: u8, port: u16) -> bool {
         self.verdict(to, Direction::Ingress, peer, protocol, port)
