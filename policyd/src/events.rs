@@ -9,9 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::time::{ClockId, clock_gettime};
 use podgate_bpf::events::{Event, Events};
 use podgate_policy::compile::RuleId;
+use podgate_policy::model::Protocol;
+use podgate_policy::services::Frontend;
 use tokio::sync::broadcast;
 
-use crate::api::types::FlowEvent;
+use crate::api::types::{FlowEvent, FlowService};
 use crate::view::Shared;
 
 /// Events that a slow listener may be behind before it loses some.
@@ -132,12 +134,22 @@ fn name(shared: &Shared, event: &Event) -> FlowEvent {
         peer_port: event.peer.1,
         protocol: protocol(event.protocol),
         rule: rule.map(ToString::to_string),
+        service: event.service.map(|at| service(shared, at, event.protocol)),
         length: event.length,
     }
 }
 
 fn peer(shared: &Shared, address: IpAddr) -> Option<String> {
     shared.index().owner_of(address).map(|pod| pod.key.to_string())
+}
+
+fn service(shared: &Shared, (address, port): (IpAddr, u16), protocol: u8) -> FlowService {
+    let protocol = Protocol::from_number(protocol);
+    let name = protocol.and_then(|protocol| {
+        let frontend = Frontend { address, port, protocol };
+        shared.index().services().service_of(&frontend).map(|service| service.key.to_string())
+    });
+    FlowService { name, address, port }
 }
 
 /// The programs stamp with the monotonic clock.

@@ -154,6 +154,19 @@ impl Collector for AtScrape {
             "map",
             &[("peers", entries.peers), ("nets", entries.nets), ("policies", entries.rules)],
         )?;
+        let services = view.services;
+        gauges(
+            &mut encoder,
+            "services",
+            "Services that are translated: they, their addresses and ports, the endpoints behind those, and what could not be written",
+            "kind",
+            &[
+                ("service", services.services),
+                ("frontend", services.frontends),
+                ("backend", services.backends),
+                ("degraded", services.degraded),
+            ],
+        )?;
         let sources: Vec<_> = view
             .sources
             .iter()

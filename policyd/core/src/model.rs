@@ -57,6 +57,11 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// The protocol of this number, if policies can name it.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp].into_iter().find(|known| known.number() == number)
+    }
+
     /// The IANA protocol number of the IP header.
     pub fn number(self) -> u8 {
         match self {

@@ -3,6 +3,8 @@
 //! For pods of this node the answer comes from the tables that are in force. For pods of other nodes it is
 //! compiled for the occasion from what this node knows; their own node decides.
 
+mod service;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -26,7 +28,13 @@ pub(super) async fn get(
         query.map_err(|error| Refusal::malformed(format!("read query: {}", error.body_text())))?;
     let transport = transport(&query).map_err(|field| refuse(&field))?;
     let node = api.shared.view().node_addresses.clone();
-    let answer = api.writer.ask(move |answers| explain(answers, &node, &query, transport)).await?;
+    let answer =
+        api.writer.ask(move |answers| match service::frontends(answers, &query, transport) {
+            Ok(Some(frontends)) => service::explain(answers, &node, &query, &frontends),
+            Ok(None) => explain(answers, &node, &query, transport),
+            Err(field) => Err(field),
+        });
+    let answer = answer.await?;
     answer.map(Json).map_err(|field| refuse(&field))
 }
 
@@ -125,6 +133,27 @@ fn explain(
 ) -> Result<Explanation, FieldError> {
     let from = End::find(answers, "from", &query.from)?;
     let to = End::find(answers, "to", &query.to)?;
+    let gates = gates(answers, node, &from, &to, transport)?;
+    let (verdict, why) = sum_up(&gates);
+    Ok(Explanation {
+        from: query.from.clone(),
+        to: query.to.clone(),
+        transport: transport.to_string(),
+        verdict: verdict.to_owned(),
+        why,
+        gates,
+        endpoints: Vec::new(),
+    })
+}
+
+/// Every gate between two ends.
+fn gates(
+    answers: &Answers<'_>,
+    node: &BTreeSet<IpAddr>,
+    from: &End,
+    to: &End,
+    transport: Transport,
+) -> Result<Vec<GateAnswer>, FieldError> {
     let mut gates = Vec::new();
     let mut pairs = 0;
     for source in &from.addresses {
@@ -133,13 +162,13 @@ fn explain(
                 continue;
             }
             pairs += 1;
-            gates.extend(ask(answers, &from, *source, Direction::Egress, *destination, transport));
+            gates.extend(ask(answers, from, *source, Direction::Egress, *destination, transport));
             if from.pod.is_none() && node.contains(source) {
-                gates.extend(own_node(&to, *source));
+                gates.extend(own_node(to, *source));
             } else {
                 gates.extend(ask(
                     answers,
-                    &to,
+                    to,
                     *destination,
                     Direction::Ingress,
                     *source,
@@ -151,6 +180,11 @@ fn explain(
     if pairs == 0 {
         return Err(FieldError::new("to", "has no address of a family that `from` has too"));
     }
+    Ok(gates)
+}
+
+/// The verdict of a packet that meets all of these, and why.
+fn sum_up(gates: &[GateAnswer]) -> (&'static str, String) {
     let denied = gates.iter().find(|gate| gate.verdict == DENY);
     let why = match (denied, gates.last()) {
         (Some(gate), _) => format!("{} of {}: {}", gate.direction, gate.pod, gate.why),
@@ -163,14 +197,7 @@ fn explain(
             .join("; "),
         (None, None) => "neither end is a pod that podgate knows".to_owned(),
     };
-    Ok(Explanation {
-        from: query.from.clone(),
-        to: query.to.clone(),
-        transport: transport.to_string(),
-        verdict: if denied.is_some() { DENY } else { ALLOW }.to_owned(),
-        why,
-        gates,
-    })
+    (if denied.is_some() { DENY } else { ALLOW }, why)
 }
 
 const ALLOW: &str = "allow";

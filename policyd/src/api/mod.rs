@@ -8,6 +8,7 @@ mod enforcement;
 mod explain;
 mod flows;
 mod policies;
+mod services;
 mod status;
 pub mod types;
 
@@ -54,6 +55,7 @@ impl Api {
             .route("/v1/endpoints/{namespace}/{pod}", get(endpoints::get))
             .route("/v1/policies", get(policies::list))
             .route("/v1/policies/{namespace}/{name}", put(policies::put).delete(policies::delete))
+            .route("/v1/services", get(services::list))
             .route("/v1/explain", get(explain::get))
             .route("/v1/flows", get(flows::get))
             .route("/v1/enforcement", get(enforcement::get).put(enforcement::put))

@@ -286,13 +286,68 @@ pub enum ChangeKind {
     Absent,
 }
 
+/// An item of `GET /v1/services`: one address and port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceFrontend {
+    /// The service's namespace.
+    pub namespace: String,
+    /// The service's name.
+    pub name: String,
+    /// The port's name; empty if it has none.
+    pub port_name: String,
+    /// What pods send to.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// What becomes of packets to it.
+    pub state: ServiceState,
+    /// Why, unless they are translated.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Its number in the kernel's maps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u32>,
+    /// For how many seconds a client keeps its endpoint; 0: not at all.
+    pub affinity_seconds: u32,
+    /// Where it leads.
+    pub endpoints: Vec<ServiceEndpoint>,
+}
+
+/// What becomes of packets to a service's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceState {
+    /// They go to one of its endpoints, which policy judges.
+    Translated,
+    /// They pass as they are, for kube-proxy, and are judged as packets to that address.
+    Alone,
+    /// The maps do not hold what they should.
+    Degraded,
+}
+
+/// An endpoint of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceEndpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// The port there.
+    pub port: u16,
+    /// The pod, if it is one that policyd knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// `ready`: takes new flows; `serving`: keeps those it has.
+    pub state: String,
+}
+
 /// The query of `GET /v1/explain`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExplainQuery {
     /// `namespace/pod` or an address.
     pub from: String,
-    /// `namespace/pod` or an address.
+    /// `namespace/pod`, an address, or `svc:namespace/name`, whose port is the service's.
     pub to: String,
     /// Destination port; absent for a protocol without ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -311,12 +366,28 @@ pub struct Explanation {
     pub to: String,
     /// `80/TCP`, or `a protocol without ports`.
     pub transport: String,
-    /// `allow` if both gates allow it, over every address family that both ends have.
+    /// `allow` if both gates allow it, over every address family that both ends have; to a service `mixed` if some of
+    /// its endpoints are allowed and some are not.
     pub verdict: String,
     /// One line for people.
     pub why: String,
-    /// Every gate that a packet meets, family by family.
+    /// Every gate that a packet meets, family by family. To a service: those of every endpoint.
     pub gates: Vec<GateAnswer>,
+    /// Of a service, what becomes of a packet to each of its endpoints.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<EndpointAnswer>,
+}
+
+/// What becomes of a packet that is sent to one endpoint of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointAnswer {
+    /// Which.
+    #[serde(flatten)]
+    pub endpoint: ServiceEndpoint,
+    /// `allow` or `deny`.
+    pub verdict: String,
+    /// One line for people.
+    pub why: String,
 }
 
 /// What one gate says.
@@ -370,6 +441,21 @@ pub struct FlowEvent {
     /// The rule that decided, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// The service by which the pod reaches its peer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<FlowService>,
     /// Bytes of the packet.
     pub length: u32,
+}
+
+/// The service that a flow goes through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowService {
+    /// `namespace/name`, if it is one that policyd knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What the pod sends to.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
 }

@@ -75,6 +75,13 @@ enum Command {
         /// The pod, as namespace/name
         pod: End,
     },
+    /// List services as pods of this node reach them: each address and port, and its endpoints
+    #[command(visible_alias = "svc")]
+    Services {
+        /// Only of this namespace
+        #[arg(short, long)]
+        namespace: Option<String>,
+    },
     /// Say whether a packet would pass, and which policy decides
     #[command(after_help = "\
 Examples:
@@ -251,6 +258,9 @@ impl Cli {
             Command::Status => online::status(&printer, &socket)?,
             Command::Endpoints { namespace } => {
                 online::endpoints(&printer, &socket, namespace.as_deref())?
+            }
+            Command::Services { namespace } => {
+                online::services(&printer, &socket, namespace.as_deref())?
             }
             Command::Rules { pod } => online::rules(&printer, &socket, &pod)?,
             Command::Observe(observe) => online::observe(&printer, &socket, &observe)?,

@@ -1,8 +1,10 @@
 //! What the sources say of services.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::Frontend;
 use crate::model::{EndpointSlice, ObjectKey, Service};
 
 /// Services and their slices, by name. Like the index that holds it, its content is a function of the set of
@@ -11,6 +13,8 @@ use crate::model::{EndpointSlice, ObjectKey, Service};
 pub struct Catalog {
     services: BTreeMap<ObjectKey, Arc<Service>>,
     slices: BTreeMap<ObjectKey, Arc<EndpointSlice>>,
+    /// The services that claim an address; no empty sets.
+    services_at: BTreeMap<IpAddr, BTreeSet<ObjectKey>>,
     /// The slices of a service, known or not; no empty sets.
     slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// Services about which something changed since [`Catalog::take_touched`].
@@ -21,6 +25,7 @@ pub struct Catalog {
 impl PartialEq for Catalog {
     fn eq(&self, other: &Self) -> bool {
         self.services == other.services
+            && self.services_at == other.services_at
             && self.slices == other.slices
             && self.slices_of == other.slices_of
     }
@@ -34,15 +39,25 @@ impl Catalog {
         if self.services.get(&service.key).is_some_and(|known| **known == service) {
             return false;
         }
+        self.remove_service(&service.key);
         self.touched.insert(service.key.clone());
+        for address in addresses(&service) {
+            self.services_at.entry(address).or_default().insert(service.key.clone());
+        }
         self.services.insert(service.key.clone(), Arc::new(service));
         true
     }
 
     /// A service is gone.
     pub fn remove_service(&mut self, key: &ObjectKey) -> bool {
-        if self.services.remove(key).is_none() {
-            return false;
+        let Some(service) = self.services.remove(key) else { return false };
+        for address in addresses(&service) {
+            if let Some(claims) = self.services_at.get_mut(&address) {
+                claims.remove(key);
+                if claims.is_empty() {
+                    self.services_at.remove(&address);
+                }
+            }
         }
         self.touched.insert(key.clone());
         true
@@ -97,6 +112,16 @@ impl Catalog {
         self.services.get(key)
     }
 
+    /// The service that has a frontend, whether it leads anywhere or not.
+    pub fn service_of(&self, frontend: &Frontend) -> Option<&Arc<Service>> {
+        let claims = self.services_at.get(&frontend.address)?.iter();
+        let mut services = claims.filter_map(|key| self.services.get(key));
+        services.find(|service| {
+            let mut ports = service.ports.iter();
+            ports.any(|of| (of.port, of.protocol) == (frontend.port, frontend.protocol))
+        })
+    }
+
     /// All slices, by name.
     pub fn slices(&self) -> impl ExactSizeIterator<Item = &Arc<EndpointSlice>> {
         self.slices.values()
@@ -112,4 +137,12 @@ impl Catalog {
         let keys = self.slices_of.get(service).into_iter().flatten();
         keys.filter_map(|key| self.slices.get(key))
     }
+}
+
+/// Every address that leads to a service.
+fn addresses(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
+    let cluster = service.addressing.cluster();
+    // without cluster addresses nothing is translated, external ones neither
+    let external = service.external.iter().filter(|_| !cluster.is_empty());
+    cluster.iter().chain(external).copied()
 }

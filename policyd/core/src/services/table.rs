@@ -109,7 +109,9 @@ pub struct ServiceTable {
     changed: BTreeSet<Frontend>,
 }
 
-type Answers = BTreeMap<Frontend, Option<Arc<Balance>>>;
+/// Where a frontend leads, if anywhere.
+type Answer = Option<Arc<Balance>>;
+type Answers = BTreeMap<Frontend, Answer>;
 
 impl ServiceTable {
     /// An empty table of the node of this name (as slices name it).
@@ -194,7 +196,7 @@ impl ServiceTable {
         let mut answers = Answers::new();
         for port in &service.ports {
             // addresses of one family and one policy share one answer
-            let mut shared: Vec<((bool, TrafficPolicy), Option<Arc<Balance>>)> = Vec::new();
+            let mut shared: Vec<((bool, TrafficPolicy), Answer)> = Vec::new();
             for (address, policy) in &addresses {
                 let group = (address.is_ipv4(), *policy);
                 let balance = match shared.iter().find(|(of, _)| *of == group) {

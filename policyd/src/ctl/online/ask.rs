@@ -204,9 +204,9 @@ pub(in crate::ctl) fn explain(
     asked: &Explain,
 ) -> Result<Ended, Failure> {
     for end in [&asked.from, &asked.to] {
-        if let End::Node(_) | End::Service(_) = end {
+        if let End::Node(_) = end {
             return Err(Failure(format!(
-                "explain {end}: policyd answers for pods and addresses; give the address, or --manifests DIR"
+                "explain {end}: policyd answers for pods, services and addresses; give the address, or --manifests DIR"
             )));
         }
     }
@@ -223,7 +223,9 @@ pub(in crate::ctl) fn explain(
     } else {
         let Explanation { from, to, transport, verdict, why, .. } = &explanation;
         let mut text = printer.title(&format!("{from} -> {to} on {transport}: {verdict}"));
-        for gate in &explanation.gates {
+        // the endpoints of a service say the same, one by one
+        let gates = explanation.gates.iter().filter(|_| explanation.endpoints.is_empty());
+        for gate in gates {
             let place = if gate.local { "" } else { " (on another node)" };
             let _ = writeln!(
                 text,
@@ -231,12 +233,16 @@ pub(in crate::ctl) fn explain(
                 gate.direction, gate.pod, gate.peer, gate.why
             );
         }
-        if explanation.gates.is_empty() {
+        for answer in &explanation.endpoints {
+            let at = super::services::endpoint(&answer.endpoint);
+            let _ = writeln!(text, "  endpoint {at}: {}: {}", answer.verdict, answer.why);
+        }
+        if explanation.gates.is_empty() || !explanation.endpoints.is_empty() {
             let _ = writeln!(text, "  {why}");
         }
         printer.print(&text)?;
     }
-    let denied = explanation.verdict == super::super::name_of(Verdict::Deny);
+    let denied = explanation.verdict != super::super::name_of(Verdict::Allow);
     Ok(if denied && asked.exit_code { Ended::Unexpected } else { Ended::Fine })
 }
 

@@ -6,6 +6,7 @@ mod counters;
 mod enforcement;
 mod observe;
 mod policies;
+mod services;
 
 pub(super) use ask::{endpoints, explain, rules, status};
 pub(super) use counters::top;
@@ -13,6 +14,7 @@ pub(super) use enforcement::enforcement;
 pub(crate) use observe::Observe;
 pub(super) use observe::observe;
 pub(super) use policies::{apply, delete, policies};
+pub(super) use services::services;
 
 /// Where policyd serves its API.
 pub(crate) const SOCKET: &str = "/run/podgate/api.sock";

@@ -7,13 +7,13 @@ use clap::Args;
 use podgate_policy::explain::Verdict;
 
 use super::client::{Client, decode};
-use crate::api::types::FlowEvent;
+use crate::api::types::{FlowEvent, FlowService};
 use crate::ctl::{End, Ended, Failure, Format, Printer, name_of};
 
 /// Arguments of `observe`.
 #[derive(Debug, Args)]
 pub(crate) struct Observe {
-    /// Only verdicts at this pod's gate, or about this peer
+    /// Only verdicts at this pod's gate, about this peer, or through this service (svc:namespace/name)
     #[arg(long, value_name = "END")]
     pub of: Option<End>,
     /// Only denials
@@ -58,7 +58,11 @@ fn concerns(event: &FlowEvent, end: &End) -> bool {
             event.pod == name || event.peer.as_ref() == Some(&name)
         }
         End::Address(address) => event.pod_address == *address || event.peer_address == *address,
-        End::Node(_) | End::Service(_) => false,
+        End::Service(key) => {
+            let service = event.service.as_ref().and_then(|service| service.name.as_deref());
+            service == Some(key.to_string().as_str())
+        }
+        End::Node(_) => false,
     }
 }
 
@@ -72,12 +76,22 @@ fn one_line(event: &FlowEvent) -> String {
     let peer = side(event.peer.as_deref().unwrap_or(""), event.peer_address.to_string(), peer);
     let (from, to) = if event.direction == "egress" { (pod, peer) } else { (peer, pod) };
     let rule = event.rule.as_deref().map(|rule| format!(" ({rule})")).unwrap_or_default();
+    let service = event.service.as_ref().map(through).unwrap_or_default();
     let clock = clock(event.time);
     let color = if event.verdict == name_of(Verdict::Deny) { "\x1b[31m" } else { "\x1b[32m" };
     format!(
-        "{clock} {color}{:<5}\x1b[0m {} {from} -> {to} at {} {}: {}{rule}",
+        "{clock} {color}{:<5}\x1b[0m {} {from} -> {to} at {} {}: {}{rule}{service}",
         event.verdict, event.protocol, event.direction, event.pod, event.reason
     )
+}
+
+/// ` through svc:shop/dns 10.96.0.10:53`.
+fn through(service: &FlowService) -> String {
+    let at = SocketAddr::new(service.address, service.port);
+    match &service.name {
+        Some(name) => format!(" through svc:{name} {at}"),
+        None => format!(" through {at}"),
+    }
 }
 
 /// A pod's name with its port, or the bare address with it.

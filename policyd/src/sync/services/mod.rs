@@ -263,7 +263,6 @@ fn to_map(frontend: policy::Frontend) -> Frontend {
 
 /// `None` for a protocol that no service has.
 fn of_map(frontend: &Frontend) -> Option<policy::Frontend> {
-    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    let protocol = protocols.into_iter().find(|known| known.number() == frontend.protocol)?;
+    let protocol = Protocol::from_number(frontend.protocol)?;
     Some(policy::Frontend { address: frontend.address, port: frontend.port, protocol })
 }

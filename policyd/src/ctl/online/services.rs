@@ -1,0 +1,80 @@
+//! `services`.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use comfy_table::{Cell, Color};
+
+use super::ask::json;
+use super::client::Client;
+use crate::api::types::{ServiceEndpoint, ServiceFrontend, ServiceState};
+use crate::ctl::{Ended, Failure, Format, Printer};
+
+/// Endpoints that one line names.
+const NAMED: usize = 4;
+
+pub(in crate::ctl) fn services(
+    printer: &Printer,
+    socket: &Path,
+    namespace: Option<&str>,
+) -> Result<Ended, Failure> {
+    let mut services = Client::new(socket)?.get::<Vec<ServiceFrontend>>("/v1/services")?;
+    services.retain(|service| namespace.is_none_or(|wanted| service.namespace == wanted));
+    if printer.format == Format::Json {
+        printer.print(&json(&services)?)?;
+        return Ok(Ended::Fine);
+    }
+    let header = ["SERVICE", "PORT", "ADDRESS", "STATE", "ENDPOINTS", "AFFINITY", "ID"];
+    let mut table = printer.listing(&header);
+    for service in &services {
+        let at = SocketAddr::new(service.address, service.port);
+        table.add_row(vec![
+            Cell::new(format!("{}/{}", service.namespace, service.name)),
+            Cell::new(&service.port_name),
+            Cell::new(format!("{at}/{}", service.protocol)),
+            state(service),
+            Cell::new(endpoints(&service.endpoints)),
+            Cell::new(match service.affinity_seconds {
+                0 => String::new(),
+                seconds => format!("{seconds} s"),
+            }),
+            Cell::new(service.id.map(|id| id.to_string()).unwrap_or_default()),
+        ]);
+    }
+    printer.print(&table.to_string())?;
+    Ok(Ended::Fine)
+}
+
+fn state(service: &ServiceFrontend) -> Cell {
+    let (word, color) = match service.state {
+        ServiceState::Translated => ("translated", Color::Green),
+        ServiceState::Alone => ("left alone", Color::Yellow),
+        ServiceState::Degraded => ("degraded", Color::Red),
+    };
+    let text = match service.reason.is_empty() {
+        true => word.to_owned(),
+        false => format!("{word}: {}", service.reason),
+    };
+    Cell::new(text).fg(color)
+}
+
+fn endpoints(endpoints: &[ServiceEndpoint]) -> String {
+    let named = endpoints.iter().take(NAMED).map(endpoint).collect::<Vec<_>>().join(", ");
+    match endpoints.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
+/// `shop/dns-a (10.0.0.1:5353)`, with what keeps it from being picked.
+pub(super) fn endpoint(endpoint: &ServiceEndpoint) -> String {
+    let at = SocketAddr::new(endpoint.address, endpoint.port);
+    let named = match &endpoint.pod {
+        Some(pod) => format!("{pod} ({at})"),
+        None => at.to_string(),
+    };
+    match endpoint.state.as_str() {
+        "ready" => named,
+        state => format!("{named} {state}"),
+    }
+}
