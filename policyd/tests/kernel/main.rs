@@ -15,4 +15,5 @@ mod node;
 mod programming;
 mod reconcile;
 mod running;
+mod services;
 mod uninstall;
