@@ -4,8 +4,9 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-/* Set by the loader to the power of two that is nearest to the kernel's ticks per second. */
-const volatile __u32 pg_tick_shift = 8;
+/* Set by the loader, which finds it in a section of its own, to the power of two that is nearest to the kernel's
+ * ticks per second. */
+const volatile __u32 pg_tick_shift SEC(".rodata.tick") = 8;
 
 /*
  * Coarse seconds: 0.85 to 1.28 s each, as the tick rate has it (1.02 s at 250 and 1000 Hz). Reading jiffies is

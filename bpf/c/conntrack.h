@@ -113,25 +113,33 @@ static __always_inline void pg_flow_track(struct pg_flow *flow, __u8 protocol, _
 	pg_flow_extend(flow, protocol, now);
 }
 
-static __always_inline void pg_flow_remember(struct pg_packet *packet, __u32 direction, __u32 epoch,
-					     __u8 state, __u32 now)
+static __always_inline void pg_flow_store(struct pg_packet *packet, const struct pg_flow *flow)
 {
-	struct pg_flow flow = {
-		.epoch = epoch,
-		.expires = now + pg_flow_lifetime(pg_protocol(packet), state),
-		.owner = packet->owner,
-		.rule = packet->rule,
-		.direction = direction,
-		.state = state,
-		.flags = (packet->by_own_node ? PG_FLOW_BY_OWN_NODE : 0) |
-			 (packet->tcp_flags & PG_TCP_FIN ? pg_fin_of(direction) : 0),
-	};
 	long failed;
 
 	if (packet->family == 4)
-		failed = bpf_map_update_elem(&flows4, &packet->key.v4, &flow, BPF_ANY);
+		failed = bpf_map_update_elem(&flows4, &packet->key.v4, flow, BPF_ANY);
 	else
-		failed = bpf_map_update_elem(&flows6, &packet->key.v6, &flow, BPF_ANY);
+		failed = bpf_map_update_elem(&flows6, &packet->key.v6, flow, BPF_ANY);
 	if (failed)
 		pg_note(PG_NOTE_FLOW_LOST);
+}
+
+PG_VERIFIED_ALONE int pg_flow_remember(struct pg_packet *packet, __u32 direction, __u32 epoch,
+				       __u32 state)
+{
+	struct pg_flow flow = {};
+
+	if (!packet)
+		return -1;
+	flow.epoch = epoch;
+	flow.expires = pg_now() + pg_flow_lifetime(pg_protocol(packet), state);
+	flow.owner = packet->owner;
+	flow.rule = packet->rule;
+	flow.direction = direction;
+	flow.state = state;
+	flow.flags = (packet->by_own_node ? PG_FLOW_BY_OWN_NODE : 0) |
+		     (packet->tcp_flags & PG_TCP_FIN ? pg_fin_of(direction) : 0);
+	pg_flow_store(packet, &flow);
+	return 0;
 }

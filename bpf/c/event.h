@@ -15,16 +15,6 @@ static __always_inline void pg_note(__u32 note)
 		counter->packets++;
 }
 
-static __always_inline void pg_map_addr4(struct pg_addr *to, __be32 addr)
-{
-	__be32 *words = (void *)to->bytes;
-
-	words[0] = 0;
-	words[1] = 0;
-	words[2] = bpf_htonl(0xffff);
-	words[3] = addr;
-}
-
 /* Called for denials and, where somebody listens, new flows: never for an established packet.
  * `outcome` is the reason, with the verdict in its second byte. */
 PG_VERIFIED_ALONE int pg_tell(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction,

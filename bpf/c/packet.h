@@ -51,6 +51,9 @@ struct pg_packet {
 	__u8 by_own_node;
 	__be16 service_port; /* not 0: `key` is the endpoint's, and this the service that the pod talks to */
 	struct pg_addr service;
+	__u32 affinity; /* with it: the service's number, if its clients keep their endpoints */
+	__u8 asked;	/* it is known that no service has to do with it */
+	__u8 pad[3];
 };
 
 /* 0 if the two are the same. Without branches, of which the verifier would follow every combination. */
@@ -65,4 +68,79 @@ static __always_inline __u32 pg_addr_differs(const void *a, const void *b)
 static __always_inline int pg_is_link_local(const struct pg_addr *addr)
 {
 	return addr->bytes[0] == 0xfe && (addr->bytes[1] & 0xc0) == 0x80;
+}
+
+static __always_inline void pg_map_addr4(struct pg_addr *to, __be32 addr)
+{
+	__be32 *words = (void *)to->bytes;
+
+	words[0] = 0;
+	words[1] = 0;
+	words[2] = bpf_htonl(0xffff);
+	words[3] = addr;
+}
+
+/* The two sides of the packet's key, whatever its family; IPv4 is mapped. */
+static __always_inline void pg_pod(const struct pg_packet *packet, struct pg_addr *to)
+{
+	if (packet->family == 4)
+		pg_map_addr4(to, packet->key.v4.pod);
+	else
+		*to = packet->key.v6.pod;
+}
+
+static __always_inline void pg_peer(const struct pg_packet *packet, struct pg_addr *to)
+{
+	if (packet->family == 4)
+		pg_map_addr4(to, packet->key.v4.peer);
+	else
+		*to = packet->key.v6.peer;
+}
+
+static __always_inline __be16 pg_pod_port(const struct pg_packet *packet)
+{
+	return packet->family == 4 ? packet->key.v4.pod_port : packet->key.v6.pod_port;
+}
+
+static __always_inline __be16 pg_peer_port(const struct pg_packet *packet)
+{
+	return packet->family == 4 ? packet->key.v4.peer_port : packet->key.v6.peer_port;
+}
+
+static __always_inline __be32 pg_unmap_addr4(const struct pg_addr *addr)
+{
+	return ((const __be32 *)addr->bytes)[3];
+}
+
+static __always_inline void pg_set_pod(struct pg_packet *packet, const struct pg_addr *addr)
+{
+	if (packet->family == 4)
+		packet->key.v4.pod = pg_unmap_addr4(addr);
+	else
+		packet->key.v6.pod = *addr;
+}
+
+static __always_inline void pg_set_peer(struct pg_packet *packet, const struct pg_addr *addr)
+{
+	if (packet->family == 4)
+		packet->key.v4.peer = pg_unmap_addr4(addr);
+	else
+		packet->key.v6.peer = *addr;
+}
+
+static __always_inline void pg_set_ports(struct pg_packet *packet, __be16 pod, __be16 peer)
+{
+	if (packet->family == 4) {
+		packet->key.v4.pod_port = pod;
+		packet->key.v4.peer_port = peer;
+	} else {
+		packet->key.v6.pod_port = pod;
+		packet->key.v6.peer_port = peer;
+	}
+}
+
+/* A TCP packet that asks for a connection. */
+static __always_inline int pg_is_opening(const struct pg_packet *packet)
+{
+	return (packet->tcp_flags & (PG_TCP_SYN | PG_TCP_ACK)) == PG_TCP_SYN;
 }

@@ -14,6 +14,7 @@
 
 #include "conntrack.h"
 #include "packet.h"
+#include "scratch.h"
 
 /* linux/icmp.h drags libc's headers in; these are its names and numbers. */
 #define ICMP_ECHOREPLY 0
@@ -52,24 +53,6 @@ struct pg_transport {
 	__be16 destination;
 	__u8 more[10]; /* byte 13 of the whole: TCP flags */
 };
-
-/* Where the transport header is and how many bytes of it the packet holds. */
-struct pg_place {
-	__u32 offset;
-	__u32 room;
-	__u8 protocol;
-};
-
-static __always_inline void pg_set_ports(struct pg_packet *packet, __be16 pod, __be16 peer)
-{
-	if (packet->family == 4) {
-		packet->key.v4.pod_port = pod;
-		packet->key.v4.peer_port = peer;
-	} else {
-		packet->key.v6.pod_port = pod;
-		packet->key.v6.peer_port = peer;
-	}
-}
 
 static __always_inline void pg_set_kind(struct pg_packet *packet, __u8 kind)
 {
@@ -381,16 +364,16 @@ static __always_inline int pg_parse6(struct __sk_buff *skb, struct pg_packet *pa
 }
 
 /*
- * Fills `quoted` with the flow that an ICMP error is about, as its own pod's side saw it; 0 if it can be told.
+ * Fills `quoted` with the flow that an ICMP error is about, as its own pod's side saw it, and `inner` with where
+ * the quoted transport header is; 0 if it can be told.
  * An error travels against the packet it quotes, and goes to that packet's sender: one that goes
  * elsewhere, or that a pod sends in another's name, is no answer to the flow and is judged as itself.
  */
 static __always_inline int pg_parse_quote4(struct __sk_buff *skb, const struct pg_packet *packet,
 					   __u32 direction, const struct pg_place *place,
-					   struct pg_packet *quoted)
+					   struct pg_packet *quoted, struct pg_place *inner)
 {
 	__u32 offset = place->offset + PG_ICMP_ERROR_HLEN;
-	struct pg_place inner = {};
 	__be16 ports[4];
 	struct iphdr ip;
 
@@ -414,7 +397,8 @@ static __always_inline int pg_parse_quote4(struct __sk_buff *skb, const struct p
 		if (packet->key.v4.pod != ip.daddr || packet->key.v4.peer != ip.saddr)
 			return -1;
 	}
-	inner.protocol = ip.protocol;
+	inner->protocol = ip.protocol;
+	inner->offset = offset + ip.ihl * 4;
 	if (ip.protocol == PG_IPPROTO_ICMP) {
 		__u32 sent = direction == PG_INGRESS ? PG_EGRESS : PG_INGRESS;
 
@@ -432,26 +416,25 @@ static __always_inline int pg_parse_quote4(struct __sk_buff *skb, const struct p
 
 static __always_inline int pg_parse_quote6(struct __sk_buff *skb, const struct pg_packet *packet,
 					   __u32 direction, const struct pg_place *place,
-					   struct pg_packet *quoted)
+					   struct pg_packet *quoted, struct pg_place *inner)
 {
 	__u32 offset = place->offset + PG_ICMP_ERROR_HLEN;
-	struct pg_place inner = {};
 	struct ipv6hdr ip;
 	__be16 ports[4];
 
 	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version != 6)
 		return -1;
-	inner.protocol = ip.nexthdr;
-	inner.offset = offset + sizeof(ip);
-	inner.room = place->room;
+	inner->protocol = ip.nexthdr;
+	inner->offset = offset + sizeof(ip);
+	inner->room = place->room;
 	quoted->family = 6;
-	if (pg_walk6(skb, quoted, &inner) || quoted->fragment == PG_LATER_FRAGMENT)
+	if (pg_walk6(skb, quoted, inner) || quoted->fragment == PG_LATER_FRAGMENT)
 		return -1;
 	quoted->fragment = PG_WHOLE;
-	if (bpf_skb_load_bytes(skb, inner.offset, ports, sizeof(ports)))
+	if (bpf_skb_load_bytes(skb, inner->offset, ports, sizeof(ports)))
 		return -1;
 	quoted->key.v6.ifindex = skb->ifindex;
-	quoted->key.v6.protocol = inner.protocol;
+	quoted->key.v6.protocol = inner->protocol;
 	if (direction == PG_INGRESS) {
 		__builtin_memcpy(&quoted->key.v6.pod, &ip.saddr, 16);
 		__builtin_memcpy(&quoted->key.v6.peer, &ip.daddr, 16);
@@ -464,13 +447,13 @@ static __always_inline int pg_parse_quote6(struct __sk_buff *skb, const struct p
 		    pg_addr_differs(&packet->key.v6.peer, &ip.saddr))
 			return -1;
 	}
-	if (inner.protocol == PG_IPPROTO_ICMPV6) {
+	if (inner->protocol == PG_IPPROTO_ICMPV6) {
 		__u32 sent = direction == PG_INGRESS ? PG_EGRESS : PG_INGRESS;
 
 		pg_set_icmp6(quoted, sent, *(__u8 *)ports, ports[2]);
 		return quoted->related ? -1 : 0;
 	}
-	if (pg_transport_length(inner.protocol) == 0)
+	if (pg_transport_length(inner->protocol) == 0)
 		return 0;
 	if (direction == PG_INGRESS)
 		pg_set_ports(quoted, ports[0], ports[1]);

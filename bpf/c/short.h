@@ -33,7 +33,8 @@ static __always_inline int pg_is_current(struct pg_flow *flow, __u32 direction, 
 	struct pg_control *ctl = pg_control();
 	__u32 now;
 
-	if (!flow || !ctl || flow->epoch != ctl->epoch || flow->state >= PG_FLOW_CLOSED)
+	if (!flow || !ctl || flow->epoch != ctl->epoch || flow->state >= PG_FLOW_CLOSED ||
+	    (flow->flags & (PG_FLOW_SERVICE | PG_FLOW_ENDPOINT)))
 		return 0;
 	now = pg_now();
 	if (pg_flow_expired(flow, now))

@@ -239,8 +239,7 @@ fn load_failure(error: &libbpf_rs::Error) -> String {
 fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<()> {
     for mut map in open.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
-        // The one constant of the programs, so it is at the section's start.
-        if name.ends_with(".rodata")
+        if name == ".rodata.tick"
             && let Some(constants) = map.initial_value_mut()
         {
             constants[..4].copy_from_slice(&tick_shift().to_ne_bytes());

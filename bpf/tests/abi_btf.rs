@@ -260,7 +260,7 @@ fn contract() -> String {
     let open = ObjectBuilder::default().open_memory(OBJECT).expect("open the object");
     for map in open.maps() {
         let name = map.name().to_string_lossy().into_owned();
-        if name == "limiter" || name.contains('.') {
+        if name == "limiter" || name == "scratch" || name.contains('.') {
             continue; // not pinned
         }
         writeln!(

@@ -18,8 +18,8 @@ use std::fmt;
 use libtest_mimic::Trial;
 use podgate_bpf::abi::{Direction, Reason};
 
-pub use lab::Lab;
-pub use world::{Ports, World};
+pub use lab::{DROP, Lab, Met, NEXT, REDIRECT};
+pub use world::{Ports, Service, World};
 
 use crate::packet::Ip;
 
@@ -71,8 +71,18 @@ enum Via {
     Pod,
 }
 
+/// What a packet that passes looks like afterwards.
+enum Leaves {
+    /// As it came.
+    Untouched,
+    /// Like this.
+    As(Vec<u8>),
+    /// Like this, back to the pod.
+    BackAs(Vec<u8>),
+}
+
 enum Step {
-    Packet { direction: Direction, frame: Vec<u8>, via: Via, expected: Reason },
+    Packet { direction: Direction, frame: Vec<u8>, via: Via, expected: Reason, leaves: Leaves },
     Act { what: String, act: Act },
 }
 
@@ -101,30 +111,54 @@ impl Table {
         frame: impl Frame,
         via: Via,
         expected: Reason,
+        leaves: Leaves,
     ) -> Self {
         let frame = frame.into_frame();
-        self.steps.push(Step::Packet { direction, frame, via, expected });
+        self.steps.push(Step::Packet { direction, frame, via, expected, leaves });
         self
     }
 
     /// The pod sends.
     pub fn from_pod(self, frame: impl Frame, expected: Reason) -> Self {
-        self.packet(Direction::Egress, frame, Via::Nothing, expected)
+        self.packet(Direction::Egress, frame, Via::Nothing, expected, Leaves::Untouched)
     }
 
     /// Somebody sends to the pod, through an interface of the node.
     pub fn to_pod(self, frame: impl Frame, expected: Reason) -> Self {
-        self.packet(Direction::Ingress, frame, Via::Uplink, expected)
+        self.packet(Direction::Ingress, frame, Via::Uplink, expected, Leaves::Untouched)
     }
 
     /// The node's own stack sends to the pod.
     pub fn node_to_pod(self, frame: impl Frame, expected: Reason) -> Self {
-        self.packet(Direction::Ingress, frame, Via::Nothing, expected)
+        self.packet(Direction::Ingress, frame, Via::Nothing, expected, Leaves::Untouched)
     }
 
     /// What the pod itself has sent comes back to it.
     pub fn pod_to_pod(self, frame: impl Frame, expected: Reason) -> Self {
-        self.packet(Direction::Ingress, frame, Via::Pod, expected)
+        self.packet(Direction::Ingress, frame, Via::Pod, expected, Leaves::Untouched)
+    }
+
+    /// The pod sends, and what leaves for the node is `becomes`, byte for byte.
+    pub fn from_pod_as(self, frame: impl Frame, expected: Reason, becomes: impl Frame) -> Self {
+        let leaves = Leaves::As(becomes.into_frame());
+        self.packet(Direction::Egress, frame, Via::Nothing, expected, leaves)
+    }
+
+    /// Somebody sends, and what the pod receives is `becomes`, byte for byte.
+    pub fn to_pod_as(self, frame: impl Frame, expected: Reason, becomes: impl Frame) -> Self {
+        let leaves = Leaves::As(becomes.into_frame());
+        self.packet(Direction::Ingress, frame, Via::Uplink, expected, leaves)
+    }
+
+    /// The pod sends; it comes back as `becomes` with the Ethernet addresses swapped, meets the gate on its way in
+    /// as what the pod sent itself, and passes there as of a known flow.
+    pub fn comes_back_as(self, frame: impl Frame, expected: Reason, becomes: impl Frame) -> Self {
+        let mut back = becomes.into_frame();
+        let (to, from) = back.split_at_mut(6);
+        to.swap_with_slice(&mut from[..6]);
+        let leaves = Leaves::BackAs(back.clone());
+        self.packet(Direction::Egress, frame, Via::Nothing, expected, leaves)
+            .pod_to_pod(back, Reason::AllowFlow)
     }
 
     /// Something else happens.
@@ -151,14 +185,29 @@ impl Table {
         for (number, step) in self.steps.into_iter().enumerate() {
             let number = number + 1;
             match step {
-                Step::Packet { direction, frame, via, expected } => {
+                Step::Packet { direction, frame, via, expected, leaves } => {
                     let received_on = match via {
                         Via::Uplink => UPLINK,
                         Via::Nothing => 0,
                         Via::Pod => lab.ifindex,
                     };
                     let met = lab.send(direction, &frame, received_on);
-                    if let Err(wrong) = met.is(expected, frame.len()) {
+                    let (action, after) = match &leaves {
+                        _ if expected.is_denial() => (lab::DROP, None),
+                        Leaves::Untouched => (lab::NEXT, Some(&frame)),
+                        Leaves::As(after) => (lab::NEXT, Some(after)),
+                        Leaves::BackAs(after) => (lab::REDIRECT, Some(after)),
+                    };
+                    let wrong = met.is_counted(action, expected, frame.len());
+                    let wrong = wrong.and_then(|()| match after {
+                        Some(after) if *after != met.packet => Err(format!(
+                            "it left as\n  {}\nand not as\n  {}",
+                            hex(&met.packet),
+                            hex(after)
+                        )),
+                        _ => Ok(()),
+                    });
+                    if let Err(wrong) = wrong {
                         panic!(
                             "step {number}, {} of {} bytes: {wrong}\n  frame {}\n{lab}",
                             direction.name(),
@@ -185,6 +234,7 @@ impl Table {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes, readable.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

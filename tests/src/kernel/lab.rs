@@ -6,23 +6,26 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
-use podgate_bpf::abi::{Counter, Direction, Flow, Mode, Note, Reason, Startup, Verdict};
+use podgate_bpf::abi::{BackendState, Counter, Direction, Flow, Mode, Note, Reason, Startup, Verdict};
 use podgate_bpf::events::Events;
 use podgate_bpf::handshake::EndpointRef;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::{Counters, PolicyMap, Registration};
+use podgate_bpf::services::{Backend, ServiceEntry};
 use podgate_bpf::testrun::Context;
 use podgate_bpf::{Gate, PinRoot};
 use zerocopy::IntoBytes;
 
-use super::world::{Entry, Ports, World};
+use super::world::{Entry, Ports, Service, World};
 use crate::packet::addr;
 use crate::sandbox::{self, Veth};
 
 /// TC_ACT_UNSPEC: the next program, or the stack.
-const NEXT: i32 = -1;
+pub const NEXT: i32 = -1;
 /// TC_ACT_SHOT.
-const DROP: i32 = 2;
+pub const DROP: i32 = 2;
+/// TC_ACT_REDIRECT.
+pub const REDIRECT: i32 = 7;
 
 /// Gives the value, or ends the test with "what: why".
 #[track_caller]
@@ -105,6 +108,8 @@ pub struct Lab {
 pub struct Met {
     /// The TC action.
     pub action: i32,
+    /// The frame as the program left it.
+    pub packet: Vec<u8>,
     direction: Direction,
     /// Every counter that rose, and by how much.
     rose: Vec<(Direction, Reason, Counter)>,
@@ -121,7 +126,16 @@ impl Met {
 
     /// Whether verdict and counters are those of `expected` for one packet of `length` bytes.
     pub fn is(&self, expected: Reason, length: usize) -> Result<(), String> {
-        let action = if expected.is_denial() { DROP } else { NEXT };
+        self.is_counted(if expected.is_denial() { DROP } else { NEXT }, expected, length)
+    }
+
+    /// As [`Met::is`], where the action is not the reason's.
+    pub(super) fn is_counted(
+        &self,
+        action: i32,
+        expected: Reason,
+        length: usize,
+    ) -> Result<(), String> {
         let counter = Counter { packets: 1, bytes: length as u64 };
         let counted = vec![(self.direction, expected, counter)];
         if self.action == action && self.rose == counted {
@@ -157,6 +171,9 @@ impl Lab {
         }
         for address in &world.nodes {
             must("add a node address", maps.add_node_addr(*address));
+        }
+        for (id, service) in (1..).zip(&world.services) {
+            lab.serve(id, service);
         }
         if world.registered {
             lab.register(world.startup, world.anti_spoofing, &world.addresses);
@@ -265,6 +282,30 @@ impl Lab {
         must("set a peer", self.gate().maps.set_peer(addr(address), class));
     }
 
+    /// Makes service number `id` what it says, in place of what it was.
+    pub fn serve(&self, id: u32, service: &Service) {
+        let maps = self.gate().maps.services();
+        for ((of, backend), _) in must("read backends", maps.backends()) {
+            if of == id && !service.ready.contains(&backend) {
+                must("remove a backend", maps.remove_backend(id, backend));
+            }
+        }
+        let state = |backends: &[Backend], state| -> Vec<_> {
+            backends.iter().map(|&backend| (id, backend, state)).collect()
+        };
+        must("set backends", maps.set_backends(&state(&service.ready, BackendState::Ready)));
+        must("set backends", maps.set_backends(&state(&service.serving, BackendState::Serving)));
+        let slots: Vec<_> = (0..).zip(&service.ready).map(|(n, &ready)| (id, n, ready)).collect();
+        must("set slots", maps.set_slots(&slots));
+        let count = slots.len() as u32;
+        let entry = ServiceEntry { id, count, affinity_seconds: service.affinity_seconds };
+        if count == 0 {
+            must("remove a service", maps.remove_service(&service.frontend));
+        } else {
+            must("set a service", maps.set_service(&service.frontend, entry));
+        }
+    }
+
     /// Has every flow judged again.
     pub fn bump(&self) {
         self.gate().maps.control().bump_epoch();
@@ -338,7 +379,7 @@ impl Lab {
                 }
             }
         }
-        Met { action: outcome.action, direction, rose }
+        Met { action: outcome.action, packet: outcome.packet, direction, rose }
     }
 }
 
@@ -361,6 +402,8 @@ impl fmt::Display for Lab {
         writeln!(f, "  registration {:?}", maps.registration(self.ifindex))?;
         writeln!(f, "  peers {:?}", maps.peers())?;
         writeln!(f, "  nets {:?}", maps.nets())?;
+        writeln!(f, "  services {:?}", maps.services().services())?;
+        writeln!(f, "  slots {:?}", maps.services().slots())?;
         writeln!(f, "  node addresses {:?}", maps.node_addrs())?;
         for entry in self.policy.iter().filter_map(|map| map.entries().ok()).flatten() {
             writeln!(f, "  entry {entry:?}")?;

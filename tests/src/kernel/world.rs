@@ -7,6 +7,8 @@ use podgate_bpf::abi::{
     PolicyValue, SOME_PORT, Startup, Verdict,
 };
 
+use podgate_bpf::services::{Backend, Frontend};
+
 use super::{ANY, POD, POD6};
 use crate::packet::addr;
 
@@ -73,6 +75,39 @@ impl Entry {
     }
 }
 
+/// A service and its endpoints.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Where it listens.
+    pub frontend: Frontend,
+    /// Session affinity, coarse seconds; 0: none.
+    pub affinity_seconds: u32,
+    /// Endpoints that may be picked.
+    pub ready: Vec<Backend>,
+    /// Endpoints that keep their flows.
+    pub serving: Vec<Backend>,
+}
+
+impl Service {
+    /// Without affinity, all endpoints ready.
+    pub fn new(address: &str, port: u16, protocol: u8, endpoints: &[(&str, u16)]) -> Self {
+        let frontend = Frontend { address: addr(address), port, protocol };
+        let ready = endpoints.iter().map(|(ip, port)| Backend { address: addr(ip), port: *port });
+        Self { frontend, affinity_seconds: 0, ready: ready.collect(), serving: Vec::new() }
+    }
+
+    /// Clients keep their endpoint for so long.
+    pub fn affinity(self, affinity_seconds: u32) -> Self {
+        Self { affinity_seconds, ..self }
+    }
+
+    /// One more endpoint, which keeps the flows that it has.
+    pub fn serving(mut self, address: &str, port: u16) -> Self {
+        self.serving.push(Backend { address: addr(address), port });
+        self
+    }
+}
+
 /// The pod and everything that verdicts about it depend on.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -85,6 +120,7 @@ pub struct World {
     pub(super) peers: Vec<(IpAddr, u32)>,
     pub(super) nets: Vec<((IpAddr, u8), u32)>,
     pub(super) nodes: Vec<IpAddr>,
+    pub(super) services: Vec<Service>,
 }
 
 impl World {
@@ -98,6 +134,7 @@ impl World {
             peers: Vec::new(),
             nets: Vec::new(),
             nodes: Vec::new(),
+            services: Vec::new(),
         }
     }
 
@@ -158,6 +195,12 @@ impl World {
     /// An address of the node.
     pub fn node(mut self, address: &str) -> Self {
         self.nodes.push(addr(address));
+        self
+    }
+
+    /// One more service; they are numbered from 1 in this order.
+    pub fn service(mut self, service: Service) -> Self {
+        self.services.push(service);
         self
     }
 

@@ -23,6 +23,16 @@ fn checksum<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 2] {
     (!(sum as u16)).to_be_bytes()
 }
 
+/// RFC 9260, appendix A, bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let crc = bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 }
+        })
+    });
+    !crc
+}
+
 /// A frame of any type.
 pub fn ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
@@ -57,39 +67,46 @@ pub fn arp(sender: &str, target: &str) -> Vec<u8> {
 pub struct Transport {
     protocol: u8,
     bytes: Vec<u8>,
+    without_checksum: bool,
+}
+
+impl Transport {
+    fn new(protocol: u8, bytes: Vec<u8>) -> Self {
+        Self { protocol, bytes, without_checksum: false }
+    }
 }
 
 /// A TCP segment without flags; see [`Transport::syn`] and its like.
 pub fn tcp(source: u16, destination: u16) -> Transport {
     let mut bytes = ports(source, destination);
     bytes.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0, 0xff, 0xff, 0, 0, 0, 0]);
-    Transport { protocol: protocol::TCP, bytes }
+    Transport::new(protocol::TCP, bytes)
 }
 
 /// A UDP datagram.
 pub fn udp(source: u16, destination: u16) -> Transport {
     let mut bytes = ports(source, destination);
     bytes.extend([0, 8, 0, 0]);
-    Transport { protocol: protocol::UDP, bytes }
+    Transport::new(protocol::UDP, bytes)
 }
 
 /// An SCTP packet: common header and an INIT chunk's first words.
 pub fn sctp(source: u16, destination: u16) -> Transport {
     let mut bytes = ports(source, destination);
     bytes.extend([0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 4]);
-    Transport { protocol: protocol::SCTP, bytes }
+    Transport::new(protocol::SCTP, bytes)
 }
 
 /// An ICMP message of either family, with the four bytes behind its checksum (identifier and sequence of an echo).
 pub fn icmp(kind: u8, code: u8, rest: [u8; 4]) -> Transport {
     let mut bytes = vec![kind, code, 0, 0];
     bytes.extend(rest);
-    Transport { protocol: protocol::ICMP, bytes }
+    Transport::new(protocol::ICMP, bytes)
 }
 
 /// Any protocol with any bytes.
 pub fn raw(protocol: u8, bytes: &[u8]) -> Transport {
-    Transport { protocol, bytes: bytes.to_vec() }
+    Transport::new(protocol, bytes.to_vec())
 }
 
 fn ports(source: u16, destination: u16) -> Vec<u8> {
@@ -136,6 +153,22 @@ impl Transport {
             let length = (self.bytes.len() as u16).to_be_bytes();
             self.bytes[4..6].copy_from_slice(&length);
         }
+        self
+    }
+
+    /// SCTP: with its real checksum. Without, it is left to a device.
+    pub fn crc(mut self) -> Self {
+        assert_eq!(self.protocol, protocol::SCTP, "only SCTP has a CRC");
+        self.bytes[8..12].fill(0);
+        let sum = crc32c(&self.bytes).to_le_bytes();
+        self.bytes[8..12].copy_from_slice(&sum);
+        self
+    }
+
+    /// UDP over IPv4: sent without a checksum.
+    pub fn unchecked(mut self) -> Self {
+        assert_eq!(self.protocol, protocol::UDP, "only UDP may go without a checksum");
+        self.without_checksum = true;
         self
     }
 
@@ -271,6 +304,20 @@ impl Ip {
         }
     }
 
+    /// The frames of this packet cut in pieces of at most `size` bytes of payload, a multiple of 8; the first one
+    /// has the transport header with the whole packet's checksum.
+    pub fn in_fragments(&self, id: u16, size: usize) -> Vec<Vec<u8>> {
+        let whole = self.packet();
+        let payload = &whole[self.header_length()..];
+        let piece = |(number, piece): (usize, &[u8])| {
+            let more = number * size + piece.len() < payload.len();
+            let mut ip = self.clone().fragment(id, (number * size) as u16, more);
+            ip.transport = Transport::new(self.transport.protocol, piece.to_vec());
+            ip.frame()
+        };
+        payload.chunks(size).enumerate().map(piece).collect()
+    }
+
     /// The packet's bytes, without Ethernet.
     pub fn packet(&self) -> Vec<u8> {
         match (self.source, self.destination) {
@@ -329,6 +376,9 @@ impl Ip {
     fn checked(&self, source: &[u8], destination: &[u8]) -> Vec<u8> {
         let mut bytes = self.transport.bytes.clone();
         let number = self.transport.protocol;
+        if self.transport.without_checksum {
+            return bytes;
+        }
         let at = match number {
             protocol::TCP => 16,
             protocol::UDP => 6,
@@ -345,7 +395,10 @@ impl Ip {
             pseudo.clear();
         }
         bytes[at..at + 2].fill(0);
-        let sum = checksum([pseudo.as_slice(), bytes.as_slice()]);
+        let mut sum = checksum([pseudo.as_slice(), bytes.as_slice()]);
+        if number == protocol::UDP && sum == [0, 0] {
+            sum = [0xff, 0xff]; // 0 would mean that there is none
+        }
         bytes[at..at + 2].copy_from_slice(&sum);
         bytes
     }

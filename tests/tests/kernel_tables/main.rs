@@ -15,6 +15,7 @@ mod identity;
 mod modes;
 mod policy;
 mod prelude;
+mod services;
 mod startup;
 mod tcp;
 mod transports;
@@ -36,6 +37,7 @@ fn main() -> std::process::ExitCode {
             modes::tables(),
             policy::tables(),
             events::tables(),
+            services::tables(),
         ]
         .into_iter()
         .flatten()

@@ -3,7 +3,7 @@
 pub(crate) use podgate_bpf::abi::Direction::{Egress, Ingress};
 pub(crate) use podgate_bpf::abi::Reason::*;
 pub(crate) use podgate_tests::kernel::{
-    ANY, NODE, NODE6, PEER, PEER6, POD, POD6, Ports, Table, World, table,
+    ANY, NODE, NODE6, PEER, PEER6, POD, POD6, Ports, Service, Table, World, table,
 };
 pub(crate) use podgate_tests::packet::protocol::{self, ICMP, SCTP, TCP, UDP};
 pub(crate) use podgate_tests::packet::{Ip, Transport, icmp, raw, sctp, tcp, udp};
@@ -18,6 +18,8 @@ pub(crate) struct Family {
     pub(crate) peer: &'static str,
     pub(crate) stranger: &'static str,
     pub(crate) node: &'static str,
+    /// A service's address.
+    pub(crate) service: &'static str,
     /// The protocol number of ICMP.
     pub(crate) icmp: u8,
     pub(crate) echo: u8,
@@ -31,6 +33,7 @@ pub(crate) const V4: Family = Family {
     peer: PEER,
     stranger: "192.0.2.7",
     node: NODE,
+    service: "10.96.0.10",
     icmp: ICMP,
     echo: 8,
     echo_reply: 0,
@@ -43,6 +46,7 @@ pub(crate) const V6: Family = Family {
     peer: PEER6,
     stranger: "2001:db8::7",
     node: NODE6,
+    service: "fd00:10:96::a",
     icmp: protocol::ICMPV6,
     echo: 128,
     echo_reply: 129,

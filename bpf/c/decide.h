@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Deciding about a packet with a flow's key. */
+#pragma once
+
+#include "again.h"
+#include "parse.h"
+#include "service.h"
+#include "verdict.h"
+
+/* Pass or drop a packet that belongs to no flow and opens none. */
+static __always_inline int pg_settle(struct __sk_buff *skb, struct pg_packet *packet,
+				     __u32 direction, int reason)
+{
+	if (reason >= PG_DENY_FIRST)
+		return pg_deny(skb, packet, direction, reason);
+	return pg_allow_new(skb, packet, direction, reason);
+}
+
+/* Whether a flow that went past every service so far is to look for one: it begins anew, or, of datagrams, nobody
+ * has answered and something has changed since, perhaps the service's having endpoints at all. */
+static __always_inline int pg_looks_again(const struct pg_packet *packet,
+					  const struct pg_flow *flow, __u32 epoch)
+{
+	return flow->direction == PG_EGRESS && !(flow->flags & PG_FLOW_ENDPOINT) &&
+	       (pg_is_opening(packet) || (pg_protocol(packet) == PG_IPPROTO_UDP &&
+					  flow->state == PG_FLOW_NEW && flow->epoch != epoch));
+}
+
+/* Whether the packet is one for pg_new_service. The end of a connection that is forgotten already opens nothing. */
+static __always_inline int pg_asks_service(const struct pg_packet *packet, __u32 direction)
+{
+	return direction == PG_EGRESS && !packet->asked && !(packet->tcp_flags & PG_TCP_RST) &&
+	       pg_has_ports(pg_protocol(packet)) && pg_service_find(packet);
+}
+
+/* A flow that has ended, for a connection of the pod's own that goes past the service. */
+static __always_inline int pg_makes_room(const struct pg_packet *packet, const struct pg_flow *flow,
+					 __u32 direction)
+{
+	return (flow->flags & PG_FLOW_ENDPOINT) && direction == PG_EGRESS &&
+	       flow->state >= PG_FLOW_CLOSED && pg_is_opening(packet);
+}
+
+/* A packet with a flow's key: of a known flow, or the first of one. PG_ASK: of a service, unless
+ * `asked`. PG_SEND: translate it. */
+PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction)
+{
+	struct pg_control *ctl = pg_control();
+	__u32 now = pg_now(), epoch = ctl ? ctl->epoch : 0;
+	__u8 state = PG_FLOW_NEW, protocol;
+	struct pg_scratch *own = pg_scratch();
+	struct pg_flow *flow;
+	int opening, reason;
+
+	if (!packet)
+		return PG_TC_DROP;
+	protocol = pg_protocol(packet);
+	opening = pg_is_opening(packet);
+	flow = pg_flow_find(packet);
+	if (flow && pg_flow_expired(flow, now))
+		flow = NULL;
+	if (flow && (flow->flags & PG_FLOW_SERVICE)) {
+		if (!packet->asked)
+			return PG_ASK;
+		flow = NULL;
+	}
+	if (flow && pg_looks_again(packet, flow, epoch) && pg_asks_service(packet, direction))
+		return PG_ASK;
+
+	/* A SYN against the flow's direction, or on one that was cut, asks for a connection of its own. */
+	if (flow && !(opening && (flow->direction != direction || flow->state == PG_FLOW_CUT)) &&
+	    pg_refresh(skb, packet, flow, epoch, now) && !pg_makes_room(packet, flow, direction)) {
+		int translated = flow->flags & PG_FLOW_ENDPOINT, action;
+
+		if (translated) {
+			/* What the pod sends through the service looks the same to the endpoint: its answers
+			 * could not be told apart. The pod tries again from another port. */
+			if (direction == PG_EGRESS)
+				return pg_deny(skb, packet, direction, PG_DENY_PORT_TAKEN);
+			if (!own)
+				return PG_TC_DROP;
+			pg_view_of(&own->view, flow);
+			packet->service = flow->other;
+			packet->service_port = flow->other_port;
+		}
+		if (flow->state == PG_FLOW_CUT) {
+			/* A cut datagram flow ends after a while, so that the other side may open one of its
+			 * own. Not while its packets pass: an answer would take its place. */
+			if (protocol == PG_IPPROTO_TCP || pg_mode() != PG_MODE_ENFORCE)
+				pg_flow_extend(flow, protocol, now);
+			packet->rule = 0;
+			packet->owner = flow->owner;
+			action = pg_deny(skb, packet, direction, PG_DENY_POLICY);
+		} else {
+			__u32 expired = flow->expires;
+
+			pg_flow_track(flow, protocol, packet->tcp_flags, direction, now);
+			if (translated && own && flow->expires != expired)
+				pg_extend_service(packet, &own->view, flow->expires);
+			action = pg_allow(skb, direction, PG_ALLOW_FLOW);
+		}
+		return translated && action != PG_TC_DROP ? PG_SEND : action;
+	}
+	if (pg_asks_service(packet, direction))
+		return PG_ASK;
+
+	if (packet->tcp_flags & PG_TCP_RST)
+		packet->forgettable = 1; /* the end of a connection that is forgotten already */
+	if (pg_is_dhcp(packet, direction))
+		return pg_allow(skb, direction, PG_ALLOW_CONTROL);
+	reason = pg_judge(skb, packet, direction, 0);
+	if (reason >= PG_DENY_FIRST) {
+		/* Where denials pass, the answer must not become the flow's first packet: see conntrack.h. */
+		if (pg_mode() != PG_MODE_ENFORCE && !packet->forgettable)
+			pg_flow_remember(packet, direction, epoch, PG_FLOW_CUT);
+		return pg_deny(skb, packet, direction, reason);
+	}
+	if (!packet->forgettable) {
+		if (protocol == PG_IPPROTO_TCP &&
+		    !(packet->tcp_flags & PG_TCP_SYN)) /* picked up on its way */
+			state = packet->tcp_flags & PG_TCP_FIN ? PG_FLOW_CLOSING
+							       : PG_FLOW_ESTABLISHED;
+		pg_flow_remember(packet, direction, epoch, state);
+	}
+	return pg_allow_new(skb, packet, direction, reason);
+}

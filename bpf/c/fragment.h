@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Fragments: only the first has ports, and what it meets is what the later ones meet. */
+#pragma once
+
+#include "decide.h"
+
+static __always_inline void pg_frag_key(struct pg_frag_key *key, struct __sk_buff *skb,
+					struct pg_packet *packet, __u32 direction)
+{
+	key->ifindex = skb->ifindex;
+	key->id = packet->fragment_id;
+	if (packet->family == 4) {
+		pg_map_addr4(&key->source, packet->key.v4.pod);
+		pg_map_addr4(&key->destination, packet->key.v4.peer);
+		key->protocol = packet->key.v4.protocol;
+	} else {
+		/* The protocol is not part of an IPv6 datagram's identity, and later fragments may not tell
+		 * it: behind the fragment header may stand another extension header. */
+		key->source = packet->key.v6.pod;
+		key->destination = packet->key.v6.peer;
+	}
+	key->direction = direction;
+}
+
+/* A first fragment is judged like a whole packet; this tells its later ones what it met. */
+PG_VERIFIED_ALONE int pg_tell_fragments(struct __sk_buff *skb, struct pg_packet *packet,
+					__u32 direction, int action)
+{
+	struct pg_frag_key key = {};
+	struct pg_frag frag = {};
+	struct pg_flow *flow;
+
+	if (!packet)
+		return PG_TC_DROP;
+	pg_frag_key(&key, skb, packet, direction);
+	frag.expires = pg_now() + 30; /* as long as a receiver waits (ip_frag_time) */
+	frag.verdict = action == PG_TC_DROP ? PG_VERDICT_DENY : PG_VERDICT_ALLOW;
+	frag.protocol = pg_protocol(packet);
+	frag.pod_port = pg_pod_port(packet);
+	frag.peer_port = pg_peer_port(packet);
+	frag.kind = packet->family == 4 ? packet->key.v4.kind : packet->key.v6.kind;
+	flow = pg_flow_find(packet);
+	if (flow && (flow->flags & (PG_FLOW_SERVICE | PG_FLOW_ENDPOINT))) {
+		frag.flags = flow->flags;
+		frag.other = flow->other;
+		frag.other_port = flow->other_port;
+		frag.own_port = flow->own_port;
+	}
+	bpf_map_update_elem(&frags, &key, &frag, BPF_ANY);
+	return action;
+}
+
+/* A later fragment of a datagram that is translated. Its flow was judged with the first one; if policy has changed
+ * since, this one is judged anew. */
+PG_VERIFIED_ALONE int pg_fragment_of_service(struct __sk_buff *skb, struct pg_packet *packet,
+					     __u32 direction)
+{
+	struct pg_control *ctl = pg_control();
+	struct pg_scratch *own = pg_scratch();
+	struct pg_packet *judged;
+	struct pg_view *view;
+	struct pg_flow *flow;
+	int action;
+
+	if (!packet || !own)
+		return PG_TC_DROP;
+	view = &own->view;
+	judged = &own->behind;
+	/* To the pod, from a service's address: it is nobody's to translate. */
+	if (direction == PG_INGRESS && (view->flags & PG_FLOW_SERVICE))
+		return pg_allow(skb, direction, PG_ALLOW_FLOW);
+	if (view->flags & PG_FLOW_HAIRPIN) {
+		action = pg_allow(skb, direction, PG_ALLOW_FLOW);
+	} else {
+		if (direction == PG_EGRESS)
+			pg_behind(judged, packet, view);
+		else
+			*judged = *packet;
+		flow = pg_flow_find(judged);
+		if (flow && pg_refresh(skb, judged, flow, ctl ? ctl->epoch : 0, pg_now()) &&
+		    flow->state != PG_FLOW_CUT)
+			action = pg_allow(skb, direction, PG_ALLOW_FLOW);
+		else
+			action = pg_deny(skb, judged, direction, PG_DENY_FRAGMENT);
+	}
+	return action == PG_TC_DROP ? action : PG_SEND;
+}
+
+/* A later fragment: of its first one's flow, or, ahead of it, wherever some port of that peer may be meant. A
+ * datagram whose first fragment is refused is never whole.
+ * PG_ASK: pg_fragment_of_service decides. */
+PG_VERIFIED_ALONE int pg_later_fragment(struct __sk_buff *skb, struct pg_packet *packet,
+					__u32 direction)
+{
+	struct pg_scratch *own = pg_scratch();
+	struct pg_frag_key key = {};
+	struct pg_frag *first;
+	int reason;
+
+	if (!packet || !own)
+		return PG_TC_DROP;
+	pg_frag_key(&key, skb, packet, direction);
+	first = bpf_map_lookup_elem(&frags, &key);
+	if (first && (__s32)(first->expires - pg_now()) >= 0) {
+		pg_set_ports(packet, first->pod_port, first->peer_port);
+		pg_set_kind(packet, first->kind);
+		if (packet->family == 6)
+			packet->key.v6.protocol = first->protocol;
+		if (first->verdict != PG_VERDICT_ALLOW)
+			return pg_deny(skb, packet, direction, PG_DENY_FRAGMENT);
+		if (first->flags) {
+			own->view.other = first->other;
+			own->view.other_port = first->other_port;
+			own->view.own_port = first->own_port;
+			own->view.flags = first->flags;
+			return PG_ASK;
+		}
+		/* An error or an answer without a question left no flow to find. */
+		if (!pg_flow_find(packet))
+			return pg_allow(skb, direction, PG_ALLOW_FRAGMENT);
+		packet->asked = 1;
+		return pg_decide(skb, packet, direction);
+	}
+	reason = pg_judge(skb, packet, direction, PG_JUDGE_SOME_PORT);
+	if (reason == PG_ALLOW_POLICY)
+		reason = PG_ALLOW_FRAGMENT;
+	else if (reason == PG_DENY_POLICY)
+		reason = PG_DENY_FRAGMENT;
+	return pg_settle(skb, packet, direction, reason);
+}
