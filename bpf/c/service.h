@@ -33,6 +33,9 @@
 #define PG_OTHER_ENDPOINTS 3
 #define PG_ATTEMPTS 8
 
+/* Among how many endpoints one is looked for that a connection had. */
+#define PG_SEARCHED 8
+
 static __always_inline int pg_has_ports(__u8 protocol)
 {
 	return protocol == PG_IPPROTO_TCP || protocol == PG_IPPROTO_UDP ||
@@ -129,6 +132,60 @@ static __always_inline int pg_is_under_way(const struct pg_packet *packet)
 	return pg_protocol(packet) == PG_IPPROTO_TCP && !pg_is_opening(packet);
 }
 
+/* Whether an endpoint view is the other half of the service view with the key of `packet`. */
+static __always_inline int pg_points_back(const struct pg_flow *flow, const struct pg_packet *packet)
+{
+	struct pg_addr service;
+
+	pg_peer(packet, &service);
+	return (flow->flags & PG_FLOW_ENDPOINT) && flow->own_port == pg_pod_port(packet) &&
+	       flow->other_port == pg_peer_port(packet) && !pg_addr_differs(&flow->other, &service);
+}
+
+static __always_inline void pg_set_behind(struct pg_packet *behind, const struct pg_packet *packet,
+					  const struct pg_backend *backend)
+{
+	*behind = *packet;
+	pg_peer(packet, &behind->service);
+	behind->service_port = pg_peer_port(packet);
+	pg_set_peer(behind, &backend->addr);
+	pg_set_ports(behind, pg_pod_port(packet), backend->port);
+}
+
+/* Whether the full map has forgotten the service view alone of the connection that `packet` belongs to: then makes
+ * `behind` what it was. */
+PG_VERIFIED_ALONE int pg_find_again(struct pg_packet *packet, struct pg_packet *behind)
+{
+	struct pg_service *service;
+	struct pg_slot_key key;
+	__u32 count, n;
+
+	if (!packet || !behind)
+		return 0;
+	service = pg_service_find(packet);
+	if (!service)
+		return 0;
+	key.service = service->id;
+	count = service->count;
+#pragma clang loop unroll(disable)
+	for (n = 0; n < PG_SEARCHED; n++) {
+		struct pg_backend *backend;
+		struct pg_flow *flow;
+
+		if (n >= count)
+			break;
+		key.slot = n;
+		backend = bpf_map_lookup_elem(&slots, &key);
+		if (!backend)
+			break;
+		pg_set_behind(behind, packet, backend);
+		flow = pg_flow_find(behind);
+		if (flow && pg_points_back(flow, packet))
+			return 1;
+	}
+	return 0;
+}
+
 /* Makes `behind` the flow to one of the endpoints of the service that `packet` is for; 0 if there is none. In
  * later attempts `behind` is an earlier choice, which clashed. */
 PG_VERIFIED_ALONE int pg_pick(struct pg_packet *packet, struct pg_packet *behind, __u32 attempt)
@@ -149,27 +206,15 @@ PG_VERIFIED_ALONE int pg_pick(struct pg_packet *packet, struct pg_packet *behind
 		pg_set_ports(behind, pg_any_port(), pg_peer_port(behind));
 		return 1;
 	}
+	if (pg_is_under_way(packet))
+		return !attempt && pg_find_again(packet, behind);
 	if (service->affinity_seconds)
 		kept = pg_affine(service, &client, &backend);
-	if (!kept && (pg_is_under_way(packet) || !pg_any_backend(packet, service, &backend)))
+	if (!kept && !pg_any_backend(packet, service, &backend))
 		return 0;
-	*behind = *packet;
-	pg_peer(packet, &behind->service);
-	behind->service_port = pg_peer_port(packet);
+	pg_set_behind(behind, packet, &backend);
 	behind->affinity = service->affinity_seconds ? service->id : 0;
-	pg_set_peer(behind, &backend.addr);
-	pg_set_ports(behind, pg_pod_port(packet), backend.port);
 	return 1;
-}
-
-/* Whether an endpoint view is the other half of the service view with the key of `packet`. */
-static __always_inline int pg_points_back(const struct pg_flow *flow, const struct pg_packet *packet)
-{
-	struct pg_addr service;
-
-	pg_peer(packet, &service);
-	return (flow->flags & PG_FLOW_ENDPOINT) && flow->own_port == pg_pod_port(packet) &&
-	       flow->other_port == pg_peer_port(packet) && !pg_addr_differs(&flow->other, &service);
 }
 
 /* The counterpart of a service view of a pod that picked itself: from the endpoint's side. */
@@ -360,13 +405,10 @@ static __always_inline int pg_keeps_backend(struct pg_packet *packet, struct pg_
 					    const struct pg_flow *view, const struct pg_flow *flow,
 					    __u32 epoch)
 {
-	if (pg_is_opening(packet)) {
-		if (flow->state >= PG_FLOW_CLOSED)
-			return 0;
-		/* Sent again: the endpoint that was sent the first may be answering. */
-		return flow->state != PG_FLOW_NEW ||
+	/* A SYN sent again stays: the endpoint that was sent the first may be answering. */
+	if (pg_is_opening(packet))
+		return flow->state < PG_FLOW_CLOSED &&
 		       pg_backend_of(packet, backend) == PG_BACKEND_READY;
-	}
 	return view->epoch == epoch || pg_protocol(packet) == PG_IPPROTO_TCP ||
 	       pg_backend_of(packet, backend) != 0;
 }

@@ -6,7 +6,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
-use podgate_bpf::abi::{BackendState, Counter, Direction, Flow, Mode, Note, Reason, Startup, Verdict};
+use podgate_bpf::abi::{
+    BackendState, Counter, Direction, Flow, Mode, Note, Reason, Startup, Verdict,
+};
 use podgate_bpf::events::Events;
 use podgate_bpf::handshake::EndpointRef;
 use podgate_bpf::loader::Sizes;

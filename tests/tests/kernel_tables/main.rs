@@ -10,11 +10,14 @@ mod errors;
 mod events;
 mod foreign;
 mod fragments;
+mod hairpin;
 mod headers;
 mod identity;
 mod modes;
 mod policy;
 mod prelude;
+mod service_errors;
+mod service_flows;
 mod services;
 mod startup;
 mod tcp;
@@ -38,6 +41,9 @@ fn main() -> std::process::ExitCode {
             policy::tables(),
             events::tables(),
             services::tables(),
+            service_flows::tables(),
+            service_errors::tables(),
+            hairpin::tables(),
         ]
         .into_iter()
         .flatten()

@@ -72,9 +72,12 @@ fn transports(f: Family) -> Vec<Table> {
 
 /// A service for UDP port 53 with one endpoint, on port 5353, which the pod may reach.
 fn domain(f: Family) -> World {
-    World::isolated()
-        .allow(Egress, ANY, Ports::One(UDP, 5353))
-        .service(Service::new(f.service, 53, UDP, &[(f.peer, 5353)]))
+    World::isolated().allow(Egress, ANY, Ports::One(UDP, 5353)).service(Service::new(
+        f.service,
+        53,
+        UDP,
+        &[(f.peer, 5353)],
+    ))
 }
 
 fn headers(f: Family) -> Vec<Table> {
@@ -141,11 +144,8 @@ fn sums() -> Vec<Table> {
         };
         for low in 0..=255 {
             let reason = if low == 0 { AllowPolicy } else { AllowFlow };
-            world = world.from_pod_as(
-                packet(low, V4.service, 53),
-                reason,
-                packet(low, V4.peer, 5353),
-            );
+            world =
+                world.from_pod_as(packet(low, V4.service, 53), reason, packet(low, V4.peer, 5353));
         }
         tables.push(world);
     }
@@ -172,8 +172,7 @@ fn in_fragments(f: Family) -> Vec<Table> {
     let (came, received) = (answer(f.peer, 5353), answer(f.service, 53));
     assert_eq!(sent.len(), 3);
     let whole = udp(40000, 53).between(f.pod, f.service);
-    let mut there =
-        table(f.named("services: a datagram in fragments, and its answer"), domain(f));
+    let mut there = table(f.named("services: a datagram in fragments, and its answer"), domain(f));
     for (number, (sent, left)) in sent.iter().zip(&left).enumerate() {
         let reason = if number == 0 { AllowPolicy } else { AllowFlow };
         there = there.from_pod_as(sent.clone(), reason, left.clone());
@@ -202,9 +201,8 @@ fn judged(f: Family) -> Vec<Table> {
     let syn = |to, port| tcp(40000, port).syn().between(f.pod, to);
     let to_service = || syn(f.service, 80);
     let only = |ports| World::isolated().allow(Egress, ANY, ports).service(service());
-    let class = |of: &str| {
-        World::isolated().peer(of, 5).allow(Egress, 5, Ports::Every).service(service())
-    };
+    let class =
+        |of: &str| World::isolated().peer(of, 5).allow(Egress, 5, Ports::Every).service(service());
     let bits = if f.icmp == ICMP { 24 } else { 120 };
     let block = |of: &str| {
         World::isolated().net(of, bits, 5).allow(Egress, 5, Ports::Every).service(service())
@@ -294,7 +292,10 @@ fn not_translated(f: Family) -> Vec<Table> {
         table(f.named("services: echo requests, errors, other protocols"), world())
             .from_pod(f.ping(1).between(f.pod, f.service), AllowPolicy)
             .from_pod(raw(protocol::GRE, &[0; 20]).between(f.pod, f.service), AllowPolicy)
-            .from_pod(raw(136, &[0x9c, 0x40, 0, 53, 0, 8, 0, 0]).between(f.pod, f.service), AllowPolicy),
+            .from_pod(
+                raw(136, &[0x9c, 0x40, 0, 53, 0, 8, 0, 0]).between(f.pod, f.service),
+                AllowPolicy,
+            ),
         table(f.named("services: packets to the pod, from and to a service's address"), world())
             .to_pod(udp(40000, 53).between(f.service, f.pod), AllowPolicy)
             .to_pod(udp(53, 40000).between(f.service, f.pod), AllowPolicy),
