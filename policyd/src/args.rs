@@ -137,6 +137,18 @@ pub struct Server {
     /// pods wait, it lists at once
     #[arg(long, env = "PODGATE_START_JITTER_SECONDS", default_value_t = 5, value_name = "S")]
     pub start_jitter_seconds: u64,
+    /// Whether Kubernetes Events tell, on pods, policies and the node, whether policy is in force
+    #[arg(long, env = "PODGATE_EVENTS", value_enum, default_value_t = Events::On, value_name = "on|off")]
+    pub events: Events,
+}
+
+/// Whether Kubernetes Events are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Events {
+    /// They are.
+    On,
+    /// They are not.
+    Off,
 }
 
 /// Pods that run without a gate: from before podgate came, or from a moment when it was not in the runtime's

@@ -17,11 +17,12 @@ use tokio::task::JoinSet;
 
 use crate::adopt::{Adopter, Places};
 use crate::api::Api;
-use crate::args::{MetricsAddr, Run, Server};
+use crate::args::{Events, MetricsAddr, Run, Server};
 use crate::cni::CniServer;
 use crate::events;
 use crate::metrics::{self, Metrics};
 use crate::reconcile::Reconciler;
+use crate::report::Reporter;
 use crate::socket;
 use crate::sources::dir::DirSource;
 use crate::sources::kubernetes::{self, ConnectError, Health, KubernetesSource, Pacing};
@@ -124,7 +125,8 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         Writer::start(shared.clone(), all, move |took| observed.observe(took.as_secs_f64()))?;
     let handle = writer.handle();
     let local = Arc::new(LocalPolicies::open(&state_dir, handle.sink(Rank(names.len())))?);
-    let watched = watch_sources(sources, &writer, &shared, &server).await?;
+    let mut parts = JoinSet::new();
+    let watched = watch_sources(sources, &writer, &shared, &server, &mut parts).await?;
     let (reader, listeners) =
         events::Reader::start(shared.clone()).map_err(io("start the thread of events"))?;
 
@@ -142,7 +144,6 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         places: Places { cni_cache: adopt.cni_cache, netns: adopt.netns_dirs },
         anti_spoofing: adopt.adopt_anti_spoofing,
     });
-    let mut parts = JoinSet::new();
     if let MetricsAddr::At(addr) = metrics_addr {
         let reattached = reconciler.reattached.clone();
         let metrics = Metrics::new(shared.clone(), handle.clone(), reattached, durations);
@@ -214,8 +215,9 @@ enum Watched {
 async fn watch_sources(
     sources: Vec<SourceSpec>,
     writer: &Writer,
-    shared: &Shared,
+    shared: &Arc<Shared>,
     server: &Server,
+    parts: &mut JoinSet<String>,
 ) -> Result<Vec<Watched>, RunError> {
     let mut watched = Vec::new();
     for (rank, spec) in sources.into_iter().enumerate() {
@@ -231,6 +233,14 @@ async fn watch_sources(
                     .await
                     .map_err(|source| RunError::Connect { name: name.clone(), source })?;
                 let health = Arc::new(Health::new(name));
+                // the first cluster is the one this node belongs to
+                if server.events == Events::On && shared.servers().is_empty() {
+                    let reporter = Reporter { shared: shared.clone(), client: client.clone() };
+                    parts.spawn(async move {
+                        reporter.run().await;
+                        "the reports of events ended".to_owned()
+                    });
+                }
                 shared.watch(health.clone());
                 let source = KubernetesSource::start(
                     client,
@@ -256,7 +266,7 @@ fn sink(writer: &Writer, rank: Rank) -> kubernetes::Sink {
 
 /// A restart can wait a little: what was in force stays so. Without that, pods wait for us.
 fn pacing(server: &Server, shared: &Shared) -> Pacing {
-    let Server { list_page_size, start_jitter_seconds } = *server;
+    let Server { list_page_size, start_jitter_seconds, events: _ } = *server;
     let jitter = match shared.view().rules {
         0 => Duration::ZERO,
         _ => Duration::from_secs(start_jitter_seconds),

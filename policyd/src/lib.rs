@@ -23,6 +23,7 @@ pub mod lab;
 pub mod logging;
 pub mod metrics;
 pub mod reconcile;
+pub mod report;
 pub mod socket;
 pub mod sources;
 pub mod sync;

@@ -194,6 +194,7 @@ impl Collector for AtScrape {
         for server in self.shared.servers() {
             kubernetes::metrics::encode(&server, &mut encoder)?;
         }
+        self.shared.reports.encode(&mut encoder)?;
         one_gauge(
             &mut encoder,
             "ready",

@@ -12,6 +12,7 @@ use podgate_policy::compile::{Compiled, EndpointId, RuleId, RuleOrigin};
 use podgate_policy::index::Index;
 use podgate_policy::model::ObjectKey;
 
+use crate::report::Reported;
 use crate::sources::SourceState;
 use crate::sources::kubernetes::Health;
 use crate::sync::services::Counts;
@@ -29,6 +30,8 @@ pub struct Shared {
     unenforced: ArcSwap<Vec<Unenforced>>,
     index: RwLock<Index>,
     servers: Mutex<Vec<Arc<Health>>>,
+    /// What became of the events that were sent to an API server.
+    pub reports: Arc<Reported>,
 }
 
 /// A pod of this node that no gate stands at.
@@ -121,6 +124,7 @@ impl Shared {
             unenforced: ArcSwap::default(),
             index: RwLock::new(Index::new()),
             servers: Mutex::default(),
+            reports: Arc::default(),
         }
     }
 

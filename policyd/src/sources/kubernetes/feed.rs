@@ -11,6 +11,7 @@ use std::sync::Arc;
 use podgate_policy::convert::FieldError;
 use serde_json::Value;
 
+use super::health::Uids;
 use super::read;
 use crate::sources::{Kind, Object, ObjectId, Update};
 
@@ -56,14 +57,14 @@ pub(super) struct Feed {
     /// Met in the list that is being read.
     listed: BTreeSet<ObjectId>,
     refused: BTreeMap<Option<ObjectId>, Refused>,
-    /// The uids of policies of which a version was read. Only of policies: there are few, and only for them a
+    /// Those of policies of which a version was read. Only of policies: there are few, and only for them a
     /// stand-in is needed.
-    read: BTreeMap<ObjectId, Arc<str>>,
+    uids: Uids,
 }
 
 impl Feed {
-    pub(super) fn new(kind: Kind) -> Self {
-        Self { kind, listed: BTreeSet::new(), refused: BTreeMap::new(), read: BTreeMap::new() }
+    pub(super) fn new(kind: Kind, uids: Uids) -> Self {
+        Self { kind, listed: BTreeSet::new(), refused: BTreeMap::new(), uids }
     }
 
     pub(super) fn refused(&self) -> Vec<Refused> {
@@ -89,7 +90,9 @@ impl Feed {
     pub(super) fn whole(&mut self) -> Update {
         let ids = std::mem::take(&mut self.listed);
         self.refused.retain(|id, _| id.as_ref().is_some_and(|id| ids.contains(id)));
-        self.read.retain(|id, _| ids.contains(id));
+        if self.kind == Kind::Policy {
+            self.uids.keep(&ids);
+        }
         Update::Listed { kind: self.kind, ids }
     }
 
@@ -103,7 +106,7 @@ impl Feed {
     pub(super) fn deleted(&mut self, value: &Value) -> Option<Update> {
         let id = read::id(self.kind, value)?;
         self.refused.remove(&Some(id.clone()));
-        self.read.remove(&id);
+        self.uids.remove(&id);
         Some(Update::Change { set: Vec::new(), gone: vec![id] })
     }
 
@@ -113,15 +116,13 @@ impl Feed {
             Ok(object) => {
                 let id = object.id();
                 self.refused.remove(&Some(id.clone()));
-                if self.kind == Kind::Policy {
-                    self.read.insert(id, uid);
-                }
+                self.uids.set(&id, uid);
                 return Some(object);
             }
             Err(field) => field,
         };
         // a policy of the same name that was deleted and made again is another one
-        let known = id.as_ref().and_then(|id| self.read.get(id)).is_some_and(|read| *read == uid);
+        let known = id.as_ref().and_then(|id| self.uids.get(id)).is_some_and(|read| read == uid);
         let closed = match self.kind {
             Kind::Policy if !known => read::closed(value),
             _ => None,

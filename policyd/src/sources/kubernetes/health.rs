@@ -1,20 +1,22 @@
 //! How the watches of one API server stand.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use podgate_policy::model::ObjectKey;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use super::feed::Refused;
-use crate::sources::Kind;
+use crate::sources::{Kind, ObjectId};
 
 /// Filled by the watches, read by status, metrics and reports.
 #[derive(Debug)]
 pub struct Health {
     name: String,
     kinds: Mutex<BTreeMap<Kind, Watch>>,
+    uids: Uids,
     /// Ends the waits of all watches.
     wake: Notify,
 }
@@ -56,7 +58,16 @@ impl Health {
         let watch =
             Watch { link: Link::Waiting, heard: None, lists: 0, errors: 0, refused: Vec::new() };
         let kinds = Kind::ALL.iter().map(|kind| (*kind, watch.clone())).collect();
-        Self { name, kinds: Mutex::new(kinds), wake: Notify::new() }
+        Self { name, kinds: Mutex::new(kinds), uids: Uids::default(), wake: Notify::new() }
+    }
+
+    /// The uids of the policies that could be read.
+    pub fn policy_uids(&self) -> Arc<UidMap> {
+        self.uids.lock().clone()
+    }
+
+    pub(super) fn uids(&self) -> Uids {
+        self.uids.clone()
     }
 
     /// The source's name, as on the command line.
@@ -156,5 +167,45 @@ impl Health {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Kind, Watch>> {
         // every change is one assignment
         self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The uids of the policies of which a version was read; of other kinds nothing is kept.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Uids(Arc<Mutex<Arc<UidMap>>>);
+
+/// Uids of policies.
+pub type UidMap = BTreeMap<ObjectKey, Arc<str>>;
+
+impl Uids {
+    pub(super) fn get(&self, id: &ObjectId) -> Option<Arc<str>> {
+        let ObjectId::Policy(id) = id else { return None };
+        self.lock().get(&id.key).cloned()
+    }
+
+    pub(super) fn set(&self, id: &ObjectId, uid: Arc<str>) {
+        let ObjectId::Policy(id) = id else { return };
+        Arc::make_mut(&mut self.lock()).insert(id.key.clone(), uid);
+    }
+
+    pub(super) fn remove(&self, id: &ObjectId) {
+        let ObjectId::Policy(id) = id else { return };
+        Arc::make_mut(&mut self.lock()).remove(&id.key);
+    }
+
+    /// Forgets all others.
+    pub(super) fn keep(&self, ids: &BTreeSet<ObjectId>) {
+        let keys: BTreeSet<&ObjectKey> = ids
+            .iter()
+            .filter_map(|id| match id {
+                ObjectId::Policy(id) => Some(&id.key),
+                _ => None,
+            })
+            .collect();
+        Arc::make_mut(&mut self.lock()).retain(|key, _| keys.contains(key));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<UidMap>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

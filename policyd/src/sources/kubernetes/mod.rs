@@ -32,7 +32,7 @@ use super::{Kind, Update};
 
 pub use connect::ConnectError;
 pub use feed::{Instead, Refused};
-pub use health::{Health, Link, Watch};
+pub use health::{Health, Link, UidMap, Watch};
 
 /// The name of the cluster as a source, in [`podgate_policy::model::PolicyId`] and on the command line.
 pub const KUBERNETES_SOURCE: &str = "kubernetes";
@@ -71,7 +71,7 @@ impl KubernetesSource {
                 client: client.clone(),
                 resource: resource(kind),
                 page_size: pacing.page_size,
-                feed: Feed::new(kind),
+                feed: Feed::new(kind, health.uids()),
                 sink: sink.clone(),
                 health: health.clone(),
                 backoff: Backoff::default(),
