@@ -197,6 +197,12 @@ impl Collector for AtScrape {
         self.shared.reports.encode(&mut encoder)?;
         one_gauge(
             &mut encoder,
+            "local_pods_unenforced",
+            "Pods of this node that no gate stands at",
+            i64::try_from(self.shared.unenforced().len()).unwrap_or(i64::MAX),
+        )?;
+        one_gauge(
+            &mut encoder,
             "ready",
             "Whether the sources' policies are in force",
             view.ready.into(),

@@ -8,11 +8,12 @@ use podgate_bpf::abi::Mode;
 
 use super::Api;
 use super::types::{
-    EndpointCounts, Enforcement, MapCounts, ObjectCounts, SourceStatus, Status, WatchStatus,
+    EndpointCounts, Enforcement, MapCounts, ObjectCounts, SourceStatus, Status, UnenforcedPod,
+    WatchStatus,
 };
 use crate::sources::SourceState;
 use crate::sources::kubernetes::{Health, Link};
-use crate::view::{EndpointState, Shared, View};
+use crate::view::{EndpointState, Shared, Unenforced, View};
 
 impl From<Mode> for Enforcement {
     fn from(mode: Mode) -> Self {
@@ -21,6 +22,12 @@ impl From<Mode> for Enforcement {
             Mode::Audit => Self::Audit,
             Mode::Off => Self::Off,
         }
+    }
+}
+
+impl From<&Unenforced> for UnenforcedPod {
+    fn from(unenforced: &Unenforced) -> Self {
+        Self { pod: unenforced.pod.to_string(), reason: unenforced.reason.clone() }
     }
 }
 
@@ -93,6 +100,7 @@ pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
         node: api.shared.node.clone(),
         ready: view.ready,
         problems: view.problems(),
+        unenforced: api.shared.unenforced().iter().map(UnenforcedPod::from).collect(),
         enforcement: control.mode().into(),
         epoch: control.epoch(),
         uptime: api.shared.started.elapsed().as_secs(),

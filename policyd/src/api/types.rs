@@ -64,6 +64,18 @@ pub struct Status {
     pub commits: u64,
     /// How long the last one took, seconds.
     pub last_commit: f64,
+    /// Pods of this node that no gate stands at, so that no policy holds for them; sorted.
+    #[serde(default)]
+    pub unenforced: Vec<UnenforcedPod>,
+}
+
+/// A pod of this node that no gate stands at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnenforcedPod {
+    /// `namespace/name`.
+    pub pod: String,
+    /// Why not.
+    pub reason: String,
 }
 
 /// One source.

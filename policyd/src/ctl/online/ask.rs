@@ -73,6 +73,9 @@ fn describe(printer: &Printer, status: &Status) -> String {
     for problem in &status.problems {
         let _ = write!(text, "\nproblem: {problem}");
     }
+    for line in without_gate(status) {
+        let _ = write!(text, "\n{line}");
+    }
     text
 }
 
@@ -94,7 +97,8 @@ pub(in crate::ctl) fn endpoints(
     socket: &Path,
     namespace: Option<&str>,
 ) -> Result<Ended, Failure> {
-    let mut endpoints = Client::new(socket)?.get::<Vec<Endpoint>>("/v1/endpoints")?;
+    let client = Client::new(socket)?;
+    let mut endpoints = client.get::<Vec<Endpoint>>("/v1/endpoints")?;
     endpoints.retain(|endpoint| namespace.is_none_or(|wanted| endpoint.namespace == wanted));
     if printer.format == Format::Json {
         printer.print(&json(&endpoints)?)?;
@@ -114,8 +118,23 @@ pub(in crate::ctl) fn endpoints(
             Cell::new(&endpoint.host_interface),
         ]);
     }
-    printer.print(&table.to_string())?;
+    let mut text = table.to_string();
+    let mut status = client.get::<Status>("/v1/status")?;
+    let of_namespace = |pod: &str| match (namespace, pod.split_once('/')) {
+        (Some(wanted), Some((its, _))) => its == wanted,
+        _ => true,
+    };
+    status.unenforced.retain(|each| of_namespace(&each.pod));
+    for line in without_gate(&status) {
+        let _ = write!(text, "\n{line}");
+    }
+    printer.print(&text)?;
     Ok(Ended::Fine)
+}
+
+/// A line for each pod of the node for which no policy holds.
+fn without_gate(status: &Status) -> impl Iterator<Item = String> {
+    status.unenforced.iter().map(|each| format!("not enforced: {}: {}", each.pod, each.reason))
 }
 
 /// `namespace/name`, or the interface of a container that is no pod.
