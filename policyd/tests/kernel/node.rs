@@ -215,6 +215,17 @@ impl Node {
         all.into_iter().map(|each| (name(&each), each)).collect()
     }
 
+    /// What a scrape of the metrics says.
+    pub(crate) fn metrics(&self) -> String {
+        let mut stream = eventually("the metrics are served", || {
+            std::net::TcpStream::connect(("127.0.0.1", 9898)).ok()
+        });
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
     /// What the kernel's maps say of a new flow, as the programs look it up.
     pub(crate) fn allows(&self, to: &Registration, peer: &str, protocol: u8, port: u16) -> bool {
         self.verdict(to, Direction::Ingress, peer, protocol, port)

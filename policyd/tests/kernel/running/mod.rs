@@ -1,8 +1,11 @@
 //! Pods that ran before policyd came: they are gated, what policy allows of their open connections goes on without
 //! a lost packet, and the rest is cut.
 
+mod life;
 mod pods;
+mod wire;
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -30,6 +33,19 @@ fn three(node: &Node, chain: Chain, noted: bool) -> Pods<'_> {
     Pods::start(node, chain, noted, &pods)
 }
 
+/// Has the kernel track connections, as kube-proxy's rules do.
+fn track() {
+    nft("add table inet t");
+    nft("add chain inet t f { type filter hook forward priority 0; }");
+    nft("add rule inet t f ct state established,related counter accept");
+}
+
+fn nft(rule: &str) {
+    let run = Command::new("nft").arg(rule).output();
+    let output = run.expect("run nft (Debian: apt-get install nftables)");
+    assert!(output.status.success(), "nft {rule}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// What has been denied so far, and how often.
 fn denied(node: &Node) -> Vec<(Direction, Reason, u64)> {
     let counters = node.maps().counters().unwrap();
@@ -41,8 +57,11 @@ fn denied(node: &Node) -> Vec<(Direction, Reason, u64)> {
 }
 
 /// Connections in all relations to the policy, opened before policyd comes.
-fn open_connections_meet_policy(chain: Chain, noted: bool, more: &[&str]) {
+fn open_connections_meet_policy(chain: Chain, noted: bool, tracked: bool, more: &[&str]) {
     on_a_node(|node| {
+        if tracked {
+            track();
+        }
         let pods = three(node, chain, noted);
         let mut allowed = pods.connect(WEB, API, 80);
         let mut unconcerned = pods.connect(WEB, DB, 5432);
@@ -87,11 +106,17 @@ fn open_connections_meet_policy(chain: Chain, noted: bool, more: &[&str]) {
 }
 
 #[test]
-fn on_a_bridge_with_notes() {
-    open_connections_meet_policy(Chain::Bridge, true, &[]);
+fn on_a_bridge_with_notes_by_tcx() {
+    open_connections_meet_policy(Chain::Bridge, true, false, &["--attach", "tcx"]);
 }
 
 #[test]
-fn routed_without_notes() {
-    open_connections_meet_policy(Chain::Ptp, false, &[]);
+fn routed_without_notes_by_clsact() {
+    open_connections_meet_policy(Chain::Ptp, false, false, &["--attach", "clsact"]);
+}
+
+/// With rules that look at connections the kernel tracks them, and its table tells who began.
+#[test]
+fn routed_and_tracked() {
+    open_connections_meet_policy(Chain::Ptp, true, true, &[]);
 }

@@ -34,7 +34,9 @@ pub(crate) struct Pods<'a> {
 /// A running one.
 pub(crate) struct Pod {
     netns: PathBuf,
+    /// The first.
     pub(crate) address: IpAddr,
+    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) host_interface: String,
     pub(crate) container_id: String,
 }
@@ -64,9 +66,15 @@ impl<'a> Pods<'a> {
         let short = name.replace('/', "-");
         ip(&format!("netns add {short}"));
         let netns = Path::new(NETNS).join(&short);
+        // IPv4, and IPv6 where there is a second
+        let addresses: Vec<IpAddr> = address.split(',').map(|each| each.parse().unwrap()).collect();
+        let ipam = addresses.iter().map(|address| match address {
+            IpAddr::V4(v4) => json!({"address": format!("{v4}/24"), "gateway": "10.77.0.254"}),
+            IpAddr::V6(v6) => json!({"address": format!("{v6}/64"), "gateway": "fd77::fe"}),
+        });
         let ipam = json!({
             "type": "static",
-            "addresses": [{"address": format!("{address}/24"), "gateway": "10.77.0.254"}],
+            "addresses": ipam.collect::<Vec<_>>(),
             "routes": [{"dst": "0.0.0.0/0"}],
         });
         let conf = match self.chain {
@@ -89,8 +97,7 @@ impl<'a> Pods<'a> {
             each["sandbox"].as_str().unwrap_or_default().is_empty() && name.starts_with("veth")
         });
         let host_interface = host.unwrap()["name"].as_str().unwrap().to_owned();
-        let address = address.parse().unwrap();
-        let pod = Pod { netns, address, host_interface, container_id };
+        let pod = Pod { netns, address: addresses[0], addresses, host_interface, container_id };
         // a bridge port forwards a moment after it came up
         eventually("the pod reaches its gateway", || {
             pod.inside(|| {
@@ -124,7 +131,11 @@ impl<'a> Pods<'a> {
     pub(crate) fn manifests(&self) -> String {
         let manifest = |(name, at): (&&'static str, &Pod)| {
             let app = name.split_once('/').unwrap().1;
+            let ips = at.addresses.iter().map(|ip| format!("{{ip: \"{ip}\"}}"));
+            let ips = format!("podIPs: [{}], podIP:", ips.collect::<Vec<_>>().join(", "));
             pod(name, &format!("app: {app}"), &at.address.to_string())
+                .replace("podIP:", &ips)
+                .replace("spec: {", "spec: {nodeName: n1, ")
         };
         self.pods.iter().map(manifest).collect()
     }
@@ -159,21 +170,48 @@ impl<'a> Pods<'a> {
     /// A connection of `from` to a port of `to`: both ends.
     pub(crate) fn connect(&self, from: &str, to: &str, port: u16) -> Line {
         let at = SocketAddr::new(self.of(to).address, port);
-        self.connect_at(from, to, port, at)
+        self.connect_by(from, to, at, at)
     }
 
-    /// The same, to where `at` leads.
-    pub(crate) fn connect_at(&self, from: &str, to: &str, port: u16, at: SocketAddr) -> Line {
-        let listener = self.of(to).inside(|| TcpListener::bind((self.of(to).address, port)));
-        let listener = listener.expect("listen");
-        let client = self.of(from).inside(|| TcpStream::connect_timeout(&at, SOON));
-        let client = client.expect("connect");
+    /// A connection of `from` to where `seen` leads, which is `at`.
+    pub(crate) fn connect_by(
+        &self,
+        from: &str,
+        to: &str,
+        seen: SocketAddr,
+        at: SocketAddr,
+    ) -> Line {
+        self.connect_with(to, at, || {
+            self.of(from).inside(|| TcpStream::connect_timeout(&seen, SOON)).expect("connect")
+        })
+    }
+
+    /// A connection that `client` makes to `at`.
+    pub(crate) fn connect_with(
+        &self,
+        to: &str,
+        at: SocketAddr,
+        client: impl FnOnce() -> TcpStream,
+    ) -> Line {
+        let listener = self.of(to).inside(|| TcpListener::bind(at)).expect("listen");
+        let client = client();
         let (server, _) = listener.accept().unwrap();
         for end in [&client, &server] {
             end.set_read_timeout(Some(ANSWER)).unwrap();
             end.set_nodelay(true).unwrap();
         }
         Line { client, server, _listener: listener }
+    }
+
+    /// Datagrams of `from` to where `seen` leads, which is `at`.
+    pub(crate) fn ask(&self, from: &str, to: &str, seen: SocketAddr, at: SocketAddr) -> Questions {
+        let server = self.of(to).inside(|| UdpSocket::bind(at)).expect("bind");
+        let any: IpAddr = if at.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+        let client = self.of(from).inside(|| UdpSocket::bind((any, 0))).expect("bind");
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(ANSWER)).unwrap();
+        }
+        Questions { client, server, to: seen }
     }
 }
 
@@ -194,6 +232,34 @@ impl Line {
     pub(crate) fn passes(&mut self) -> bool {
         hands_over(&mut self.client, &mut self.server)
             && hands_over(&mut self.server, &mut self.client)
+    }
+}
+
+/// Datagrams and their answers. The client's socket is not connected.
+pub(crate) struct Questions {
+    client: UdpSocket,
+    server: UdpSocket,
+    to: SocketAddr,
+}
+
+impl Questions {
+    /// Whether a question gets there and its answer back.
+    pub(crate) fn pass(&self) -> bool {
+        let asked = self.question();
+        asked.is_some_and(|client| self.answer(client))
+    }
+
+    /// Asks; who is seen to ask, if it gets there.
+    pub(crate) fn question(&self) -> Option<SocketAddr> {
+        let mut byte = [0];
+        self.client.send_to(b"?", self.to).ok()?;
+        self.server.recv_from(&mut byte).ok().map(|(_, client)| client)
+    }
+
+    /// Answers; whether that gets back.
+    pub(crate) fn answer(&self, client: SocketAddr) -> bool {
+        let mut byte = [0];
+        self.server.send_to(b"!", client).is_ok() && self.client.recv(&mut byte).is_ok()
     }
 }
 

@@ -1,0 +1,123 @@
+//! Datagrams, both families, the node itself, and connections that somebody translates.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::pods::{Chain, Line, Pods, Questions};
+use super::{API, DB, WEB, denied, nft, three, track};
+use crate::node::{eventually, on_a_node};
+
+/// Keeps talking until policyd, started meanwhile, has adopted all; then for a moment more.
+fn adopt_while_talking(pods: &Pods<'_>, lines: &mut [&mut Line], questions: &[&Questions]) {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let talk = scope.spawn(|| {
+            let mut rounds = 0;
+            while !done.load(Ordering::Relaxed) {
+                for (at, line) in lines.iter_mut().enumerate() {
+                    assert!(line.passes(), "line {at} after {rounds} rounds");
+                }
+                for (at, questions) in questions.iter().enumerate() {
+                    assert!(questions.pass(), "questions {at} after {rounds} rounds");
+                }
+                rounds += 1;
+                thread::sleep(Duration::from_millis(2));
+            }
+            rounds
+        });
+        pods.enforced(&[WEB, API, DB]);
+        thread::sleep(Duration::from_millis(300));
+        done.store(true, Ordering::Relaxed);
+        let rounds = talk.join().unwrap();
+        assert!(rounds > 100, "only {rounds} rounds");
+    });
+}
+
+/// `api` may be asked by `web` at UDP 53, and may ask nobody.
+const DNS: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+    metadata: {namespace: shop, name: api}\n\
+    spec:\n  podSelector: {matchLabels: {app: api}}\n  policyTypes: [Ingress, Egress]\n  ingress:\n  \
+    - from: [{podSelector: {matchLabels: {app: web}}}]\n    ports: [{port: 53, protocol: UDP}]\n---\n";
+
+fn datagrams(tracked: bool, chain: Chain) {
+    on_a_node(|node| {
+        if tracked {
+            track();
+        }
+        let pods = three(node, chain, true);
+        let ask = |from, to, port| {
+            let at = SocketAddr::new(pods.of(to).address, port);
+            pods.ask(from, to, at, at)
+        };
+        let (allowed, unconcerned) = (ask(WEB, API, 53), ask(WEB, DB, 54));
+        let (forbidden, asks) = (ask(DB, API, 53000), ask(API, DB, 55));
+        for each in [&allowed, &unconcerned, &forbidden, &asks] {
+            assert!(each.pass());
+        }
+        // a long time to think: its answer is the first packet that the gates see of it
+        let slow = ask(WEB, DB, 56);
+        let asker = slow.question().unwrap();
+        node.manifest("pods.yaml", &pods.manifests());
+        node.manifest("policies.yaml", DNS);
+        let _policyd = pods.policyd(&[]);
+        eventually("the pods are watched", || (node.registered().len() == 3).then_some(()));
+        thread::sleep(Duration::from_millis(200));
+        assert!(slow.answer(asker));
+        adopt_while_talking(&pods, &mut [], &[&allowed, &unconcerned]);
+        assert!(slow.pass());
+        assert_eq!(denied(node), []);
+        assert!(!forbidden.pass() && !asks.pass());
+    });
+}
+
+#[test]
+fn datagrams_go_on_or_are_cut() {
+    datagrams(false, Chain::Bridge);
+}
+
+#[test]
+fn tracked_datagrams_go_on_or_are_cut() {
+    datagrams(true, Chain::Ptp);
+}
+
+#[test]
+fn both_families() {
+    on_a_node(|node| {
+        let pods = [(WEB, "10.77.0.2,fd77::2"), (API, "10.77.0.3,fd77::3"), (DB, "10.77.0.4")];
+        let pods = Pods::start(node, Chain::Bridge, true, &pods);
+        let at = |port| SocketAddr::new(pods.of(API).addresses[1], port);
+        let mut allowed = pods.connect_by(WEB, API, at(80), at(80));
+        let mut forbidden = pods.connect_by(WEB, API, at(81), at(81));
+        assert!(allowed.passes() && forbidden.passes());
+        node.manifest("pods.yaml", &pods.manifests());
+        node.manifest("policies.yaml", &super::policy());
+        let _policyd = pods.policyd(&[]);
+        adopt_while_talking(&pods, &mut [&mut allowed], &[]);
+        assert_eq!(denied(node), []);
+        assert!(!forbidden.passes());
+    });
+}
+
+/// The node may reach its pods whatever policy says, also by a connection of long ago.
+#[test]
+fn the_node_itself() {
+    for tracked in [false, true] {
+        on_a_node(|node| {
+            if tracked {
+                track();
+                nft("add chain inet t o { type filter hook output priority 0; }");
+                nft("add rule inet t o ct state established,related counter accept");
+            }
+            let pods = three(node, Chain::Ptp, true);
+            let at = SocketAddr::new(pods.of(API).address, 10250);
+            let mut probe = pods.connect_with(API, at, || TcpStream::connect(at).unwrap());
+            node.manifest("pods.yaml", &pods.manifests());
+            node.manifest("policies.yaml", &super::policy());
+            let _policyd = pods.policyd(&[]);
+            adopt_while_talking(&pods, &mut [&mut probe], &[]);
+            assert_eq!(denied(node), []);
+        });
+    }
+}
