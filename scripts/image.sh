@@ -64,6 +64,9 @@ for binary in "${binaries[@]}"; do
 done
 # as kubectl's plugin too
 ln -s podgatectl "$work/root/usr/bin/kubectl-podgate"
+# pods' namespaces are named by either path
+mkdir -p "$work/root/run" "$work/root/var"
+ln -s ../run "$work/root/var/run"
 install -m 0644 "$top/LICENSE" "$work/root/usr/share/doc/podgate/LICENSE"
 pack "$work/root" >"$work/layer.tar"
 diff=$(digest "$work/layer.tar")

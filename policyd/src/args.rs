@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::loader::Sizes;
 
-use crate::install::{Install, Uninstall};
+use crate::install::{Install, MountBpffs, Uninstall};
 use crate::sources::SourceSpec;
 
 /// The node's daemon of podgate: keeps the kernel's policy maps in step with NetworkPolicies.
@@ -45,6 +45,8 @@ pub enum Command {
     /// Open connections go on, and from then on everything is allowed. policyd must not run. May be run again at any
     /// time, also after having been killed half way.
     Uninstall(Uninstall),
+    /// Mount a BPF file system, where the init system has mounted none
+    MountBpffs(MountBpffs),
 }
 
 /// `policyd run`.

@@ -31,6 +31,10 @@ fn start() -> anyhow::Result<()> {
             logging::start(&args.log).context("read --log-level")?;
             return Ok(install::uninstall(args)?);
         }
+        Command::MountBpffs(args) => {
+            logging::start(&args.log).context("read --log-level")?;
+            return Ok(install::mount_bpffs(&args)?);
+        }
     };
     logging::start(&args.log).context("read --log-level")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -86,3 +86,15 @@ pub struct Uninstall {
     #[command(flatten)]
     pub log: Log,
 }
+
+/// `policyd mount-bpffs`.
+#[derive(Args, Debug)]
+pub struct MountBpffs {
+    /// Where
+    #[arg(long, default_value = "/sys/fs/bpf", value_name = "DIR")]
+    pub at: PathBuf,
+
+    /// Logging.
+    #[command(flatten)]
+    pub log: Log,
+}

@@ -9,10 +9,12 @@
 //!   watch      looks again whenever something changes: the primary comes later, or writes its file anew
 //!   uninstall  the way back, in an order that no packet notices: restore (configuration), unload (gates and pins),
 //!              cached (does the runtime still need the binary?)
+//!   bpffs      mount-bpffs, for nodes that have none
 //! ```
 
 mod active;
 mod args;
+mod bpffs;
 mod cached;
 mod conflist;
 mod entry;
@@ -27,7 +29,8 @@ mod watch;
 use std::io;
 
 pub use active::{Active, Candidate, choose};
-pub use args::{Install, Uninstall};
+pub use args::{Install, MountBpffs, Uninstall};
+pub use bpffs::mount_bpffs;
 pub use conflist::{Conflist, NotAConflist, from_conf};
 pub use entry::Entry;
 pub use pass::{Installer, Report, Standing};

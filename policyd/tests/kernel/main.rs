@@ -6,6 +6,7 @@
 
 mod adoption;
 mod api;
+mod capabilities;
 mod cni_socket;
 mod commits;
 mod degraded;

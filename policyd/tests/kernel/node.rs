@@ -118,7 +118,13 @@ impl Node {
     }
 
     pub(crate) fn policyd_with(&self, more: &[&str]) -> Policyd {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_policyd"))
+        self.policyd_by(&[env!("CARGO_BIN_EXE_policyd")], more)
+    }
+
+    /// Started by another program, to which policyd is an argument.
+    pub(crate) fn policyd_by(&self, program: &[&str], more: &[&str]) -> Policyd {
+        let mut child = Command::new(program[0])
+            .args(&program[1..])
             .arg("run")
             .args(["--source".into(), format!("dir:{}", self.path("manifests").display())])
             .args(["--bpf-root".as_ref(), self.root.root().as_os_str()])
@@ -281,6 +287,10 @@ pub(crate) struct Policyd {
 impl Policyd {
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// SIGKILL, and its end.

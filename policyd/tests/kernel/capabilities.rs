@@ -1,0 +1,140 @@
+//! The capabilities that `deploy/` gives to policyd are enough, and not one of them is too many.
+
+use std::thread;
+use std::time::Duration;
+
+use podgate_bpf::attach::AttachMode;
+use podgate_bpf::handshake::{Request, Response};
+use serde_json::Value;
+
+use crate::node::{Node, Policyd, eventually, on_a_node, pod, policy};
+
+const DAEMONSET: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/base/daemonset.yaml");
+
+/// As in the DaemonSet's container, in lower case.
+fn given(container: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(DAEMONSET).unwrap();
+    let daemonset: Value = serde_saphyr::from_str(&text).unwrap();
+    let containers = daemonset["spec"]["template"]["spec"]["containers"].as_array().unwrap();
+    let ours = containers.iter().find(|c| c["name"] == container).unwrap();
+    let capabilities = &ours["securityContext"]["capabilities"];
+    assert_eq!(capabilities["drop"], serde_json::json!(["ALL"]));
+    let names = capabilities["add"].as_array().cloned().unwrap_or_default();
+    names.iter().map(|name| name.as_str().unwrap().to_lowercase()).collect()
+}
+
+/// A policyd that has these capabilities and can get no other.
+fn confined(node: &Node, capabilities: &[String]) -> Policyd {
+    let set: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
+    let program = [
+        "setpriv".to_owned(),
+        format!("--bounding-set=-all{set}"),
+        "--inh-caps=-all".to_owned(),
+        "--no-new-privs".to_owned(),
+        "--".to_owned(),
+        env!("CARGO_BIN_EXE_policyd").to_owned(),
+    ];
+    let program: Vec<&str> = program.iter().map(String::as_str).collect();
+    node.policyd_by(&program, &["--reconcile-seconds", "1", "--attach", "clsact"])
+}
+
+/// What a policyd does in its life, as far as it can: program a pod, start again and take over, and put back a gate
+/// that somebody has removed. Says what it could not do.
+fn life(node: &Node, capabilities: &[String]) -> Result<(), &'static str> {
+    node.manifest(
+        "world.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop}}\n---\n{}{}",
+            pod("shop/api", "app: api", "10.0.0.2"),
+            policy("shop/api-from-web", "app: api", "app: web", 80)
+        ),
+    );
+    let api = node.endpoint("shop/api", "10.0.0.2");
+    node.gate.attach(api.ifindex, AttachMode::Clsact).unwrap();
+    let within = |so: &dyn Fn() -> bool| {
+        (0..800).any(|_| {
+            so() || {
+                thread::sleep(Duration::from_millis(10));
+                so()
+            }
+        })
+    };
+    let is_ready = |policyd: &mut Policyd| {
+        let socket = node.path("cni.sock");
+        within(&|| std::os::unix::net::UnixStream::connect(&socket).is_ok())
+            && !policyd.has_ended()
+            && within(&|| node.ask(&Request::Status) == Response::Ok)
+    };
+    let mut first = confined(node, capabilities);
+    if !is_ready(&mut first) {
+        return Err("start");
+    }
+    if node.add(&[&api]) != Response::Ok {
+        return Err("program");
+    }
+    first.kill();
+    std::fs::remove_file(node.path("cni.sock")).unwrap();
+    let mut second = confined(node, capabilities);
+    if !is_ready(&mut second) || node.add(&[&api]) != Response::Ok {
+        return Err("take over");
+    }
+    node.gate.detach(api.ifindex).unwrap();
+    if !within(&|| node.gate.verify(api.ifindex).is_ok()) {
+        return Err("attach");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_daemonsets_capabilities_are_enough() {
+    let capabilities = given("policyd");
+    on_a_node(|node| assert_eq!(life(node, &capabilities), Ok(())));
+}
+
+#[test]
+fn not_one_of_the_daemonsets_capabilities_is_too_many() {
+    let all = given("policyd");
+    assert!(!all.is_empty());
+    for left_out in &all {
+        let rest: Vec<String> = all.iter().filter(|name| *name != left_out).cloned().collect();
+        on_a_node(|node| {
+            let outcome = life(node, &rest);
+            eprintln!("without {left_out}: cannot {outcome:?}");
+            assert!(outcome.is_err(), "{left_out} is not needed");
+        });
+    }
+}
+
+#[test]
+fn the_parts_of_sys_admin_that_have_names_of_their_own_are_not_enough() {
+    let named = ["bpf", "perfmon", "net_admin"].map(str::to_owned);
+    // reopening a pod's table by its number
+    on_a_node(|node| assert_eq!(life(node, &named), Err("take over")));
+}
+
+#[test]
+fn installing_needs_no_capability() {
+    let capabilities = given("install");
+    assert!(capabilities.is_empty(), "{capabilities:?}");
+    on_a_node(|node| {
+        std::fs::create_dir(node.path("conf")).unwrap();
+        let list = r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge"}]}"#;
+        std::fs::write(node.path("conf/10-pods.conflist"), list).unwrap();
+        let script = "#!/bin/sh\necho 'podgate 0: a stand-in' >&2\nexit 1\n";
+        std::fs::write(node.path("podgate"), script).unwrap();
+        std::process::Command::new("chmod").arg("755").arg(node.path("podgate")).status().unwrap();
+        let done = std::process::Command::new("setpriv")
+            .args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"])
+            .args([env!("CARGO_BIN_EXE_policyd"), "install", "--once"])
+            .args(["--cni-conf-dir".as_ref(), node.path("conf").as_os_str()])
+            .args(["--cni-bin-dir".as_ref(), node.path("bin").as_os_str()])
+            .args(["--plugin".as_ref(), node.path("podgate").as_os_str()])
+            .output()
+            .expect("run setpriv (Debian: util-linux)");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let list = std::fs::read_to_string(node.path("conf/10-pods.conflist")).unwrap();
+        assert!(list.contains("podgate"), "{list}");
+        eventually("the binary is placed", || node.path("bin/podgate").exists().then_some(()));
+    });
+}
