@@ -9,7 +9,11 @@ pub mod api;
 pub mod certs;
 pub mod control;
 pub mod kubectl;
+pub mod matrix;
 pub mod network;
+pub mod podgate;
+pub mod pods;
+pub mod probe;
 pub mod programs;
 pub mod worker;
 
@@ -67,6 +71,7 @@ pub struct Cluster {
     pub workers: Vec<Worker>,
     /// The control plane.
     pub control: Control,
+    options: Options,
 }
 
 impl Cluster {
@@ -74,7 +79,7 @@ impl Cluster {
     pub fn start(options: Options) -> Result<Self> {
         let control = Control::start(Controllers::Run)?;
         let workers = start_workers(&control, [1, 2], options)?;
-        let mut cluster = Self { workers, control };
+        let mut cluster = Self { workers, control, options };
         cluster.control.await_api()?;
         cluster.await_nodes()?;
         Ok(cluster)
@@ -102,7 +107,7 @@ impl Cluster {
 
     /// Ends it and looks whether anything is left.
     pub fn finish(self) -> Result<()> {
-        let Self { workers, control } = self;
+        let Self { workers, control, options: _ } = self;
         for worker in workers {
             worker.finish()?;
         }

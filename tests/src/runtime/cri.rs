@@ -161,6 +161,20 @@ impl Cri {
         Ok(answer.into_inner().items.into_iter().map(|item| item.id).collect())
     }
 
+    /// The live sandbox of a pod, if there is one.
+    pub fn find(&mut self, namespace: &str, name: &str) -> Result<Option<String>> {
+        let request = within(ListPodSandboxRequest::default(), PATIENCE);
+        let call = self.client.list_pod_sandbox(request);
+        let answer = self.runtime.block_on(call).context("list pods")?;
+        // SANDBOX_READY of the protocol
+        let mut live = answer.into_inner().items.into_iter().filter(|item| item.state == 0);
+        let found = live.find(|item| {
+            let metadata = item.metadata.as_ref();
+            metadata.is_some_and(|m| m.namespace == namespace && m.name == name)
+        });
+        Ok(found.map(|item| item.id))
+    }
+
     /// The pod's first address.
     pub fn address(&mut self, id: &str) -> Result<IpAddr> {
         let status = self.sandbox(id, false)?.status.unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,7 +15,7 @@ use super::program::Daemon;
 use super::wait::until;
 
 /// Where its API is, in the node.
-const API: &str = "/run/podgate/api.sock";
+pub const API: &str = "/run/podgate/api.sock";
 
 /// Longest that it may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -66,19 +66,7 @@ impl Policyd {
 
     /// An answer of the API.
     pub fn get(&self, path: &str) -> Result<Value> {
-        let ask = || -> Result<Value> {
-            let mut stream = UnixStream::connect(&self.api)?;
-            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            let (head, body) = answer.split_once("\r\n\r\n").context("no end of the header")?;
-            if !head.starts_with("HTTP/1.1 200") {
-                bail!("{answer}");
-            }
-            Ok(serde_json::from_str(body)?)
-        };
-        ask().with_context(|| format!("GET {path} of policyd"))
+        get(&self.api, path)
     }
 
     /// Each endpoint's pod name and its state.
@@ -89,4 +77,21 @@ impl Policyd {
         let list = list.with_context(|| format!("read endpoints: no list: {endpoints}"))?;
         Ok(list.iter().map(|item| (text(&item["name"]), text(&item["state"]))).collect())
     }
+}
+
+/// What the policyd behind a socket of the API answers.
+pub fn get(socket: &Path, path: &str) -> Result<Value> {
+    let ask = || -> Result<Value> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no end of the header")?;
+        if !head.starts_with("HTTP/1.1 200") {
+            bail!("{answer}");
+        }
+        Ok(serde_json::from_str(body)?)
+    };
+    ask().with_context(|| format!("GET {path} of policyd"))
 }
