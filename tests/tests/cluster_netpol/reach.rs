@@ -6,65 +6,65 @@ use podgate_tests::cluster::probe::Protocol;
 use serde_json::{Value, json};
 
 /// A scenario of the suite.
-pub struct Scenario {
+pub(crate) struct Scenario {
     /// Its place in the suite.
-    pub number: u8,
+    pub(crate) number: u8,
     /// What the suite calls it.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// What happens. It may need the pods' addresses.
-    pub steps: fn(&Matrix) -> Result<Vec<Step>>,
+    pub(crate) steps: fn(&Matrix) -> Result<Vec<Step>>,
 }
 
 impl Scenario {
-    pub fn title(&self) -> String {
+    pub(crate) fn title(&self) -> String {
         format!("{:02} {}", self.number, self.name)
     }
 }
 
 /// Changes, and what is expected after them.
 #[derive(Default)]
-pub struct Step {
+pub(crate) struct Step {
     /// Policies that are applied.
-    pub policies: Vec<Value>,
+    pub(crate) policies: Vec<Value>,
     /// Labels that are set: kind, name, `key=value`.
-    pub labels: Vec<(&'static str, &'static str, &'static str)>,
+    pub(crate) labels: Vec<(&'static str, &'static str, &'static str)>,
     /// Whether all policies are deleted.
-    pub clean: bool,
+    pub(crate) clean: bool,
     /// What the suite looks at.
-    pub looks: Vec<Look>,
+    pub(crate) looks: Vec<Look>,
 }
 
 /// An expectation for one protocol and port.
-pub struct Look {
+pub(crate) struct Look {
     protocol: Protocol,
     port: u16,
-    pub reach: Reach,
+    pub(crate) reach: Reach,
 }
 
 impl Look {
-    pub fn is_of(&self, protocol: Protocol, port: u16) -> bool {
+    pub(crate) fn is_of(&self, protocol: Protocol, port: u16) -> bool {
         (self.protocol, self.port) == (protocol, port)
     }
 }
 
 /// Who reaches whom: everybody everybody, but for what is said later. A pod always reaches itself.
 #[derive(Clone, Default)]
-pub struct Reach(Vec<(&'static str, &'static str, bool)>);
+pub(crate) struct Reach(Vec<(&'static str, &'static str, bool)>);
 
 impl Reach {
     /// Nobody of these (`*`, `x/*` or `x/a`) reaches any of those.
-    pub fn no(mut self, from: &'static str, to: &'static str) -> Self {
+    pub(crate) fn no(mut self, from: &'static str, to: &'static str) -> Self {
         self.0.push((from, to, false));
         self
     }
 
     /// Each of these reaches each of those.
-    pub fn yes(mut self, from: &'static str, to: &'static str) -> Self {
+    pub(crate) fn yes(mut self, from: &'static str, to: &'static str) -> Self {
         self.0.push((from, to, true));
         self
     }
 
-    pub fn allows(&self, from: &str, to: &str) -> bool {
+    pub(crate) fn allows(&self, from: &str, to: &str) -> bool {
         let last = self.0.iter().rev().find(|(f, t, _)| is_one_of(from, f) && is_one_of(to, t));
         from == to || last.is_none_or(|(_, _, allowed)| *allowed)
     }
@@ -78,25 +78,25 @@ fn is_one_of(pod: &str, pattern: &str) -> bool {
 }
 
 /// Everybody reaches everybody.
-pub fn all() -> Reach {
+pub(crate) fn all() -> Reach {
     Reach::default()
 }
 
-pub fn tcp(port: u16, reach: Reach) -> Look {
+pub(crate) fn tcp(port: u16, reach: Reach) -> Look {
     Look { protocol: Protocol::Tcp, port, reach }
 }
 
-pub fn udp(port: u16, reach: Reach) -> Look {
+pub(crate) fn udp(port: u16, reach: Reach) -> Look {
     Look { protocol: Protocol::Udp, port, reach }
 }
 
 /// One step with one policy.
-pub fn step(policy: Value, looks: impl Into<Vec<Look>>) -> Step {
+pub(crate) fn step(policy: Value, looks: impl Into<Vec<Look>>) -> Step {
     Step { policies: vec![policy], looks: looks.into(), ..Step::default() }
 }
 
 /// A policy for pods of a namespace.
-pub fn policy(namespace: &str, name: &str, spec: Value) -> Value {
+pub(crate) fn policy(namespace: &str, name: &str, spec: Value) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -106,7 +106,7 @@ pub fn policy(namespace: &str, name: &str, spec: Value) -> Value {
 }
 
 /// A policy for a pod `a` (or those that the selector matches) with these ingress rules.
-pub fn ingress(namespace: &str, name: &str, pods: Value, rules: Value) -> Value {
+pub(crate) fn ingress(namespace: &str, name: &str, pods: Value, rules: Value) -> Value {
     policy(
         namespace,
         name,
@@ -115,7 +115,7 @@ pub fn ingress(namespace: &str, name: &str, pods: Value, rules: Value) -> Value 
 }
 
 /// The same with egress rules.
-pub fn egress(namespace: &str, name: &str, pods: Value, rules: Value) -> Value {
+pub(crate) fn egress(namespace: &str, name: &str, pods: Value, rules: Value) -> Value {
     policy(
         namespace,
         name,
@@ -124,16 +124,16 @@ pub fn egress(namespace: &str, name: &str, pods: Value, rules: Value) -> Value {
 }
 
 /// The pods named so.
-pub fn pod(name: &str) -> Value {
+pub(crate) fn pod(name: &str) -> Value {
     json!({ "matchLabels": { "pod": name } })
 }
 
 /// The namespace named so.
-pub fn ns(name: &str) -> Value {
+pub(crate) fn ns(name: &str) -> Value {
     json!({ "matchLabels": { "ns": name } })
 }
 
 /// A selector with one expression.
-pub fn expression(key: &str, operator: &str, values: &[&str]) -> Value {
+pub(crate) fn expression(key: &str, operator: &str, values: &[&str]) -> Value {
     json!({ "matchExpressions": [{ "key": key, "operator": operator, "values": values }] })
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::reach::*;
 
 /// All that need no SCTP.
-pub fn every_scenario() -> Vec<Scenario> {
+pub(crate) fn every_scenario() -> Vec<Scenario> {
     let mut found = selectors();
     found.extend(ports());
     found.extend(changes());

@@ -23,14 +23,14 @@ const LISTEN: Duration = Duration::from_millis(500);
 /// Longest that a policy may take to be in force.
 const SETTLE: Duration = Duration::from_secs(20);
 
-pub struct Scenario {
-    pub title: &'static str,
+pub(crate) struct Scenario {
+    pub(crate) title: &'static str,
     policy: fn() -> Value,
     port: u16,
     reach: fn() -> Reach,
 }
 
-pub fn every_scenario() -> [Scenario; 3] {
+pub(crate) fn every_scenario() -> [Scenario; 3] {
     [
         Scenario {
             title: "46 using SCTP: should support a 'default-deny-ingress' policy",
@@ -62,7 +62,7 @@ pub fn every_scenario() -> [Scenario; 3] {
     ]
 }
 
-pub fn play(bench: &Bench, scenario: &Scenario) -> Result<()> {
+pub(crate) fn play(bench: &Bench, scenario: &Scenario) -> Result<()> {
     let check = |reach: Reach, when: &str| {
         let started = Instant::now();
         loop {
