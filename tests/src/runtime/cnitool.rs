@@ -1,9 +1,7 @@
 //! The real libcni, for the verbs that no container runtime calls yet: its own cnitool, and for GC, to which
 //! cnitool gives no list, a program of ours (`tests/libcni`).
 
-use std::env;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
@@ -12,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::holder::HOME;
 use super::node::Node;
 use super::program::{run, said};
+use crate::go::go_tools;
 
 /// The Go module with our program, which also says which libcni and cnitool.
 const MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/libcni");
@@ -88,30 +87,10 @@ impl<'a> Cnitool<'a> {
     }
 }
 
-/// Builds both into the target directory, which is quick when that has been done; returns where they are.
+/// Builds both, which is quick when that has been done; returns where they are.
 fn built() -> Result<PathBuf> {
     static TOOLS: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || go_tools(MODULE, &[".", "github.com/containernetworking/cni/cnitool"]);
     let tools = TOOLS.get_or_init(|| build().map_err(|error| format!("{error:#}")));
     tools.clone().map_err(|error| anyhow::anyhow!("{error}"))
-}
-
-fn build() -> Result<PathBuf> {
-    let exe = env::current_exe().context("find this test's own file")?;
-    // TARGET/debug/deps/test
-    let tools = exe.ancestors().nth(3).context("find the target directory")?.join("tools");
-    fs::create_dir_all(&tools).with_context(|| format!("create {}", tools.display()))?;
-    // where Go's own installation puts it, which is not in everybody's PATH
-    let go = Path::new("/usr/local/go/bin/go");
-    let go = if go.is_file() { go } else { Path::new("go") };
-    let output = Command::new(go)
-        .args(["build", "-C", MODULE, "-mod=readonly", "-o"])
-        .arg(&tools)
-        .args([".", "github.com/containernetworking/cni/cnitool"])
-        .env("CGO_ENABLED", "0")
-        .output()
-        .context("run go (cnitool is built with it: install Go 1.21 or newer)")?;
-    if !output.status.success() {
-        bail!("build cnitool: {}", said(&output));
-    }
-    Ok(tools)
 }
