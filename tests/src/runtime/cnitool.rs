@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 
+use super::cri::Pod;
 use super::holder::HOME;
 use super::node::Node;
 use super::program::{run, said};
@@ -22,7 +23,7 @@ pub struct Cnitool<'a> {
     tools: PathBuf,
     netns: String,
     network: String,
-    arguments: &'static str,
+    arguments: String,
 }
 
 impl<'a> Cnitool<'a> {
@@ -32,13 +33,24 @@ impl<'a> Cnitool<'a> {
         node.run("ip", &["-n", name, "link", "set", "lo", "up"])?;
         let netns = format!("/run/netns/{name}");
         let arguments = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=tool";
+        let arguments = arguments.to_owned();
         Ok(Self { node, tools: built()?, netns, network: network.to_owned(), arguments })
+    }
+
+    /// As containerd calls for this pod.
+    #[must_use]
+    pub fn for_pod(self, pod: &Pod) -> Self {
+        let Pod { namespace, name, uid, .. } = pod;
+        let arguments = format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_UID={uid}"
+        );
+        Self { arguments, ..self }
     }
 
     /// As podman calls: it knows no Kubernetes namespace and no UID.
     #[must_use]
     pub fn like_podman(self) -> Self {
-        Self { arguments: "IgnoreUnknown=1;K8S_POD_NAME=tool", ..self }
+        Self { arguments: "IgnoreUnknown=1;K8S_POD_NAME=tool".to_owned(), ..self }
     }
 
     /// Path of its network namespace, in the node.
@@ -75,7 +87,7 @@ impl<'a> Cnitool<'a> {
         self.command("cnitool")
             .args([verb, &self.network, &self.netns])
             .env("NETCONFPATH", format!("{HOME}/conf"))
-            .env("CNI_ARGS", self.arguments)
+            .env("CNI_ARGS", &self.arguments)
             .output()
             .with_context(|| format!("run cnitool {verb}"))
     }

@@ -50,9 +50,14 @@ impl Policyd {
 
     /// Starts it and does not wait.
     pub fn launch(node: &Node) -> Result<Self> {
+        Self::launch_with(node, &format!("dir:{HOME}/manifests"))
+    }
+
+    /// The same on another source, as `--source` names it.
+    pub fn launch_with(node: &Node, source: &str) -> Result<Self> {
         let mut command = node.command(built("policyd")?);
         command
-            .args(["run", "--source", &format!("dir:{HOME}/manifests"), "--node-name", "node"])
+            .args(["run", "--source", source, "--node-name", "node"])
             .args(["--metrics-addr", "off"]);
         let daemon = node.start_daemon("policyd", command)?;
         Ok(Self { daemon, api: node.path(API), cni: node.path(DEFAULT_SOCKET) })
