@@ -1,10 +1,12 @@
 //! Answers to probes from the compiled tables: both gates of every way a probe's packet can take.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 use podgate_policy::compile::Transport;
 use podgate_policy::explain::{Explanation, Verdict};
 use podgate_policy::model::Direction;
+use podgate_policy::services::Frontend;
 
 use super::end::Wire;
 use super::probes::{Probe, name_of};
@@ -32,6 +34,10 @@ pub struct Way {
     pub to: Spot,
     /// Its destination address.
     pub destination: IpAddr,
+    /// What arrives there.
+    pub transport: Transport,
+    /// What it is sent to, if that is a service: it may take this way or that of another endpoint.
+    pub through: Option<Frontend>,
     /// What the gates on it do.
     pub answer: Answer,
 }
@@ -48,10 +54,22 @@ pub struct Answer {
 /// What the gates say to a probe.
 #[derive(Clone, Debug)]
 pub struct Judged {
-    /// Its ways; none if the ends share no address family.
+    /// Its ways; none if the ends share no address family, or the service has no endpoint.
     pub ways: Vec<Way>,
     /// Of the probe as a whole: allowed if every way is.
     pub answer: Answer,
+    /// It goes through a service some of whose endpoints are allowed and some are not.
+    pub mixed: bool,
+}
+
+impl Judged {
+    /// The answer of these ways; `none` says why there are none.
+    pub(super) fn of(ways: Vec<Way>, none: impl FnOnce() -> String) -> Self {
+        let answers = ways.iter().map(|way| way.answer.clone()).collect::<Vec<_>>();
+        let (answer, mixed) = sum_up(&ways, &answers)
+            .unwrap_or_else(|| (Answer { verdict: Verdict::Deny, why: none() }, false));
+        Self { ways, answer, mixed }
+    }
 }
 
 /// A probe that this world cannot answer: which field, and why.
@@ -60,6 +78,10 @@ pub(crate) type Unanswerable = (&'static str, String);
 impl World {
     /// Judges a probe.
     pub fn judge(&self, probe: &Probe) -> Result<Judged, Unanswerable> {
+        if let Some(frontends) = self.service(probe)? {
+            return self.judge_service(probe, &frontends);
+        }
+        let transport = probe.wire.0;
         let src = self.party(&probe.src).map_err(|cause| ("src", cause))?;
         let dst = self.party(&probe.dst).map_err(|cause| ("dst", cause))?;
         let mut ways = Vec::new();
@@ -68,24 +90,17 @@ impl World {
             let first = |list: &[IpAddr]| list.iter().find(family).copied();
             let Some((from, source)) = self.stand("src", &src, &dst, first)? else { continue };
             let Some((to, destination)) = self.stand("dst", &dst, &src, first)? else { continue };
-            let answer = self.way(from, source, to, destination, probe.wire.0);
-            ways.push(Way { from, source, to, destination, answer });
+            let answer = self.way(from, source, to, destination, transport);
+            let through = None;
+            ways.push(Way { from, source, to, destination, transport, through, answer });
         }
-        let answer =
-            combine(ways.iter().map(|way| (way.destination, &way.answer))).unwrap_or_else(|| {
-                Answer {
-                    verdict: Verdict::Deny,
-                    why: format!(
-                        "{} and {} have no address family in common",
-                        probe.src, probe.dst
-                    ),
-                }
-            });
-        Ok(Judged { ways, answer })
+        Ok(Judged::of(ways, || {
+            format!("{} and {} have no address family in common", probe.src, probe.dst)
+        }))
     }
 
     /// Where `party` stands towards the other one, and its address of one family if it has any there.
-    fn stand(
+    pub(super) fn stand(
         &self,
         field: &'static str,
         party: &Party,
@@ -121,7 +136,7 @@ impl World {
         Ok(first(known).map(|address| (Spot::Outside, address)))
     }
 
-    fn way(
+    pub(super) fn way(
         &self,
         from: Spot,
         source: IpAddr,
@@ -173,8 +188,66 @@ fn told((pod, gate): &(String, Explanation)) -> String {
     format!("{} at {pod}: {}", gate.direction, gate.why)
 }
 
-/// The answers of a probe's ways as one: allowed only if all are. `None` if there is no way.
-pub fn combine<'a>(ways: impl Iterator<Item = (IpAddr, &'a Answer)>) -> Option<Answer> {
+/// The answers of a probe's ways as one, and whether the endpoints of a service differ. `None` if there is no way.
+pub fn sum_up(ways: &[Way], answers: &[Answer]) -> Option<(Answer, bool)> {
+    let mut families = Vec::new();
+    let mut mixed = false;
+    for v4 in [true, false] {
+        let of = ways.iter().zip(answers).filter(|(way, _)| way.source.is_ipv4() == v4);
+        let of = of.collect::<Vec<_>>();
+        let Some((way, answer)) = of.first() else { continue };
+        families.push((
+            way.source,
+            match way.through {
+                None => (*answer).clone(),
+                Some(_) => {
+                    let (answer, differ) = of_endpoints(&of);
+                    mixed |= differ;
+                    answer
+                }
+            },
+        ));
+    }
+    Some((combine(families.iter().map(|(address, answer)| (*address, answer)))?, mixed))
+}
+
+/// What becomes of a packet that goes to one of several endpoints: allowed if all are, and denied as soon as one
+/// is, for it may be the one that is picked.
+fn of_endpoints(ways: &[(&Way, &Answer)]) -> (Answer, bool) {
+    let with = |verdict| ways.iter().filter(move |(_, answer)| answer.verdict == verdict);
+    let differ = with(Verdict::Allow).count() > 0 && with(Verdict::Deny).count() > 0;
+    let verdict = if with(Verdict::Deny).count() > 0 { Verdict::Deny } else { Verdict::Allow };
+    if !differ {
+        // each gate once
+        let whys = ways.iter().flat_map(|(_, answer)| answer.why.split("; "));
+        let mut told = BTreeSet::new();
+        let whys = whys.filter(|why| told.insert(*why)).collect::<Vec<_>>();
+        return (Answer { verdict, why: whys.join("; ") }, false);
+    }
+    let allowed = with(Verdict::Allow).map(|(way, _)| way.endpoint()).collect::<Vec<_>>();
+    let denied = with(Verdict::Deny)
+        .map(|(way, answer)| format!("to {}: {}", way.endpoint(), answer.why))
+        .collect::<Vec<_>>();
+    let why = format!(
+        "it depends on the endpoint: allowed to {}; {}",
+        allowed.join(", "),
+        denied.join("; ")
+    );
+    (Answer { verdict: Verdict::Deny, why }, true)
+}
+
+impl Way {
+    /// Where it ends, with the port if there is one.
+    pub fn endpoint(&self) -> String {
+        match self.transport {
+            Transport::Port(_, port) => SocketAddr::new(self.destination, port).to_string(),
+            Transport::Other => self.destination.to_string(),
+        }
+    }
+}
+
+/// The answers of both families as one: allowed only if all are. `None` if there is none.
+fn combine<'a>(ways: impl Iterator<Item = (IpAddr, &'a Answer)>) -> Option<Answer> {
     let ways = ways.collect::<Vec<_>>();
     let (_, first) = ways.first()?;
     if ways.iter().all(|(_, answer)| answer.verdict == first.verdict) {

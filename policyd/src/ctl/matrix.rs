@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{Attribute, Cell, CellAlignment, Table};
+use podgate_policy::compile::Transport;
 use podgate_policy::explain::Verdict;
+use podgate_policy::model::ObjectKey;
 
 use super::end::{End, Wire};
 use super::judge::telling_ports;
@@ -17,10 +19,19 @@ const WIDEST: usize = 110;
 /// The questions of a matrix.
 #[derive(Debug)]
 pub struct Matrix {
-    /// For each pod as a destination, by its place in [`World::seats`]: which ports.
-    pub columns: Vec<Vec<Wire>>,
+    /// Every pod as a destination, in the order of [`World::seats`], then every service.
+    pub columns: Vec<Column>,
     /// Every question: which row, which column, and which of the column's ports.
     pub questions: Vec<Question>,
+}
+
+/// A destination.
+#[derive(Debug)]
+pub struct Column {
+    /// Which.
+    pub end: End,
+    /// The ports that are asked about.
+    pub wires: Vec<Wire>,
 }
 
 /// One question of a matrix.
@@ -28,26 +39,27 @@ pub struct Matrix {
 pub struct Question {
     /// Which pod sends.
     pub row: usize,
-    /// Which receives.
+    /// Which receives, by its place in [`Matrix::columns`].
     pub column: usize,
     /// What is asked.
     pub probe: Probe,
 }
 
 impl Matrix {
-    /// Every pod to every other one, on these ports or, without any, on those that tell something.
+    /// Every pod to every other one and to every service, on these ports or, without any, on those that tell something.
     pub fn of(world: &World, wires: &[Wire]) -> Self {
-        let columns = (0..world.seats.len())
-            .map(|seat| if wires.is_empty() { telling_ports(world, seat) } else { wires.to_vec() })
-            .collect::<Vec<_>>();
-        let end = |seat: usize| End::Pod(world.seats[seat].pod.key.clone());
+        let pods = world.seats.iter().enumerate().map(|(seat, of)| Column {
+            end: End::Pod(of.pod.key.clone()),
+            wires: if wires.is_empty() { telling_ports(world, seat) } else { wires.to_vec() },
+        });
+        let columns = pods.chain(services(world, wires)).collect::<Vec<_>>();
         let mut questions = Vec::new();
         for row in 0..world.seats.len() {
-            for (column, wires) in columns.iter().enumerate().filter(|(column, _)| *column != row) {
-                questions.extend(wires.iter().map(|wire| Question {
+            for (column, of) in columns.iter().enumerate().filter(|(column, _)| *column != row) {
+                questions.extend(of.wires.iter().map(|wire| Question {
                     row,
                     column,
-                    probe: Probe::new(end(row), end(column), *wire),
+                    probe: Probe::new(columns[row].end.clone(), of.end.clone(), *wire),
                 }));
             }
         }
@@ -56,14 +68,14 @@ impl Matrix {
 
     /// Draws it; `marks` are the answers, in the order of the questions.
     pub fn draw(&self, world: &World, printer: &Printer, marks: &[Mark]) -> String {
-        let names = names(world);
-        let uniform = self.columns.windows(2).all(|pair| pair[0] == pair[1]);
+        let names = self.names(world);
+        let uniform = self.columns.windows(2).all(|pair| pair[0].wires == pair[1].wires);
         let headers = names
             .iter()
             .zip(&self.columns)
-            .map(|(name, wires)| match uniform {
+            .map(|(name, column)| match uniform {
                 true => name.clone(),
-                false => format!("{name}\n{}", ports(wires)),
+                false => format!("{name}\n{}", ports(&column.wires)),
             })
             .collect::<Vec<_>>();
         let width =
@@ -79,19 +91,23 @@ impl Matrix {
             bold(text).set_alignment(CellAlignment::Center)
         }));
         table.set_header(header);
-        self.fill(&mut table, &names, numbered, printer, marks);
+        self.fill(&mut table, &names, world.seats.len(), numbered, printer, marks);
 
         let mut text = format!("{table}\n");
         let mark = |verdict| printer.mark(Mark::Is(verdict));
         text += &format!("{} allowed   {} denied", mark(Verdict::Allow), mark(Verdict::Deny));
+        if marks.contains(&Mark::Mixed) {
+            let mixed = printer.mark(Mark::Mixed);
+            text += &format!("   {mixed} it depends on the endpoint that is picked");
+        }
         if marks.contains(&Mark::Disputed) {
             text += &format!("   {} packets and tables disagree", printer.mark(Mark::Disputed));
         }
         match (self.columns.first(), uniform) {
-            (Some(wires), true) => text += &format!("   on {}", ports(wires)),
+            (Some(column), true) => text += &format!("   on {}", ports(&column.wires)),
             _ if numbered => {
-                for (number, (name, wires)) in names.iter().zip(&self.columns).enumerate() {
-                    text += &format!("\n{:>4}  {name} on {}", number + 1, ports(wires));
+                for (number, (name, column)) in names.iter().zip(&self.columns).enumerate() {
+                    text += &format!("\n{:>4}  {name} on {}", number + 1, ports(&column.wires));
                 }
             }
             _ => text += "   one mark for each port, in the order of the column's head",
@@ -106,6 +122,7 @@ impl Matrix {
         &self,
         table: &mut Table,
         names: &[String],
+        rows: usize,
         numbered: bool,
         printer: &Printer,
         marks: &[Mark],
@@ -114,26 +131,56 @@ impl Matrix {
         for (question, mark) in self.questions.iter().zip(marks) {
             grouped.entry((question.row, question.column)).or_default().push(*mark);
         }
-        for (row, name) in names.iter().enumerate() {
+        for (row, name) in names.iter().take(rows).enumerate() {
             let label = if numbered { format!("{:>2} {name}", row + 1) } else { name.clone() };
             let mut cells = vec![Cell::new(label).add_attribute(Attribute::Bold)];
-            for column in 0..names.len() {
+            for column in 0..self.columns.len() {
                 let marks = grouped.get(&(row, column)).map_or(&[][..], Vec::as_slice);
                 cells.push(if row == column { printer.itself() } else { printer.marks(marks) });
             }
             table.add_row(cells);
         }
     }
+
+    /// The columns' names; without their namespace if all have the same.
+    fn names(&self, world: &World) -> Vec<String> {
+        let of = |column: &Column| match &column.end {
+            End::Pod(key) => Some(("", key.clone())),
+            End::Service(key) => Some(("svc:", key.clone())),
+            End::Address(_) | End::Node(_) => None,
+        };
+        let first = world.seats.first().map(|seat| seat.pod.key.namespace.clone());
+        let all = self.columns.iter().filter_map(of).collect::<Vec<_>>();
+        let same = all.iter().all(|(_, key)| Some(&key.namespace) == first.as_ref());
+        let name = |(kind, key): (&str, ObjectKey)| match same {
+            true => format!("{kind}{}", key.name),
+            false => format!("{kind}{key}"),
+        };
+        all.into_iter().map(name).collect()
+    }
+}
+
+/// Services that lead somewhere, on those of their ports that are asked about.
+fn services(world: &World, asked: &[Wire]) -> Vec<Column> {
+    let mut columns = Vec::new();
+    for service in world.index.services().services() {
+        let cluster = service.addressing.cluster();
+        let mut wires = Vec::new();
+        for (frontend, balance) in world.services.of_service(&service.key) {
+            let wire = Wire(Transport::Port(frontend.protocol, frontend.port));
+            let counts = asked.is_empty() || asked.contains(&wire);
+            let usable = cluster.contains(&frontend.address) && balance.is_some();
+            if counts && usable && !wires.contains(&wire) {
+                wires.push(wire);
+            }
+        }
+        if !wires.is_empty() {
+            columns.push(Column { end: End::Service(service.key.clone()), wires });
+        }
+    }
+    columns
 }
 
 fn printer_arrow(printer: &Printer) -> bool {
     printer.mark(Mark::Is(Verdict::Allow)) != "+"
-}
-
-/// The pods' names; without their namespace if all have the same.
-fn names(world: &World) -> Vec<String> {
-    let keys = || world.seats.iter().map(|seat| &seat.pod.key);
-    let first = keys().next().map(|key| key.namespace.clone());
-    let same = keys().all(|key| Some(&key.namespace) == first.as_ref());
-    keys().map(|key| if same { key.name.to_string() } else { key.to_string() }).collect()
 }

@@ -17,17 +17,19 @@ mod offline;
 mod online;
 mod output;
 mod probes;
+mod through;
 mod world;
 
 use std::process::ExitCode;
 
 pub use cli::{Cli, main};
 pub use end::{End, Wire};
-pub use judge::{Answer, Judged, Spot, Way, combine};
+pub use judge::{Answer, Judged, Spot, Way, sum_up};
 pub use matrix::{Matrix, Question};
 pub(crate) use offline::{judge_all, report};
 pub use output::{Colors, Format, Mark, Printer};
 pub use probes::{Probe, ProbeError, name_of, read as read_probes};
+pub(crate) use world::NODE;
 pub use world::{Party, Seat, World};
 
 /// How a command ended that did not fail itself.

@@ -33,7 +33,18 @@ pub(super) fn explain(printer: &Printer, dir: &Path, asked: &Explain) -> Result<
                 name_of(answer.verdict)
             ));
             for way in &judged.ways {
-                text += &format!("  {} -> {}: {}\n", way.source, way.destination, way.answer.why);
+                let through = way.through.map(|frontend| format!(" -> {frontend}"));
+                text += &format!(
+                    "  {}{} -> {}: {}\n",
+                    way.source,
+                    through.unwrap_or_default(),
+                    if way.through.is_some() {
+                        way.endpoint()
+                    } else {
+                        way.destination.to_string()
+                    },
+                    way.answer.why
+                );
             }
             if judged.ways.is_empty() {
                 text += &format!("  {}\n", answer.why);
@@ -65,7 +76,7 @@ pub(super) fn matrix(printer: &Printer, dir: &Path, wires: &[Wire]) -> Result<En
             printer.print(&lines.collect::<String>())?;
         }
         Format::Table => {
-            let marks = answers.iter().map(|judged| Mark::Is(judged.answer.verdict));
+            let marks = answers.iter().map(Mark::of);
             let drawn = matrix.draw(&world, printer, &marks.collect::<Vec<_>>());
             printer.print(&(printer.title(&world.title()) + &drawn))?;
         }

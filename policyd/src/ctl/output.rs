@@ -10,6 +10,7 @@ use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Tab
 use podgate_policy::explain::Verdict;
 
 use super::end::Wire;
+use super::judge::Judged;
 use super::probes::{Probe, name_of};
 
 /// `-o`.
@@ -48,8 +49,17 @@ pub struct Printer {
 pub enum Mark {
     /// Allowed or denied.
     Is(Verdict),
+    /// Through a service some of whose endpoints are allowed and some denied.
+    Mixed,
     /// Real packets and tables disagree.
     Disputed,
+}
+
+impl Mark {
+    /// Of an answer.
+    pub fn of(judged: &Judged) -> Self {
+        if judged.mixed { Self::Mixed } else { Self::Is(judged.answer.verdict) }
+    }
 }
 
 impl Printer {
@@ -135,6 +145,7 @@ impl Printer {
             (Mark::Is(Verdict::Deny), false) => "✗",
             (Mark::Is(Verdict::Allow), true) => "+",
             (Mark::Is(Verdict::Deny), true) => "x",
+            (Mark::Mixed, _) => "~",
             (Mark::Disputed, _) => "!",
         }
     }

@@ -82,12 +82,6 @@ impl Probe {
             return Err(bad("src", "a service sends nothing; name one of its pods".into()));
         }
         let dst: End = text("dst")?.parse().map_err(|cause| bad("dst", cause))?;
-        if let End::Service(_) = dst {
-            return Err(bad(
-                "dst",
-                format!("{dst}: services are not supported yet; ask about one of its pods"),
-            ));
-        }
         let proto = text("proto")?;
         let port = fields.get("port").filter(|port| !port.is_null());
         let wire = if proto.eq_ignore_ascii_case("icmp") {

@@ -9,11 +9,15 @@ use std::sync::Arc;
 use podgate_policy::compile::{Compiled, Compiler, Endpoint, EndpointId};
 use podgate_policy::index::{Change, Index};
 use podgate_policy::model::{ObjectKey, Pod, PodLife};
+use podgate_policy::services::ServiceTable;
 
 use super::end::End;
 use super::probes::Probe;
 use crate::lab::plan::{self, Plan};
-use crate::sources::manifest;
+use crate::sources::{Object, complete, manifest};
+
+/// The node that all pods of a world live on, as far as services ask.
+pub(crate) const NODE: &str = "lab";
 
 /// A world: what the manifests say, where its pods are, and what their gates allow.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub struct World {
     pub plan: Plan,
     /// Pods with a network of their own, by namespace and name.
     pub seats: Vec<Seat>,
+    /// What its services lead to.
+    pub services: ServiceTable,
     pub(super) compiler: Compiler,
     pub(super) compiled: Compiled,
 }
@@ -60,18 +66,18 @@ impl World {
             return Err(format!("read manifests {shown}: {} mistakes{lines}", read.errors.len()));
         }
         let mut index = Index::new();
-        for object in read.objects {
-            index.apply(Change::from(object));
+        for object in &read.objects {
+            index.apply(Change::from(object.clone()));
         }
         if index.pods().len() == 0 {
             return Err(format!(
                 "read manifests {shown}: no pods in its *.yaml, *.yml and *.json files (subdirectories are not read)"
             ));
         }
-        Ok(Self::new(dir.to_path_buf(), index, probes))
+        Ok(Self::new(dir.to_path_buf(), read.objects, index, probes))
     }
 
-    fn new(dir: PathBuf, index: Index, probes: &[Probe]) -> Self {
+    fn new(dir: PathBuf, objects: Vec<Object>, mut index: Index, probes: &[Probe]) -> Self {
         let (mut mentioned, mut nodes) = (BTreeSet::new(), BTreeSet::new());
         for end in probes.iter().flat_map(|probe| [&probe.src, &probe.dst]) {
             match end {
@@ -85,6 +91,9 @@ impl World {
             }
         }
         let plan = Plan::new(&index, &mentioned, &nodes);
+        for object in services(objects, &plan) {
+            index.apply(Change::from(object));
+        }
         let seats = index
             .pods()
             .filter_map(|pod| Some((pod, plan.pods.get(&pod.key)?)))
@@ -102,7 +111,8 @@ impl World {
         let endpoints = seats.iter().map(|seat| seat.endpoint.clone()).collect::<Vec<_>>();
         let mut compiler = Compiler::new();
         let compiled = compiler.compile(&index, &endpoints);
-        Self { dir, index, plan, seats, compiler, compiled }
+        let services = ServiceTable::of(index.services(), NODE);
+        Self { dir, index, plan, seats, services, compiler, compiled }
     }
 
     /// The first line of the README beside the manifests or above them, else the directory's name.
@@ -133,7 +143,7 @@ impl World {
             End::Pod(key) => self.pod(key),
             End::Address(address) => Ok(self.at(*address)),
             End::Node(name) => Ok(self.node(Some(name.as_str().into()))),
-            End::Service(key) => Err(format!("svc:{key}: services are not supported yet")),
+            End::Service(key) => Err(format!("svc:{key} is a service: it sends nothing itself")),
         }
     }
 
@@ -154,7 +164,7 @@ impl World {
         }
     }
 
-    fn at(&self, address: IpAddr) -> Party {
+    pub(super) fn at(&self, address: IpAddr) -> Party {
         let has = |seat: &Seat| seat.endpoint.addresses.contains(&address);
         if let Some(seat) = self.seats.iter().position(has) {
             return Party::Pod(seat, vec![address]);
@@ -184,4 +194,19 @@ impl World {
             (None, _) | (_, None) => true,
         }
     }
+}
+
+/// The services of some objects and their slices, those included that a control plane would add. All pods of a world live on
+/// one node.
+fn services(mut objects: Vec<Object>, plan: &Plan) -> Vec<Object> {
+    complete(&mut objects, &plan.pods);
+    let here = plan.pods.values().flatten().collect::<BTreeSet<_>>();
+    for object in &mut objects {
+        let Object::EndpointSlice(slice) = object else { continue };
+        for endpoint in slice.endpoints.iter_mut().filter(|of| here.contains(&of.address)) {
+            endpoint.node = Some(NODE.into());
+        }
+    }
+    objects.retain(|object| matches!(object, Object::Service(_) | Object::EndpointSlice(_)));
+    objects
 }

@@ -15,6 +15,7 @@ use super::netlink::Netlink;
 use super::node::{BRIDGE, Node};
 use super::plan::Plan;
 use super::sandbox::{Sandbox, host_bits};
+use super::services;
 use super::wire::Place;
 use crate::ctl::{Seat, Spot, World};
 
@@ -61,8 +62,9 @@ impl Built {
         strangers: BTreeSet<IpAddr>,
         paths: &Paths,
     ) -> Result<Self> {
+        let services = services::manifest(world.index.services());
         let node = Node::build(&world.plan, &strangers).await?;
-        let mut daemon = Daemon::start(&paths.policyd, &paths.manifests).await?;
+        let mut daemon = Daemon::start(&paths.policyd, &paths.manifests, services).await?;
         let attach = |(number, seat)| attach(number, seat, &world.plan, &strangers, paths);
         let pods = stream::iter(world.seats.iter().enumerate())
             .map(attach)

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::error::{Error, Result};
 use super::isolate::STATE;
 use crate::args::Cli;
+use crate::ctl::NODE;
 
 /// How long it may take to read the manifests and load the programs, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,10 +31,17 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts it on the manifests and waits until it is ready.
-    pub(crate) async fn start(binary: &Path, manifests: &Path) -> Result<Self> {
+    ///
+    /// `services`: a manifest of the world's services, more complete than those of `manifests`.
+    pub(crate) async fn start(
+        binary: &Path,
+        manifests: &Path,
+        services: Option<String>,
+    ) -> Result<Self> {
         let log = Path::new(STATE).join("policyd.log");
         let io = |e| Error::io("write", log.display().to_string(), e);
         let (out, err) = File::create(&log).and_then(|f| Ok((f.try_clone()?, f))).map_err(io)?;
+        let services = services.map(keep_services).transpose()?;
         let mut command = Command::new(binary);
         // settings of the machine's own policyd are not meant
         let run = Cli::command().find_subcommand("run").cloned().unwrap_or_default();
@@ -41,10 +49,12 @@ impl Daemon {
             command.env_remove(setting);
         }
         let child = command
-            .args(["run", "--node-name", "lab", "--metrics-addr", "off"])
+            .args(["run", "--node-name", NODE, "--metrics-addr", "off"])
             // a busy machine is no reason for an ADD to fail
-            .args(["--cni-wait-ms", "15000", "--source"])
-            .arg(format!("dir:{}", manifests.display()))
+            .args(["--cni-wait-ms", "15000"])
+            // of two sources that know a service the first one is believed
+            .args(services.iter().flat_map(|dir| ["--source".into(), spec(dir)]))
+            .args(["--source".into(), spec(manifests)])
             .stdin(Stdio::null())
             .stdout(out)
             .stderr(err)
@@ -85,6 +95,19 @@ impl Daemon {
         let last = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
         Error::Daemon { reason, log: last }
     }
+}
+
+fn spec(dir: &Path) -> String {
+    format!("dir:{}", dir.display())
+}
+
+/// Writes a manifest of services where policyd can read it; returns its directory.
+fn keep_services(manifest: String) -> Result<PathBuf> {
+    let dir = Path::new(STATE).join("services");
+    let written =
+        fs::create_dir_all(&dir).and_then(|()| fs::write(dir.join("services.json"), manifest));
+    written.map_err(|e| Error::io("write", dir.display().to_string(), e))?;
+    Ok(dir)
 }
 
 /// Asks what the plugin's STATUS verb asks.

@@ -18,13 +18,15 @@ mod install;
 mod isolate;
 mod netlink;
 mod node;
+mod pick;
 pub mod plan;
 mod report;
 mod run;
 mod sandbox;
+mod services;
 mod wire;
 
 pub use chain::{Attachment, Chain};
 pub use error::{Error, Result};
 pub use run::{Options, run};
-pub use wire::{Answerers, Outcome, Patience, Place, Shot, ask};
+pub use wire::{Answerers, Outcome, Patience, Place, Shot, ask, ask_once};

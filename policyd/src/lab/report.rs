@@ -7,8 +7,8 @@ use podgate_policy::explain::Verdict;
 
 use super::wire::Outcome;
 use crate::ctl::{
-    Answer, Ended, Failure, Format, Judged, Mark, Matrix, Printer, Probe, Way, World, combine,
-    name_of, report,
+    Answer, Ended, Failure, Format, Judged, Mark, Matrix, Printer, Probe, Way, World, name_of,
+    report, sum_up,
 };
 
 /// What really happened.
@@ -55,7 +55,13 @@ pub(crate) fn tell(
                 disputes.push(dispute(probe, way, outcome));
             }
         }
-        (answer, disputes.len() > before)
+        let (answer, mixed) = answer;
+        let mark = match disputes.len() > before {
+            true => Mark::Disputed,
+            false if mixed => Mark::Mixed,
+            false => Mark::Is(answer.verdict),
+        };
+        (answer, mark)
     };
 
     let mut title = world.title();
@@ -73,13 +79,7 @@ pub(crate) fn tell(
             }
             Format::Json => {}
             Format::Table => {
-                let marks = answers
-                    .iter()
-                    .map(|(_, (answer, disputed))| match disputed {
-                        true => Mark::Disputed,
-                        false => Mark::Is(answer.verdict),
-                    })
-                    .collect::<Vec<_>>();
+                let marks = answers.iter().map(|(_, (_, mark))| *mark).collect::<Vec<_>>();
                 let drawn = matrix.draw(world, printer, &marks);
                 printer.print(&format!("{}{drawn}", printer.title(&title)))?;
                 title.clear();
@@ -109,7 +109,7 @@ pub(crate) fn tell(
 }
 
 /// The answer that the packets gave, with the reasons of the tables.
-fn really(judged: &Judged, outcomes: &[Outcome]) -> Answer {
+fn really(judged: &Judged, outcomes: &[Outcome]) -> (Answer, bool) {
     let answers = judged
         .ways
         .iter()
@@ -120,11 +120,10 @@ fn really(judged: &Judged, outcomes: &[Outcome]) -> Answer {
                 true => way.answer.why.clone(),
                 false => format!("the packet says so; the tables: {}", way.answer.why),
             };
-            (way.destination, Answer { verdict, why })
+            Answer { verdict, why }
         })
         .collect::<Vec<_>>();
-    combine(answers.iter().map(|(address, answer)| (*address, answer)))
-        .unwrap_or_else(|| judged.answer.clone())
+    sum_up(&judged.ways, &answers).unwrap_or_else(|| (judged.answer.clone(), false))
 }
 
 fn verdict(outcome: &Outcome) -> Verdict {
@@ -136,12 +135,13 @@ fn verdict(outcome: &Outcome) -> Verdict {
 
 fn dispute(probe: &Probe, way: &Way, outcome: &Outcome) -> String {
     format!(
-        "{} -> {} on {} ({} -> {}): the packet met {}, the tables say {} ({})",
+        "{} -> {} on {} ({} -> {}{}): the packet met {}, the tables say {} ({})",
         probe.src,
         probe.dst,
         probe.wire,
         way.source,
-        way.destination,
+        way.through.map(|frontend| format!("{frontend} -> ")).unwrap_or_default(),
+        way.endpoint(),
         name_of(verdict(outcome)),
         name_of(way.answer.verdict),
         way.answer.why

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use futures::{StreamExt, stream};
+use podgate_policy::compile::Transport;
 use podgate_policy::explain::Verdict;
 use tokio::runtime;
 
@@ -14,6 +15,7 @@ use super::build::{Built, Paths};
 use super::error::{Error, Result};
 use super::install::Parts;
 use super::isolate::{self, Brought};
+use super::pick::{Target, sample};
 use super::report::{self, Findings};
 use super::wire::{Answerers, Outcome, Patience, Shot, ask};
 use crate::ctl::{
@@ -78,10 +80,10 @@ struct Lab<'a> {
     parts: Parts,
 }
 
-/// One packet to send: for which question, and its way.
+/// What to send: for which question, and its way, or the ways of one service among which its gate picks.
 struct Asked<'a> {
     question: usize,
-    way: &'a Way,
+    ways: &'a [Way],
     shot: Shot,
 }
 
@@ -179,23 +181,25 @@ impl<'a> Lab<'a> {
         matrix.chain(self.probes.iter().map(|(_, judged)| judged))
     }
 
-    fn wires(&self) -> impl Iterator<Item = Wire> {
-        let matrix = self.matrix.iter().flat_map(|(matrix, _)| &matrix.questions);
-        let matrix = matrix.map(|question| question.probe.wire);
-        matrix.chain(self.probes.iter().map(|(probe, _)| probe.wire))
-    }
-
     /// Sends everything; for each question the outcome of each of its ways, in order.
     async fn send(&self, built: &Built) -> Result<Vec<Vec<Outcome>>> {
         let mut answerers = Answerers::default();
         let mut asked = Vec::new();
-        for (question, (judged, wire)) in self.questions().zip(self.wires()).enumerate() {
+        for (question, judged) in self.questions().enumerate() {
             for way in &judged.ways {
                 let name = self.name(way.to);
-                answerers.serve(&built.place(way.to), way.destination, wire.0, &name)?;
+                answerers.serve(&built.place(way.to), way.destination, way.transport, &name)?;
+            }
+            let together = |a: &Way, b: &Way| a.through.is_some() && a.through == b.through;
+            for ways in judged.ways.chunk_by(together) {
+                let Some(way) = ways.first() else { continue };
                 let place = built.place(way.from);
-                let shot = Shot { place, from: way.source, to: way.destination, transport: wire.0 };
-                asked.push(Asked { question, way, shot });
+                let (to, transport) = match way.through {
+                    Some(of) => (of.address, Transport::Port(of.protocol, of.port)),
+                    None => (way.destination, way.transport),
+                };
+                let shot = Shot { place, from: way.source, to, transport };
+                asked.push(Asked { question, ways, shot });
             }
         }
         let mut outcomes = self.questions().map(|_| Vec::new()).collect::<Vec<_>>();
@@ -204,8 +208,8 @@ impl<'a> Lab<'a> {
         let mut answers = stream::iter(&asked).map(|one| self.ask(one)).buffered(AT_ONCE);
         let mut done = 0;
         while let Some(answer) = answers.next().await {
-            let (question, outcome) = answer?;
-            outcomes[question].push(outcome);
+            let (question, of) = answer?;
+            outcomes[question].extend(of);
             done += 1;
             if progress && began.elapsed() > LONG && (done % 16 == 0 || done == total) {
                 anstream::eprint!("\r{done} of {total} packets answered or given up ");
@@ -217,23 +221,39 @@ impl<'a> Lab<'a> {
         Ok(outcomes)
     }
 
-    async fn ask(&self, asked: &Asked<'_>) -> Result<(usize, Outcome)> {
-        let patience = match asked.way.answer.verdict {
+    async fn ask(&self, asked: &Asked<'_>) -> Result<(usize, Vec<Outcome>)> {
+        let outcomes = match asked.ways {
+            [way] if way.through.is_none() => vec![self.ask_one(way, &asked.shot).await?],
+            ways => self.ask_service(ways, &asked.shot).await?,
+        };
+        Ok((asked.question, outcomes))
+    }
+
+    async fn ask_service(&self, ways: &[Way], shot: &Shot) -> Result<Vec<Outcome>> {
+        let target = |way: &Way| Target { name: self.name(way.to), expected: way.answer.verdict };
+        let targets = ways.iter().map(target).collect::<Vec<_>>();
+        let frontend = ways.first().and_then(|way| way.through);
+        let balance = frontend.and_then(|frontend| self.world.services.get(&frontend));
+        sample(shot, &targets, balance.is_some_and(|balance| balance.affinity.is_some())).await
+    }
+
+    async fn ask_one(&self, way: &Way, shot: &Shot) -> Result<Outcome> {
+        let patience = match way.answer.verdict {
             Verdict::Allow => Patience::Answer,
             Verdict::Deny => Patience::Silence,
         };
-        let outcome = ask(&asked.shot, patience).await?;
-        let expected = self.name(asked.way.to);
+        let outcome = ask(shot, patience).await?;
+        let expected = self.name(way.to);
         match &outcome {
             Outcome::Answered(Some(name)) if *name != expected => Err(Error::Layout(format!(
                 "a packet to {} was answered by {name}, not by {expected}",
-                asked.shot.to
+                shot.to
             ))),
             Outcome::Unroutable(reason) => Err(Error::Layout(format!(
                 "send a packet from {} to {}: {reason}",
-                asked.shot.from, asked.shot.to
+                shot.from, shot.to
             ))),
-            Outcome::Answered(_) | Outcome::Silent => Ok((asked.question, outcome)),
+            Outcome::Answered(_) | Outcome::Silent => Ok(outcome),
         }
     }
 

@@ -79,6 +79,13 @@ pub enum Patience {
     Silence,
 }
 
+/// Whether a datagram is repeated within a try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Often {
+    Once,
+    Again,
+}
+
 impl Patience {
     fn total(self) -> Duration {
         match self {
@@ -88,22 +95,31 @@ impl Patience {
     }
 }
 
+/// Sends one packet; TCP and SCTP may repeat their first within its time.
+pub async fn ask_once(shot: &Shot) -> Result<Outcome> {
+    one(shot, Often::Once).await
+}
+
+async fn one(shot: &Shot, often: Often) -> Result<Outcome> {
+    let one = async {
+        match shot.transport {
+            Transport::Port(Protocol::Tcp, port) => tcp::ask(shot, port).await,
+            Transport::Port(Protocol::Udp, port) => udp::ask(shot, port, often).await,
+            Transport::Port(Protocol::Sctp, port) => sctp::ask(shot, port).await,
+            Transport::Other => icmp::ask(shot).await,
+        }
+    };
+    match tokio::time::timeout(TRY, one).await {
+        Ok(outcome) => outcome,
+        Err(_) => Ok(Outcome::Silent),
+    }
+}
+
 /// Sends until something comes back or patience ends.
 pub async fn ask(shot: &Shot, patience: Patience) -> Result<Outcome> {
     let end = Instant::now() + patience.total();
     loop {
-        let one = async {
-            match shot.transport {
-                Transport::Port(Protocol::Tcp, port) => tcp::ask(shot, port).await,
-                Transport::Port(Protocol::Udp, port) => udp::ask(shot, port).await,
-                Transport::Port(Protocol::Sctp, port) => sctp::ask(shot, port).await,
-                Transport::Other => icmp::ask(shot).await,
-            }
-        };
-        let outcome = match tokio::time::timeout(TRY, one).await {
-            Ok(outcome) => outcome?,
-            Err(_) => Outcome::Silent,
-        };
+        let outcome = one(shot, Often::Again).await?;
         if matches!(outcome, Outcome::Answered(_)) || Instant::now() >= end {
             return Ok(outcome);
         }
