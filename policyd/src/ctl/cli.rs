@@ -18,13 +18,20 @@ const PROBES: &str = "\
 A probes file is a JSON list:
   [{\"src\": \"shop/web\", \"dst\": \"shop/db\", \"proto\": \"TCP\", \"port\": 5432, \"expect\": \"allow\"},
    {\"src\": \"10.0.0.1\", \"dst\": \"shop/db\", \"proto\": \"ICMP\"}]
-src and dst are namespace/pod, an address or node:NAME (svc:namespace/name is not supported yet);
+src and dst are namespace/pod, an address or node:NAME, dst also svc:namespace/name (port is the service's);
 proto is TCP, UDP, SCTP or ICMP; port is left out for ICMP; expect (allow, deny) is optional; other
 fields are kept as they are.
 
 From pod to pod takes both gates: egress at src and ingress at dst. A node always reaches its own pods.
 Where both ends have IPv4 and IPv6 addresses, both families are asked: the verdict is allow only if
 both allow, and `why` says it when they differ. Ends without a common family: deny.
+
+A packet to a service goes to one of its ready endpoints, and that one is judged: allow if every endpoint is
+allowed, deny if any is not; where they differ `why` says which. An address and port of a service mean the
+service; src must be a pod, since services are translated at a pod's gate. A service without an EndpointSlice
+gets its endpoints from the pods that its selector matches, one without a clusterIP an address from
+10.96.0.0/16 (and fd00:10:96::/112 if its pods have IPv6), by its name. For internalTrafficPolicy: Local every pod
+counts as on the sender's node.
 
 A pod's own node is the one that its nodeName says; a pod that is not scheduled is at home on whichever
 node is asked about. Any other node is an ordinary address, known from its hostNetwork pods.
@@ -86,9 +93,10 @@ enum Command {
     #[command(after_help = "\
 Examples:
   podgatectl explain --from shop/web --to shop/db --port 5432/TCP
+  podgatectl explain --from shop/web --to svc:infra/dns --port 53/UDP
   podgatectl explain --manifests ./deploy --from 203.0.113.7 --to shop/web --port 80/TCP
 
-Ends of a packet are written as namespace/pod, an address, or node:NAME; a port as 80/TCP, 53/UDP,
+Ends of a packet are written as namespace/pod, an address, node:NAME, or svc:namespace/name (--to); a port as 80/TCP, 53/UDP,
 9/SCTP, 8080 (TCP) or ICMP. With --manifests, from manifests; otherwise this node's policyd is asked.")]
     Explain(Explain),
     /// Show who reaches whom, from manifests
@@ -96,6 +104,7 @@ Ends of a packet are written as namespace/pod, an address, or node:NAME; a port 
 Example:
   podgatectl matrix --manifests ./deploy --port 80/TCP --port 53/UDP
 
+Services have columns too: ~ where some of their endpoints are allowed and some are not.
 Without --port each pod is asked about on the named ports of its containers and the port numbers that
 policies which select it speak of, or on 80/TCP.")]
     Matrix {
@@ -163,7 +172,7 @@ A verdict is what really happened. If that differs from what the compiled tables
 \"datapath and compiler disagree\".
 
 All pods live on one node, the lab's, whatever their nodeName; strangers, other nodes and addresses of
-hostNetwork pods live in one more namespace beyond it. Everything is in namespaces of the lab's own and
+hostNetwork pods live in one more namespace beyond it. A service is tried until every endpoint was seen. Everything is in namespaces of the lab's own and
 ends with it, also by ^C or kill -9. Finished pods have no network.
 
 Examples:

@@ -229,7 +229,7 @@ mod tests {
         for (field, value, says) in [
             ("src", json!(null), "must be text"),
             ("src", json!("svc:a/b"), "a service sends nothing"),
-            ("dst", json!("svc:a/b"), "services are not supported yet"),
+            ("dst", json!("svc:a"), "must name a service as svc:namespace/name"),
             ("dst", json!("nowhere"), "must be namespace/pod"),
             ("proto", json!("GRE"), "must be TCP, UDP, SCTP or ICMP"),
             ("port", json!("http"), "must be a number from 1 to 65535"),

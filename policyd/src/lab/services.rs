@@ -110,7 +110,7 @@ mod tests {
         let first = index("f.yaml", text);
         let second = index("f.json", &manifest(first.services()).unwrap());
         assert_eq!(first.services(), second.services());
-        assert_eq!(ServiceTable::of(second.services(), "lab").iter().count(), 4);
+        assert_eq!(ServiceTable::of(second.services(), "lab").iter().count(), 5);
         assert_eq!(manifest(Index::new().services()), None);
     }
 }

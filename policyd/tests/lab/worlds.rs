@@ -64,6 +64,63 @@ fn dual_stack() {
 }
 
 #[test]
+fn services() {
+    as_expected("services");
+}
+
+/// Pods without addresses, a service without one and without slices: all of it is made up, and really there.
+#[test]
+fn services_of_manifests_as_people_write_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let pod = |name: &str, labels: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n---\n"
+        )
+    };
+    let service = |name: &str, more: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: web}}{more}, ports: [\n\
+             {{name: t, port: 80, targetPort: 8080}}, {{name: u, protocol: UDP, port: 80, targetPort: 8081}},\n\
+             {{name: s, protocol: SCTP, port: 80, targetPort: 8082}}]}}\n---\n"
+        )
+    };
+    let manifests = dir.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    let text = pod("client", "app: client")
+        + &pod("open", "app: web")
+        + &pod("closed", "app: web, closed: 'yes'")
+        + &service("web", "")
+        + &service("sticky", ", sessionAffinity: ClientIP")
+        + "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: closed}\n\
+           spec: {podSelector: {matchLabels: {closed: 'yes'}}, ingress: [{ports: [{port: 8081, protocol: UDP}]}]}\n";
+    fs::write(manifests.join("world.yaml"), text).unwrap();
+    let probe = |service: &str, proto: &str, expect: &str| {
+        format!(
+            r#"{{"src": "default/client", "dst": "svc:default/{service}", "proto": "{proto}", "port": 80, "expect": "{expect}"}}"#
+        )
+    };
+    let probes = [
+        probe("web", "TCP", "deny"),
+        probe("web", "UDP", "allow"),
+        probe("web", "SCTP", "deny"),
+        probe("sticky", "UDP", "allow"),
+        // itself or its neighbour: both pass, as the neighbour's own service leads to the neighbour and to itself
+        r#"{"src": "default/closed", "dst": "svc:default/web", "proto": "UDP", "port": 80, "expect": "allow"}"#.into(),
+    ];
+    let file = dir.path().join("probes.json");
+    fs::write(&file, format!("[{}]", probes.join(","))).unwrap();
+    let output = lab(&manifests, &plugin())
+        .args(["-o", "json", "--no-matrix", "--probes"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let text = out(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}{}", err(&output));
+    let mixed = text.lines().filter(|line| line.contains("it depends on the endpoint")).count();
+    assert_eq!(mixed, 2, "{text}");
+}
+
+#[test]
 fn a_wrong_expectation_exits_1_and_names_the_rule() {
     let dir = tempfile::tempdir().unwrap();
     let probes = dir.path().join("probes.json");
