@@ -26,6 +26,7 @@ demo unshare util-linux
 demo /usr/lib/cni/bridge containernetworking-plugins
 demo /usr/lib/cni/static containernetworking-plugins
 test tc iproute2
+test ethtool ethtool
 test jq jq
 test protoc protobuf-compiler
 lint protoc protobuf-compiler

@@ -87,7 +87,12 @@ PG_VERIFIED_ALONE int pg_long(struct __sk_buff *skb, __u32 direction)
 
 static __always_inline int pg_gate(struct __sk_buff *skb, __u32 direction)
 {
-	if (pg_short(skb, direction))
+	switch (pg_short(skb, direction)) {
+	case PG_SHORT_PASS:
 		return pg_allow(skb, direction, PG_ALLOW_FLOW);
-	return pg_long(skb, direction);
+	case PG_SHORT_BROKEN:
+		return PG_TC_DROP;
+	default:
+		return pg_long(skb, direction);
+	}
 }

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use podgate_bpf::abi::{Direction, Note, Reason, Startup};
+use podgate_bpf::abi::{BackendState, Direction, Note, Reason, Startup};
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::Registration;
+use podgate_bpf::services::{Backend, Frontend, ServiceEntry};
 use podgate_bpf::{Gate, PinRoot};
 use podgate_policy::compile::{Class, EndpointId};
 
@@ -221,6 +222,41 @@ impl Lab {
         let Writer { kernel, wanted, owners } = &mut *writer;
         let outcome = kernel.commit(wanted, owners);
         assert!(outcome.is_complete(), "commit: {outcome:?}");
+    }
+
+    /// Makes a service number `id` with these endpoints, in place of what it was, in the order in which no packet
+    /// meets half of it.
+    pub fn serve(&self, id: u32, frontend: Frontend, endpoints: &[Backend]) {
+        let maps = self.gate.maps.services();
+        let done = || -> podgate_bpf::Result<()> {
+            let ready: Vec<_> = endpoints.iter().map(|&b| (id, b, BackendState::Ready)).collect();
+            maps.set_backends(&ready)?;
+            let slots: Vec<_> = (0..).zip(endpoints).map(|(n, &b)| (id, n, b)).collect();
+            maps.set_slots(&slots)?;
+            let count = slots.len() as u32;
+            match count {
+                0 => maps.remove_service(&frontend)?,
+                _ => {
+                    maps.set_service(&frontend, ServiceEntry { id, count, affinity_seconds: 0 })?
+                }
+            }
+            for ((of, backend), _) in maps.backends()? {
+                if of == id && !endpoints.contains(&backend) {
+                    maps.remove_backend(id, backend)?;
+                }
+            }
+            Ok(())
+        };
+        done().unwrap_or_else(|e| panic!("serve {frontend:?}: {e}"));
+        self.gate.maps.control().bump_epoch();
+    }
+
+    /// The address of a service, which nobody on the link has.
+    pub fn service_address(family: Family) -> IpAddr {
+        match family {
+            Family::V4 => Ipv4Addr::new(10, 96, 0, 10).into(),
+            Family::V6 => Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0xa).into(),
+        }
     }
 
     /// Makes an address count as the node's own.

@@ -11,6 +11,7 @@ mod errors;
 mod fragments;
 mod neighbours;
 mod node;
+mod services;
 mod talk;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
             neighbours::TESTS,
             bulk::TESTS,
             churn::TESTS,
+            services::TESTS,
         ]
         .concat();
         // Both kinds of attachment and both families, without all combinations: kernel_raw has those.

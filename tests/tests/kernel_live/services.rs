@@ -1,0 +1,363 @@
+//! Real sockets through services: offloaded packets, fragments, errors, and pods that reach themselves.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use podgate_bpf::abi::Reason;
+use podgate_bpf::services::{Backend, Frontend};
+use podgate_tests::netlab::{Lab, Net, SOON};
+
+use podgate_policy::compile::{Class, PortMatch};
+
+use crate::Test;
+use crate::talk::*;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("megabytes_pass_a_service_unharmed_in_large_packets", bulk),
+    ("megabytes_pass_a_service_unharmed_without_checksum_offload", bulk_without_offload),
+    ("megabytes_pass_a_service_through_a_narrow_link", narrow),
+    ("datagrams_of_8_kb_pass_a_service_both_ways", fragments),
+    ("a_server_behind_a_service_sees_its_client", real_client),
+    ("a_service_with_mixed_endpoints_reaches_the_allowed_ones_only", mixed),
+    ("a_closed_port_behind_a_service_refuses", closed),
+    ("a_pod_reaches_itself_through_its_service", hairpin),
+    ("a_closed_port_of_its_own_refuses_through_the_service", hairpin_closed),
+    ("datagrams_move_to_another_endpoint_and_connections_stay", moves),
+    ("one_socket_talks_to_two_services_of_one_endpoint", two_services),
+];
+
+/// Where services listen; their endpoints listen on [`PORT`].
+const SERVICE_PORT: u16 = 8000;
+
+/// Enough for segments of every size.
+const LOAD: usize = 8 << 20;
+
+fn frontend(family: Family, protocol: u8) -> Frontend {
+    Frontend { address: Lab::service_address(family), port: SERVICE_PORT, protocol }
+}
+
+fn service(family: Family) -> SocketAddr {
+    SocketAddr::new(Lab::service_address(family), SERVICE_PORT)
+}
+
+/// Makes a TCP and a UDP service of these pods' port.
+fn serve(lab: &Lab, family: Family, pods: &[&Pod]) {
+    without_redirects(lab);
+    let endpoints: Vec<_> =
+        pods.iter().map(|pod| Backend { address: pod.address(family), port: PORT }).collect();
+    lab.serve(1, frontend(family, 6), &endpoints);
+    lab.serve(2, frontend(family, 17), &endpoints);
+}
+
+/// What pods send to services goes by way of the node, which would tell them that the endpoint is their neighbour.
+fn without_redirects(lab: &Lab) {
+    for which in ["all", "br0"] {
+        lab.node.sysctl(&format!("ipv4/conf/{which}/send_redirects"), "0");
+    }
+}
+
+/// A client that may reach [`PORT`] and nothing else, and a server that serves it and may not send.
+fn guarded(lab: &Lab) -> (Pod, Pod) {
+    let client = lab.gated(&port(Policy::isolated(), Policed::Egress));
+    let server = lab.gated(&port(Policy::isolated(), Policed::Ingress));
+    (client, server)
+}
+
+/// Bytes of which each says where it is.
+fn load(seed: u32) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()
+    };
+    (0..LOAD / 4).flat_map(|_| next()).collect()
+}
+
+/// Sends megabytes both ways at once; every byte must arrive as it was sent.
+fn carry(client: &TcpStream, server: &TcpStream) {
+    let send = |mut stream: &TcpStream, seed| {
+        stream.set_write_timeout(Some(SOON)).unwrap();
+        stream.write_all(&load(seed)).unwrap_or_else(|e| panic!("the transfer stalls: {e}"));
+    };
+    let receive = |mut stream: &TcpStream, seed| {
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let mut got = vec![0; LOAD];
+        stream.read_exact(&mut got).unwrap_or_else(|e| panic!("the transfer stalls: {e}"));
+        assert!(got == load(seed), "bytes are not those that were sent");
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| send(client, 7));
+        scope.spawn(|| send(server, 11));
+        scope.spawn(|| receive(client, 11));
+        receive(server, 7);
+    });
+}
+
+fn bulk(lab: &Lab, family: Family) {
+    let (client, server) = guarded(lab);
+    serve(lab, family, &[&server]);
+    let listener = listen(&server.net, server.address(family), PORT);
+    let dialled = dial(&client.net, service(family), SOON).unwrap();
+    let before = known(lab);
+    carry(&dialled, &accept(&listener));
+    let after = known(lab);
+    let mean = (after.1 - before.1) / (after.0 - before.0).max(1);
+    assert!(mean > 2000, "{mean} bytes a packet: no segmentation offload at work");
+    nothing_denied(lab);
+}
+
+/// Packets and bytes of known flows.
+fn known(lab: &Lab) -> (u64, u64) {
+    let counters = lab.gate.maps.counters().unwrap();
+    let both = [Egress, Ingress].map(|direction| counters.get(direction, Reason::AllowFlow));
+    (both[0].packets + both[1].packets, both[0].bytes + both[1].bytes)
+}
+
+/// The senders' kernels compute the checksums themselves, and the receivers' verify them.
+fn bulk_without_offload(lab: &Lab, family: Family) {
+    let (client, server) = guarded(lab);
+    for net in [&client.net, &server.net] {
+        without_offload(net, "eth0");
+    }
+    for host in [&client.host, &server.host] {
+        without_offload(&lab.node, host);
+    }
+    serve(lab, family, &[&server]);
+    let listener = listen(&server.net, server.address(family), PORT);
+    let dialled = dial(&client.net, service(family), SOON).unwrap();
+    carry(&dialled, &accept(&listener));
+    nothing_denied(lab);
+    let errors = client.net.run(checksum_errors) + server.net.run(checksum_errors);
+    assert_eq!(errors, 0, "segments with a wrong checksum");
+}
+
+#[track_caller]
+fn without_offload(net: &Net, interface: &str) {
+    let arguments = format!("-K {interface} tx off rx off tso off gso off gro off");
+    net.run(|| podgate_tests::sandbox::command("ethtool", &arguments))
+        .unwrap_or_else(|e| panic!("turn checksum offload off: {e}"));
+}
+
+/// TCP and UDP segments that the namespace's kernel has thrown away for their checksums.
+fn checksum_errors() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let text = text + &std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap();
+    let mut lines = text.lines().peekable();
+    let mut errors = 0;
+    while let Some(line) = lines.next() {
+        if let Some(number) = line.strip_prefix("Udp6InCsumErrors") {
+            errors += number.trim().parse::<u64>().unwrap();
+        } else if let Some(values) = lines.peek()
+            && let Some(at) = line.split_whitespace().position(|name| name == "InCsumErrors")
+            && (line.starts_with("Tcp:") || line.starts_with("Udp:"))
+        {
+            errors += values.split_whitespace().nth(at).unwrap().parse::<u64>().unwrap();
+        }
+    }
+    errors
+}
+
+/// The endpoint is behind a link that takes less at a time: the errors that say so must reach both ends.
+fn narrow(lab: &Lab, family: Family) {
+    without_redirects(lab);
+    let (router, far) = lab.behind_router(1280);
+    let client = lab.gated(&port(Policy::isolated(), Policed::Egress));
+    lab.route(&client, &router);
+    // what the pod sends to the service goes by way of the node
+    lab.node.ip(&format!(
+        "route add 10.9.0.0/24 via {}\nroute add fd09::/64 via {}",
+        router.v4, router.v6
+    ));
+    lab.serve(1, frontend(family, 6), &[Backend { address: Lab::far_address(family), port: PORT }]);
+    let listener = listen(&far, Lab::far_address(family), PORT);
+    let dialled = dial(&client.net, service(family), SOON).unwrap();
+    carry(&dialled, &accept(&listener));
+    assert!(lab.count(Ingress, Reason::AllowRelated) > 0, "{:?}", lab.counted());
+    nothing_denied(lab);
+}
+
+fn fragments(lab: &Lab, family: Family) {
+    let (client, server) = guarded(lab);
+    serve(lab, family, &[&server]);
+    let at_server = server.net.run(|| UdpSocket::bind((server.address(family), PORT))).unwrap();
+    let asking = client.net.run(|| UdpSocket::bind((client.address(family), 0))).unwrap();
+    asking.connect(service(family)).unwrap();
+    for round in 0..20 {
+        let datagram: Vec<u8> = (0..8192_u32).map(|n| (n as u8).wrapping_mul(31) ^ round).collect();
+        asking.say(&datagram);
+        at_server.set_read_timeout(Some(SOON)).unwrap();
+        let mut heard = vec![0; 9000];
+        let (length, from) = at_server.recv_from(&mut heard).unwrap();
+        assert!(heard[..length] == datagram);
+        at_server.send_to(&datagram, from).unwrap();
+        assert_eq!(asking.hear(8192, SOON), Some(datagram), "{:?}", lab.counted());
+        lab.gate.maps.control().bump_epoch();
+    }
+    nothing_denied(lab);
+}
+
+fn real_client(lab: &Lab, family: Family) {
+    let (client, server) = guarded(lab);
+    serve(lab, family, &[&server]);
+    let listener = listen(&server.net, server.address(family), PORT);
+    let dialled = dial(&client.net, service(family), SOON).unwrap();
+    let accepted = accept(&listener);
+    assert_eq!(accepted.peer_addr().unwrap(), dialled.local_addr().unwrap());
+    assert_eq!(dialled.peer_addr().unwrap(), service(family));
+    Ends { client: dialled, server: accepted }.exchange("through the service");
+    nothing_denied(lab);
+}
+
+fn mixed(lab: &Lab, family: Family) {
+    let allowed = Class(7);
+    let client = lab.gated(&Policy::isolated().entry(
+        Policed::Egress,
+        allowed,
+        PortMatch::one(Protocol::Tcp, PORT),
+    ));
+    let servers = [lab.pod(), lab.pod(), lab.pod()];
+    for server in &servers[..2] {
+        lab.set_class(server.address(family), allowed);
+    }
+    serve(lab, family, &servers.iter().collect::<Vec<_>>());
+    let listeners = servers.each_ref().map(|pod| listen(&pod.net, pod.address(family), PORT));
+    let patience = Duration::from_millis(100);
+    let mut reached = [0; 3];
+    let mut refused_dials = 0;
+    for _ in 0..60 {
+        // one SYN only: its retransmission would choose again
+        match dial(&client.net, service(family), patience) {
+            Ok(_) => {
+                let at = (0..3).filter(|n| is_dialled(&listeners[*n])).collect::<Vec<_>>();
+                let [at] = at[..] else { panic!("one listener is reached, not {at:?}") };
+                reached[at] += 1;
+            }
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::TimedOut);
+                refused_dials += 1;
+            }
+        }
+    }
+    assert!(reached[0] > 5 && reached[1] > 5 && refused_dials > 5, "{reached:?} {refused_dials}");
+    assert_eq!(reached[2], 0);
+    assert_eq!(refused(lab, Egress), refused_dials, "{:?}", lab.counted());
+}
+
+fn closed(lab: &Lab, family: Family) {
+    let (client, server) = guarded(lab);
+    serve(lab, family, &[&server]);
+    refuses(&client, family);
+    assert_eq!(lab.count(Egress, Reason::AllowRelated), 1);
+    assert_eq!(lab.count(Ingress, Reason::AllowRelated), 1);
+    nothing_denied(lab);
+}
+
+/// Nobody listens behind the service: both kinds of socket must hear of it at once.
+fn refuses(client: &Pod, family: Family) {
+    let refused = dial(&client.net, service(family), SOON).map_err(|e| e.kind());
+    assert_eq!(refused.err(), Some(ErrorKind::ConnectionRefused));
+    let socket = client.net.run(|| UdpSocket::bind((client.address(family), 0))).unwrap();
+    socket.connect(service(family)).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    socket.send(b"anybody?").unwrap();
+    let answer = socket.recv(&mut [0; 8]).map_err(|e| e.kind());
+    assert_eq!(answer, Err(ErrorKind::ConnectionRefused));
+}
+
+/// The pod may do nothing: but itself it always reaches.
+fn hairpin(lab: &Lab, family: Family) {
+    let pod = lab.gated(&Policy::isolated());
+    serve(lab, family, &[&pod]);
+    let listener = listen(&pod.net, pod.address(family), PORT);
+    let dialled = dial(&pod.net, service(family), SOON).unwrap();
+    let accepted = accept(&listener);
+    assert_eq!(accepted.peer_addr().unwrap().ip(), Lab::service_address(family));
+    carry(&dialled, &accepted);
+
+    let server = pod.net.run(|| UdpSocket::bind((pod.address(family), PORT))).unwrap();
+    let client = pod.net.run(|| UdpSocket::bind((pod.address(family), 0))).unwrap();
+    client.connect(service(family)).unwrap();
+    for length in [8, 8192] {
+        let question = vec![length as u8 ^ 0x5a; length];
+        client.say(&question);
+        server.set_read_timeout(Some(SOON)).unwrap();
+        let mut heard = vec![0; 9000];
+        let (heard_length, from) = server.recv_from(&mut heard).unwrap();
+        assert!(heard[..heard_length] == question);
+        server.send_to(&question, from).unwrap();
+        assert_eq!(client.hear(length, SOON), Some(question));
+    }
+    nothing_denied(lab);
+}
+
+fn hairpin_closed(lab: &Lab, family: Family) {
+    let pod = lab.gated(&Policy::isolated());
+    serve(lab, family, &[&pod]);
+    refuses(&pod, family);
+    nothing_denied(lab);
+}
+
+fn moves(lab: &Lab, family: Family) {
+    let client = lab.gated(&port(Policy::isolated(), Policed::Egress));
+    let (one, two) = (lab.pod(), lab.pod());
+    serve(lab, family, &[&one]);
+    let listener = listen(&one.net, one.address(family), PORT);
+    let dialled = dial(&client.net, service(family), SOON).unwrap();
+    let connection = Ends { client: dialled, server: accept(&listener) };
+    connection.exchange("before");
+    let bind = |pod: &Pod| {
+        let socket = pod.net.run(|| UdpSocket::bind((pod.address(family), PORT))).unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        socket
+    };
+    let (at_one, at_two) = (bind(&one), bind(&two));
+    let asking = client.net.run(|| UdpSocket::bind((client.address(family), 0))).unwrap();
+    asking.connect(service(family)).unwrap();
+    let answered_by = |socket: &UdpSocket| {
+        asking.say(b"who?");
+        let (_, from) = socket.recv_from(&mut [0; 8]).unwrap();
+        socket.send_to(b"me", from).unwrap();
+        assert_eq!(asking.hear(2, SOON).as_deref(), Some(&b"me"[..]));
+    };
+    answered_by(&at_one);
+    answered_by(&at_one);
+    serve(lab, family, &[&two]);
+    answered_by(&at_two);
+    answered_by(&at_two);
+    connection.exchange("after");
+    nothing_denied(lab);
+}
+
+/// Two services, one endpoint, one socket of the client: each answer comes from the service that was asked.
+fn two_services(lab: &Lab, family: Family) {
+    let (client, server) = guarded(lab);
+    serve(lab, family, &[&server]);
+    let other = Frontend { port: SERVICE_PORT + 1, ..frontend(family, 17) };
+    lab.serve(3, other, &[Backend { address: server.address(family), port: PORT }]);
+    let at_server = server.net.run(|| UdpSocket::bind((server.address(family), PORT))).unwrap();
+    let asking = client.net.run(|| UdpSocket::bind((client.address(family), 0))).unwrap();
+    for socket in [&at_server, &asking] {
+        socket.set_read_timeout(Some(SOON)).unwrap();
+    }
+    let services = [service(family), SocketAddr::new(other.address, other.port)];
+    for round in 0..10_u8 {
+        for (n, service) in (0_u8..).zip(services) {
+            asking.send_to(&[round, n], service).unwrap();
+        }
+        for _ in services {
+            let mut heard = [0; 2];
+            let (_, from) = at_server.recv_from(&mut heard).unwrap();
+            at_server.send_to(&heard, from).unwrap();
+        }
+        for _ in services {
+            let mut heard = [0; 2];
+            let (_, from) = asking.recv_from(&mut heard).unwrap();
+            assert_eq!((heard[0], from), (round, services[usize::from(heard[1])]));
+        }
+    }
+    nothing_denied(lab);
+}
