@@ -18,7 +18,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use podgate_bpf::Gate;
-use podgate_bpf::abi::{Addr, Direction, Flow, FlowKind, FlowState, Startup};
+use podgate_bpf::abi::{Addr, FlowState, Startup};
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::handshake::{EndpointRef, Response};
 use podgate_bpf::maps::Registration;
@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 
 use super::seeds::protocol::UDP;
 use super::seeds::{Subject, Subjects};
+use super::sockets::Connected;
 use super::{Adopter, conntrack, find};
 use crate::writer::Message;
 
@@ -152,7 +153,16 @@ fn stand(gate: &Gate, registration: &Registration, mode: AttachMode) -> Result<(
         }
         None => {}
     }
-    gate.attach(ifindex, mode).and_then(|_| gate.verify(ifindex)).map_err(|e| e.to_string())?;
+    // The kernel takes a device out of service for a moment while it gets its first clsact qdisc, and what is sent to it
+    // then is lost. No one notices at a new pod; at this one, links cost ADD's time where nobody waits.
+    let attached = match mode {
+        AttachMode::Auto => gate.attach(ifindex, AttachMode::Tcx).or_else(|error| {
+            tracing::debug!(ifindex, %error, "no TCX for a running pod");
+            gate.attach(ifindex, AttachMode::Auto)
+        }),
+        mode => gate.attach(ifindex, mode),
+    };
+    attached.and_then(|_| gate.verify(ifindex)).map_err(|e| e.to_string())?;
     Ok(())
 }
 
@@ -230,7 +240,7 @@ fn seed(
     }
     let untracked: Vec<&Subject> =
         subjects.iter().filter(|each| !tracked.contains(&each.endpoint)).collect();
-    for seed in learned(gate, &untracked).map_err(|e| e.to_string())? {
+    for seed in learned(gate, &untracked, at).map_err(|e| e.to_string())? {
         seeds.entry(ends(&seed)).or_insert_with(|| vec![seed]);
     }
     let mut flows: BTreeMap<EndpointRef, Flows> = BTreeMap::new();
@@ -246,31 +256,21 @@ fn seed(
 }
 
 /// Datagram flows that the programs have met and nobody else tracks: their ports tell who asks and who answers.
-fn learned(gate: &Gate, subjects: &[&Subject]) -> podgate_bpf::Result<Vec<Seed>> {
+fn learned(
+    gate: &Gate,
+    subjects: &[&Subject],
+    at: &Subjects<'_>,
+) -> podgate_bpf::Result<Vec<Seed>> {
     if subjects.is_empty() {
         return Ok(Vec::new());
     }
     let by_index: BTreeMap<u32, &Subject> =
         subjects.iter().map(|subject| (subject.endpoint.ifindex, *subject)).collect();
-    let read = |ifindex: u32, protocol: u8, pod: SocketAddr, peer: SocketAddr, flow: &Flow| {
+    let read = |ifindex: u32, protocol: u8, local: SocketAddr, remote: SocketAddr, owner: u32| {
         let subject = by_index.get(&ifindex)?;
-        if protocol != UDP || flow.owner != subject.endpoint.owner {
-            return None;
-        }
-        let direction = subject.sockets.opener(protocol, pod.port(), peer.port())?;
-        // the node's own are told by where they come from
-        let right = direction as u8 == flow.direction || direction == Direction::Ingress;
-        (!right).then_some(Seed {
-            endpoint: subject.endpoint,
-            pod,
-            peer,
-            protocol,
-            kind: FlowKind::Plain,
-            direction,
-            state: FlowState::Established,
-            by_own_node: false,
-            translated_to: None,
-        })
+        let ours = protocol == UDP && owner == subject.endpoint.owner;
+        let state = FlowState::Established;
+        ours.then(|| at.of_socket(subject, &Connected { protocol, local, remote, state }))?
     };
     let port = u16::from_be_bytes;
     let v6 = |addr: Addr| IpAddr::from(addr.bytes);
@@ -278,12 +278,12 @@ fn learned(gate: &Gate, subjects: &[&Subject]) -> podgate_bpf::Result<Vec<Seed>>
     for (key, flow) in gate.maps.flows4()? {
         let pod = SocketAddr::new(key.pod.into(), port(key.pod_port));
         let peer = SocketAddr::new(key.peer.into(), port(key.peer_port));
-        found.extend(read(key.ifindex, key.protocol, pod, peer, &flow));
+        found.extend(read(key.ifindex, key.protocol, pod, peer, flow.owner));
     }
     for (key, flow) in gate.maps.flows6()? {
         let pod = SocketAddr::new(v6(key.pod), port(key.pod_port));
         let peer = SocketAddr::new(v6(key.peer), port(key.peer_port));
-        found.extend(read(key.ifindex, key.protocol, pod, peer, &flow));
+        found.extend(read(key.ifindex, key.protocol, pod, peer, flow.owner));
     }
     Ok(found)
 }

@@ -103,8 +103,8 @@ impl<'a> Subjects<'a> {
         }
     }
 
-    /// The flow of a connected socket that the kernel does not track; `None` where it cannot be told who began it, or
-    /// it does not pass the gate.
+    /// A conversation that the kernel does not track; `None` where it cannot be told who began it, or it does not pass
+    /// the gate.
     pub(super) fn of_socket(&self, subject: &Subject, socket: &Connected) -> Option<Seed> {
         let Connected { protocol, local, remote, state } = *socket;
         if !subject.addresses.contains(&local.ip()) || subject.addresses.contains(&remote.ip()) {
