@@ -185,7 +185,7 @@ fn mistakes_exit_2_and_name_their_place() {
         (json!({"dst": "a/y", "proto": "TCP", "port": 80}), "probes[1].src: missing"),
         (
             json!({"src": "a/x", "dst": "svc:a/s", "proto": "TCP", "port": 80}),
-            "probes[1].dst: svc:a/s: services are not supported yet",
+            "probes[1].dst: no service a/s in ",
         ),
         (
             json!({"src": "a/nobody", "dst": "a/y", "proto": "TCP", "port": 80}),

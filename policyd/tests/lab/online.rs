@@ -20,12 +20,12 @@ impl Standing {
         out(&output)
     }
 
-    /// One packet from a pod; what comes of it is not the point.
-    fn ping(&self, pod: &str, address: &str) {
+    /// One datagram from a pod to ADDRESS/PORT; what comes of it is not the point.
+    fn ping(&self, pod: &str, to: &str) {
         let status = self
             .inside("nsenter")
             .arg(format!("--net=/run/netns/{pod}"))
-            .args(["bash", "-c", &format!("echo > /dev/udp/{address}/7777")])
+            .args(["bash", "-c", &format!("echo > /dev/udp/{to}")])
             .status()
             .unwrap();
         assert!(status.success());
@@ -59,6 +59,40 @@ fn asking_and_steering() {
     assert!(policies.contains("shop/deny-all"), "{policies}");
     let top = lab.says(&["top"]);
     assert!(top.contains("shop/api ingress[0]"), "{top}");
+}
+
+#[test]
+fn services_are_listed_explained_and_seen() {
+    let lab = Standing::start("services");
+    let listed = lab.says(&["services"]);
+    assert!(listed.contains("infra/dns") && listed.contains("10.96.0.10:53/UDP"), "{listed}");
+    assert!(listed.contains("infra/dns-2 (10.9.0.12:5353)"), "{listed}");
+    let listed = lab.says(&["services", "--namespace", "shop", "-o", "json"]);
+    let listed = serde_json::from_str::<Value>(&listed).unwrap();
+    assert!(
+        listed.as_array().unwrap().iter().all(|item| item["state"] == "translated"),
+        "{listed}"
+    );
+
+    let explain = ["explain", "--from", "shop/web", "--to", "svc:shop/store", "--port", "5432"];
+    let text = lab.says(&explain);
+    assert!(text.contains("shop/web -> svc:shop/store on 5432/TCP: mixed"), "{text}");
+    assert!(text.contains("endpoint shop/store-archive (10.9.0.42:5432): deny"), "{text}");
+    assert_eq!(lab.podgatectl(&[&explain[..], &["--exit-code"]].concat()).status.code(), Some(1));
+
+    // cron may not ask for names: its denials name the endpoint and the service
+    let mut observe = lab
+        .inside(env!("CARGO_BIN_EXE_podgatectl"))
+        .args(["observe", "--denied", "--of", "svc:infra/dns", "-n", "1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    send_until_read(&lab, &mut observe, &mut line, ("shop.cron", "10.96.0.10/53"));
+    assert!(observe.wait().unwrap().success());
+    assert!(line.contains("deny") && line.contains("shop/cron:"), "{line}");
+    assert!(line.contains("-> infra/dns-") && line.contains(":5353"), "{line}");
+    assert!(line.contains("through svc:infra/dns 10.96.0.10:53"), "{line}");
 }
 
 #[test]
@@ -106,7 +140,7 @@ fn verdicts_are_seen_as_they_fall() {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    send_until_read(&lab, &mut observe, &mut line);
+    send_until_read(&lab, &mut observe, &mut line, ("net.crawler", "10.20.0.6/7777"));
     assert!(observe.wait().unwrap().success());
     assert!(line.contains("deny") && line.contains("net/crawler:"), "{line}");
     assert!(line.contains("net/intern:7777") && line.contains("egress"), "{line}");
@@ -117,7 +151,12 @@ fn verdicts_are_seen_as_they_fall() {
 }
 
 /// Sends denied packets until the first verdict is read: when the listener is ready nobody can tell.
-fn send_until_read(lab: &Standing, observe: &mut std::process::Child, line: &mut String) {
+fn send_until_read(
+    lab: &Standing,
+    observe: &mut std::process::Child,
+    line: &mut String,
+    (pod, to): (&str, &str),
+) {
     use std::sync::atomic::{AtomicBool, Ordering};
     let read = AtomicBool::new(false);
     let mut lines = BufReader::new(observe.stdout.take().unwrap());
@@ -127,7 +166,7 @@ fn send_until_read(lab: &Standing, observe: &mut std::process::Child, line: &mut
                 if read.load(Ordering::Relaxed) {
                     return;
                 }
-                lab.ping("net.crawler", "10.20.0.6");
+                lab.ping(pod, to);
                 std::thread::sleep(std::time::Duration::from_millis(100));
             }
         });
