@@ -46,6 +46,10 @@ IMAGE_ARCHIVE := $(TARGET_DIR)/image/podgate.tar
 image: build ## the container image as an OCI archive, without a container tool
 	@scripts/image.sh $(BIN_DIR) $(IMAGE) $(IMAGE_ARCHIVE)
 
+.PHONY: deploy-lint
+deploy-lint: setup-test ## render deploy/ with the real helm and kustomize and check what comes out
+	$(CARGO) test -q -p podgate-tests --test runtime_deploy
+
 .PHONY: demo
 demo: setup-demo ## the example worlds: real packets between real namespaces, who reaches whom and why (root)
 	@scripts/preflight.sh

@@ -11,7 +11,7 @@ use super::PLUGIN;
 use super::entry::Entry;
 
 /// The versions of the protocol that the plugin speaks (`cni-plugin/src/spec/version.rs`; a test compares).
-pub(super) const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// Adds a qdisc of the kind `ingress` to the host veth, which leaves no room for clsact: it goes first, so that the
 /// gate sees that and uses TCX.
