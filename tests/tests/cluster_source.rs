@@ -36,7 +36,7 @@ impl Site {
         control.await_api()?;
         let admin = Admin::of(&control.node);
         let site = Self { control, admin, source };
-        site.apply(&rights())?;
+        grant(site.node())?;
         site.apply(&[
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}),
             json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "shop"}}),
@@ -114,28 +114,19 @@ impl Site {
     }
 }
 
-/// What policyd may do, and no more. The same as in the manifests that users install.
-fn rights() -> [Value; 2] {
-    let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": verbs});
-    let watch = ["list", "watch"];
-    [
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": {"name": "podgate"},
-            "rules": [
-                rule("", &["pods", "namespaces", "services"], &watch),
-                rule("networking.k8s.io", &["networkpolicies"], &watch),
-                rule("discovery.k8s.io", &["endpointslices"], &watch),
-                rule("events.k8s.io", &["events"], &["create"]),
-            ],
-        }),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-            "metadata": {"name": "podgate"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "podgate"},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "podgate"}],
-        }),
-    ]
+/// What policyd may do, and no more: the role that users install, for the group of our certificate.
+fn grant(node: &Node) -> Result<()> {
+    const RBAC: &str = include_str!("../../deploy/kustomize/base/rbac.yaml");
+    let role = RBAC.split("\n---\n").find(|document| document.contains("kind: ClusterRole\n"));
+    let role = role.context("find the ClusterRole in deploy/kustomize/base/rbac.yaml")?;
+    kubectl::stdin(node, &["apply", "-f", "-"], role)?;
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": {"name": "test"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "podgate"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "podgate"}],
+    });
+    kubectl::apply(node, &[binding]).map(drop)
 }
 
 fn launch(site: &Site) -> Result<Policyd> {

@@ -23,6 +23,8 @@ pub struct Standing {
     pub stopped: Option<String>,
     /// The gated pods.
     pub pods: BTreeMap<PodRef, PodStanding>,
+    /// Pods that no gate stands at, and why.
+    pub ungated: BTreeMap<PodRef, String>,
     /// Policies that cannot be read.
     pub refused: Vec<Refused>,
     /// The uids of the cluster's policies.
@@ -81,7 +83,16 @@ impl Standing {
         }
         let servers = shared.servers();
         let watches = servers.iter().filter_map(|server| server.watches().remove(&Kind::Policy));
+        let uid = |pod: &ObjectKey| {
+            shared.index().pod(pod).map_or_else(String::new, |known| known.uid.to_string())
+        };
+        let ungated = shared
+            .unenforced()
+            .iter()
+            .map(|pod| (PodRef { key: pod.pod.clone(), uid: uid(&pod.pod) }, pod.reason.clone()))
+            .collect();
         Self {
+            ungated,
             ready: view.ready,
             mode: shared.gate.maps.control().mode(),
             stopped: view.stopped.clone(),

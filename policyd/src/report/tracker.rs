@@ -60,8 +60,10 @@ enum Key {
     Pod(PodRef),
     Policy(PolicyId),
     Refused(PolicyId, String),
+    Ungated(PodRef),
     Classes,
     Pods,
+    AnyUngated,
 }
 
 #[derive(Debug)]
@@ -152,6 +154,8 @@ impl Tracker {
                 }
                 Key::Policy(_) => "in force again on every pod of this node that it selects",
                 Key::Refused(..) => continue,
+                Key::Ungated(_) => "a gate stands at the pod",
+                Key::AnyUngated => "a gate stands at every pod",
                 Key::Classes => "changes are put in force again",
                 Key::Pods => "every pod has its policies in force again",
             };
@@ -161,6 +165,8 @@ impl Tracker {
                     // it is gone, and with it what was wrong
                     None => continue,
                 },
+                Key::Ungated(pod) if standing.pods.contains_key(&pod) => About::Pod(pod),
+                Key::Ungated(_) => continue,
                 _ => About::Node,
             };
             news.push(notice(about, Severity::Normal, "PolicyInForce", note.to_owned()));
@@ -244,6 +250,14 @@ fn wrongs(standing: &Standing) -> BTreeMap<Key, Notice> {
         let note =
             format!("{} lack their policies: {reason}", some(lacking.iter().map(|(pod, _)| *pod)));
         warn(Key::Pods, About::Node, "PolicyNotInForce", note);
+    }
+    for (pod, reason) in &standing.ungated {
+        let note = format!("no gate stands at the pod, so no NetworkPolicy holds for it: {reason}");
+        warn(Key::Ungated(pod.clone()), About::Pod(pod.clone()), "NotEnforcing", note);
+    }
+    if let Some((_, reason)) = standing.ungated.first_key_value() {
+        let note = format!("no gate stands at {}: {reason}", some(standing.ungated.keys()));
+        warn(Key::AnyUngated, About::Node, "NotEnforcing", note);
     }
     if let Some(reason) = &standing.stopped {
         let note = format!(

@@ -55,6 +55,7 @@ fn standing<const N: usize>(pods: [(&str, PodStanding); N]) -> Standing {
         mode: Mode::Enforce,
         stopped: None,
         pods: pods.into_iter().map(|(name, stands)| (pod(name), stands)).collect(),
+        ungated: BTreeMap::new(),
         refused: vec![],
         uids: Arc::new([(ObjectKey::new("shop", "p"), Arc::from("uid-p"))].into()),
     }
@@ -193,6 +194,34 @@ fn a_policy_that_cannot_be_programmed_says_where_and_why() {
     let gone = Standing { uids: Arc::default(), ..standing([]) };
     let told = world.look(1, gone);
     assert_eq!(told, ["node Normal PolicyInForce: every pod has its policies in force again"]);
+}
+
+#[test]
+fn a_pod_without_a_gate_is_told_and_so_is_its_gate() {
+    let mut world = World::ready();
+    let pod = PodRef { key: ObjectKey::new("shop", "old"), uid: "uid-old".into() };
+    let bare = || {
+        let ungated = [(pod.clone(), "its interface is no veth".to_owned())].into();
+        Standing { ungated, ..standing([]) }
+    };
+    assert!(world.look(1, bare()).is_empty());
+    let told = world.look(10, bare());
+    assert_eq!(
+        told,
+        [
+            "pod shop/old (uid-old) Warning NotEnforcing: no gate stands at the pod, so no NetworkPolicy holds for \
+             it: its interface is no veth",
+            "node Warning NotEnforcing: no gate stands at shop/old: its interface is no veth",
+        ]
+    );
+    let told = world.look(1, standing([("old", by(&[], State::InForce))]));
+    assert_eq!(
+        told,
+        [
+            "pod shop/old (uid-old) Normal PolicyInForce: a gate stands at the pod",
+            "node Normal PolicyInForce: a gate stands at every pod",
+        ]
+    );
 }
 
 #[test]

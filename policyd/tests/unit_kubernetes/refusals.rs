@@ -124,3 +124,17 @@ async fn a_field_of_a_later_kubernetes_makes_a_policy_unreadable_but_no_pod() {
     );
     assert_eq!(world.policy("strange").unwrap().ingress, Some(vec![]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_bad_objects_do_not_fill_the_status() {
+    let world = World::start(|server| {
+        let items = (0..1000).map(|n| broken_pod(&format!("p{n:03}"), "1")).collect();
+        server.script(Of::Pods, [Page { items, version: "9", next: None }]);
+    });
+    world.watching().await;
+    let problems = world.state().problems;
+    assert_eq!(problems.len(), 21);
+    assert!(problems[19].contains("read pod shop/p019: "), "{problems:#?}");
+    assert_eq!(problems[20], "read 980 more pods: see the log");
+    assert_eq!(world.watch(Kind::Pod).refused.len(), 1000);
+}

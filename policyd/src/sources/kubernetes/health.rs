@@ -11,6 +11,9 @@ use tokio::sync::futures::Notified;
 use super::feed::Refused;
 use crate::sources::{Kind, ObjectId};
 
+/// Objects of a kind that a status names, of those that cannot be read.
+const NAMED: usize = 20;
+
 /// Filled by the watches, read by status, metrics and reports.
 #[derive(Debug)]
 pub struct Health {
@@ -100,7 +103,10 @@ impl Health {
                     kind.plural()
                 ));
             }
-            problems.extend(watch.refused.iter().map(ToString::to_string));
+            problems.extend(watch.refused.iter().take(NAMED).map(ToString::to_string));
+            if let Some(more) = watch.refused.len().checked_sub(NAMED + 1) {
+                problems.push(format!("read {} more {}: see the log", more + 1, kind.plural()));
+            }
         }
         problems
     }
