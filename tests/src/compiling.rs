@@ -1,7 +1,10 @@
 //! The way of an oracle's world into `podgate-policy`, for tests that compare the two.
 
+use std::collections::BTreeSet;
+
 use podgate_policy::compile::{Endpoint, EndpointId, Transport};
 use podgate_policy::convert::{self, ConvertError};
+use podgate_policy::engine::Engine;
 use podgate_policy::index::{Change, Index};
 use podgate_policy::model::{Direction, Protocol};
 
@@ -24,6 +27,42 @@ pub fn index(world: &World) -> Result<Index, ConvertError> {
         index.apply(change);
     }
     Ok(index)
+}
+
+/// What turns an index of something else into one of this world: its objects are set, all others are gone.
+pub fn changes_from(index: &Index, world: &World) -> Result<Vec<Change>, ConvertError> {
+    let mut changes = changes(world)?;
+    let mut there = self::index(world)?;
+    there.take_changes();
+    let pods = index.pods().filter(|pod| there.pod(&pod.key).is_none());
+    changes.extend(pods.map(|pod| Change::PodGone(pod.key.clone())));
+    let policies = index.policies().filter(|policy| there.policy(&policy.id).is_none());
+    changes.extend(policies.map(|policy| Change::PolicyGone(policy.id.clone())));
+    let namespaces = index.namespaces().filter(|known| there.namespace(&known.name).is_none());
+    changes.extend(namespaces.map(|known| Change::NamespaceGone(known.name.clone())));
+    Ok(changes)
+}
+
+/// What an engine holds, with the meanings of classes and rules in place of their numbers: equal for two engines
+/// that hold the same.
+pub fn essence(engine: &Engine) -> String {
+    let mut lines = BTreeSet::new();
+    let compiled = engine.compiled();
+    for (address, class) in &compiled.hosts {
+        lines.insert(format!("{address}: {:?}", engine.meaning(*class)));
+    }
+    for (prefix, class) in &compiled.nets {
+        lines.insert(format!("{prefix}: {:?}", engine.meaning(*class)));
+    }
+    for (endpoint, table) in &compiled.tables {
+        lines.insert(format!("{endpoint:?}: {:?} {:?}", table.ingress, table.egress));
+        for (entry, rule) in &table.entries {
+            let (direction, ports) = (entry.direction, entry.ports);
+            let (class, rule) = (engine.meaning(entry.class), engine.origin(*rule));
+            lines.insert(format!("{endpoint:?} {direction} {class:?} {ports:?}: {rule:?}"));
+        }
+    }
+    lines.into_iter().collect::<Vec<_>>().join("\n")
 }
 
 /// A world's interfaces: pod number `n` of the world has endpoint `n + 1`.

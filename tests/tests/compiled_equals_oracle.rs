@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
-use podgate_policy::compile::{Class, Compiler};
+use podgate_policy::compile::Class;
+use podgate_policy::engine::Engine;
 use podgate_tests::compiling::{direction, endpoint_id, endpoints, index, transport};
 use podgate_tests::oracle::{Gate, policies_allow};
 use podgate_tests::worlds::{config, probe_addresses, probe_ports, worlds};
@@ -18,7 +19,8 @@ fn compiled_equals_oracle() {
     let counts = std::cell::RefCell::new((&mut allowed, &mut denied));
     let judged = runner.run(&worlds(), |world| {
         let index = index(&world).unwrap();
-        let compiled = Compiler::new().compile(&index, &endpoints(&world).unwrap());
+        let engine = Engine::of(&index, endpoints(&world).unwrap());
+        let compiled = engine.compiled();
         let classes = compiled.classifier();
         for (pod, _) in &world.interfaces {
             let table = &compiled.tables[&endpoint_id(*pod)];

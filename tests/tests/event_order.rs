@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use podgate_policy::compile::Compiler;
+use podgate_policy::compile::Endpoint;
+use podgate_policy::engine::Engine;
 use podgate_policy::index::{Change, Index};
-use podgate_tests::compiling::{changes, endpoints, index};
+use podgate_tests::compiling::{changes, endpoints, essence, index};
 use podgate_tests::oracle::World;
 use podgate_tests::worlds::{config, successive_worlds, worlds};
 use proptest::prelude::*;
@@ -54,31 +55,65 @@ fn histories() -> impl Strategy<Value = (World, Vec<Change>)> {
         })
 }
 
+fn changes_of(world: &World) -> Vec<Change> {
+    changes(world).unwrap()
+}
+
+/// Endpoints that come and go: all of the world's, every second one, none.
+fn endpoints_then(world: &World) -> Vec<Vec<Endpoint>> {
+    let all = endpoints(world).unwrap();
+    let some = all.iter().step_by(2).cloned().collect();
+    vec![some, all, Vec::new()]
+}
+
 proptest! {
     #![proptest_config(config(300, file!()))]
 
     #[test]
-    fn any_event_order_gives_the_fresh_build((world, events) in histories()) {
+    fn any_event_order_gives_the_fresh_build(
+        (world, events) in histories(),
+        bursts in prop::collection::vec(any::<bool>(), 1..9),
+    ) {
         let mut index_by_events = Index::new();
+        // one engine follows every step of the way, in bursts of any size
+        let mut engine = Engine::new();
+        let mut bursts = bursts.into_iter().cycle();
+        let mut here = endpoints_then(&world).into_iter().cycle();
         for event in events {
             index_by_events.apply(event);
+            if bursts.next() == Some(true) {
+                engine.set_endpoints(here.next().unwrap_or_default());
+                let changes = index_by_events.take_changes();
+                engine.update(&index_by_events, changes);
+            }
         }
         let fresh = index(&world).unwrap();
         prop_assert_eq!(&index_by_events, &fresh);
         let endpoints = endpoints(&world).unwrap();
-        prop_assert_eq!(
-            Compiler::new().compile(&index_by_events, &endpoints),
-            Compiler::new().compile(&fresh, &endpoints)
-        );
+        engine.set_endpoints(endpoints.clone());
+        let changes = index_by_events.take_changes();
+        engine.update(&index_by_events, changes);
+        let expected = essence(&Engine::of(&fresh, endpoints.clone()));
+        prop_assert_eq!(essence(&engine), expected.as_str());
+        prop_assert_eq!(essence(&Engine::of(&index_by_events, endpoints)), expected);
+        // and when everything goes, nothing is left behind
+        for change in changes_of(&world) {
+            index_by_events.apply(gone(&change));
+        }
+        let changes = index_by_events.take_changes();
+        engine.update(&index_by_events, changes);
+        prop_assert_eq!(engine.classes(), 0);
+        prop_assert_eq!(&engine.compiled().hosts, &BTreeMap::new());
+        prop_assert_eq!(engine.compiled().nets.len() + engine.compiled().tables.len(), 0);
     }
 
     #[test]
     fn endpoints_in_any_order_compile_alike(world in worlds()) {
         let index = index(&world).unwrap();
         let mut endpoints = endpoints(&world).unwrap();
-        let compiled = Compiler::new().compile(&index, &endpoints);
+        let engine = Engine::of(&index, endpoints.clone());
         endpoints.reverse();
-        prop_assert_eq!(compiled, Compiler::new().compile(&index, &endpoints));
+        prop_assert_eq!(essence(&engine), essence(&Engine::of(&index, endpoints)));
     }
 
     #[test]

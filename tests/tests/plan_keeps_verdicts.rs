@@ -7,10 +7,12 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use podgate_policy::compile::{Class, Compiler, EndpointId, Entry, RuleId, Table, Transport};
-use podgate_policy::diff::{State, Step, plan};
+use podgate_policy::compile::{Class, EndpointId, Entry, RuleId, Table, Transport};
+use podgate_policy::diff::{Change, EntryKey, State, Step, TableChange, plan};
+use podgate_policy::engine::{Engine, Part, Touched};
+use podgate_policy::index::Index;
 use podgate_policy::model::{Direction, Protocol};
-use podgate_tests::compiling::{endpoints, index};
+use podgate_tests::compiling::{changes_from, endpoints};
 use podgate_tests::oracle::World;
 use podgate_tests::worlds::{config, probe_addresses, successive_worlds, worlds};
 use proptest::prelude::*;
@@ -20,9 +22,46 @@ const PAIRS: u32 = 2000;
 
 type Flow = (EndpointId, Direction, IpAddr, Transport);
 
-fn state(compiler: &mut Compiler, world: &World) -> State<Entry> {
-    let compiled = compiler.compile(&index(world).unwrap(), &endpoints(world).unwrap());
-    State::of(&compiled, |_, table| table.entries.clone())
+/// An engine that follows one world after the other.
+#[derive(Default)]
+struct Follower {
+    index: Index,
+    engine: Engine,
+}
+
+impl Follower {
+    /// The state of this world, and what the engine says is different.
+    fn follow(&mut self, world: &World) -> (State<Entry>, Touched) {
+        let mut touched = self.engine.update(&self.index, self.index.clone().take_changes());
+        assert!(touched.is_empty(), "nothing changed: {touched:?}");
+        self.index.take_changes();
+        for change in changes_from(&self.index, world).unwrap() {
+            self.index.apply(change);
+        }
+        self.engine.set_endpoints(endpoints(world).unwrap());
+        let changes = self.index.take_changes();
+        touched.merge(self.engine.update(&self.index, changes));
+        (State::of(self.engine.compiled(), |_, table| table.entries.clone()), touched)
+    }
+
+    fn state(&mut self, world: &World) -> State<Entry> {
+        self.follow(world).0
+    }
+}
+
+/// What the writer makes of what the engine says.
+fn change(new: &State<Entry>, touched: &Touched) -> Change<Entry> {
+    let hosts = touched.hosts.iter().map(|host| (*host, new.hosts.get(host).copied()));
+    let nets = touched.nets.iter().map(|net| (*net, new.nets.get(net).copied()));
+    let tables = touched.tables.iter().map(|(id, part)| match (new.tables.get(id), part) {
+        (None, _) => (*id, TableChange::Gone),
+        (Some(table), Part::Whole) => (*id, TableChange::Whole(table.clone())),
+        (Some(table), Part::Classes(classes)) => {
+            let column = |class: &Class| (*class, Entry::column(table, *class));
+            (*id, TableChange::Classes(classes.iter().map(column).collect()))
+        }
+    });
+    Change { hosts: hosts.collect(), nets: nets.collect(), tables: tables.collect() }
 }
 
 fn transports() -> Vec<Transport> {
@@ -65,9 +104,13 @@ fn verdicts(state: &State<Entry>) -> BTreeMap<EndpointId, Vec<(Flow, bool)>> {
 
 /// Takes the steps of the plan and judges after each what it may have changed. Returns the number of steps and of
 /// verdicts.
-fn walk(old: &State<Entry>, new: &State<Entry>) -> Result<(u64, u64), TestCaseError> {
+fn walk(
+    old: &State<Entry>,
+    new: &State<Entry>,
+    change: &Change<Entry>,
+) -> Result<(u64, u64), TestCaseError> {
     let (before, after) = (verdicts(old), verdicts(new));
-    let steps = plan(old, new);
+    let steps = plan(old, change);
     let (mut now, mut members, mut judged) = (old.clone(), classes(old), 0);
     for (number, step) in steps.iter().enumerate() {
         now.apply(step.clone());
@@ -119,11 +162,15 @@ fn no_step_changes_a_verdict_that_both_states_share() {
     let mut runner = TestRunner::new(config(PAIRS, file!()));
     let (steps, judged, twins) = (Cell::new(0), Cell::new(0), Cell::new(0));
     let result = runner.run(&successive_worlds(), |(old, new)| {
-        let mut compiler = Compiler::new();
-        let (old, new) = (state(&mut compiler, &old), state(&mut compiler, &new));
+        let mut follower = Follower::default();
+        let old = follower.state(&old);
+        let (new, touched) = follower.follow(&new);
+        let change = change(&new, &touched);
+        let everything = Change::between(&old, &new);
+        prop_assert_eq!(plan(&old, &change), plan(&old, &everything), "all differences are named");
         let by_twin = |step: &Step<Entry>| matches!(step, Step::SetEntry { key, .. } if key.class.is_transient());
-        twins.set(twins.get() + u64::from(plan(&old, &new).iter().any(by_twin)));
-        let (taken, compared) = walk(&old, &new)?;
+        twins.set(twins.get() + u64::from(plan(&old, &change).iter().any(by_twin)));
+        let (taken, compared) = walk(&old, &new, &change)?;
         steps.set(steps.get() + taken);
         judged.set(judged.get() + compared);
         Ok(())
@@ -143,13 +190,17 @@ fn a_plan_that_stopped_half_way_is_continued_from_where_it_stopped() {
     let mut runner = TestRunner::new(config(100, file!()));
     let worlds = (successive_worlds(), worlds(), any::<prop::sample::Index>());
     let result = runner.run(&worlds, |((old, new), third, stop)| {
-        let mut compiler = Compiler::new();
-        let (mut now, new) = (state(&mut compiler, &old), state(&mut compiler, &new));
-        let third = state(&mut compiler, &third);
-        let steps = plan(&now, &new);
+        let mut follower = Follower::default();
+        let mut now = follower.state(&old);
+        let (new, mut touched) = follower.follow(&new);
+        let steps = plan(&now, &change(&new, &touched));
         let taken = stop.index(steps.len() + 1);
         steps.into_iter().take(taken).for_each(|step| now.apply(step));
-        walk(&now, &third)?;
+        // what was not done is still named when the next change comes
+        let (third, more) = follower.follow(&third);
+        touched.merge(more);
+        touched.tables.values_mut().for_each(|part| *part = Part::Whole);
+        walk(&now, &third, &change(&third, &touched))?;
         Ok(())
     });
     result.unwrap();
@@ -159,9 +210,13 @@ fn a_plan_that_stopped_half_way_is_continued_from_where_it_stopped() {
 fn equal_states_need_no_step() {
     let mut runner = TestRunner::new(config(50, file!()));
     let result = runner.run(&worlds(), |world| {
-        let mut compiler = Compiler::new();
-        let (old, new) = (state(&mut compiler, &world), state(&mut compiler, &world));
-        prop_assert_eq!(plan(&old, &new), vec![]);
+        let mut follower = Follower::default();
+        let old = follower.state(&world);
+        let (new, touched) = follower.follow(&world);
+        prop_assert!(touched.is_empty(), "{:?}", touched);
+        prop_assert_eq!(&old, &new);
+        prop_assert_eq!(plan(&old, &Change::between(&old, &new)), vec![]);
+        prop_assert_eq!(plan(&State::default(), &Change::between(&old, &new)), vec![]);
         Ok(())
     });
     result.unwrap();
@@ -179,7 +234,7 @@ fn a_pod_that_leaves_a_class_does_not_profit_from_its_new_entries() {
     };
     let state = |a_class, b_class, allowed| State {
         hosts: BTreeMap::from([(a, Class(a_class)), (b, Class(b_class))]),
-        nets: BTreeMap::new(),
+        nets: Default::default(),
         tables: BTreeMap::from([(endpoint, BTreeMap::from([(entry(allowed), RuleId(3))]))]),
     };
     for (old, new) in [
@@ -188,6 +243,6 @@ fn a_pod_that_leaves_a_class_does_not_profit_from_its_new_entries() {
         (state(1, 2, 1), state(2, 1, 1)), // two change places
         (state(1, 2, 1), state(2, 1, 2)),
     ] {
-        walk(&old, &new).unwrap();
+        walk(&old, &new, &Change::between(&old, &new)).unwrap();
     }
 }

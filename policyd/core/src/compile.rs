@@ -4,18 +4,15 @@
 //! set of atoms that match it; class 0 is "no atom matches". A table says, per direction and class,
 //! which protocol and ports are allowed; entries of class 0 hold for every peer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::blocks;
 use crate::model::{Direction, ObjectKey, PolicyId, Protocol};
-
-pub use crate::compiler::Compiler;
+use crate::prefixes::PrefixMap;
 
 /// The number of a class. Never reused while a process lives; [`Class::ANY`] is also the strangers' class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -137,9 +134,9 @@ pub struct Compiled {
     /// class differs from what `nets` says.
     pub hosts: BTreeMap<IpAddr, Class>,
     /// Classes of prefixes (every cidr and except of a block atom), longest match.
-    pub nets: BTreeMap<IpNet, Class>,
+    pub nets: PrefixMap<Class>,
     /// One table per endpoint whose pod is known. An endpoint without a table stays in its startup state.
-    pub tables: BTreeMap<EndpointId, Table>,
+    pub tables: BTreeMap<EndpointId, Arc<Table>>,
 }
 
 /// The transport part of a packet, for judging.
@@ -215,8 +212,6 @@ impl Table {
 
 impl Compiled {
     /// The class of an address, as the kernel finds it: exact addresses first, then the longest prefix.
-    ///
-    /// It looks at every prefix length in use anew; who asks often keeps a [`Classifier`].
     pub fn class_of(&self, address: IpAddr) -> Class {
         self.classifier().class_of(address)
     }
@@ -262,17 +257,16 @@ impl Judgement<'_> {
 }
 
 /// Answers for the class of an address from the two class maps.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Classifier<'a> {
     hosts: &'a BTreeMap<IpAddr, Class>,
-    nets: &'a BTreeMap<IpNet, Class>,
-    lengths: BTreeSet<u8>,
+    nets: &'a PrefixMap<Class>,
 }
 
 impl<'a> Classifier<'a> {
     /// A classifier over these maps.
-    pub fn new(hosts: &'a BTreeMap<IpAddr, Class>, nets: &'a BTreeMap<IpNet, Class>) -> Self {
-        Self { hosts, nets, lengths: blocks::lengths(nets) }
+    pub fn new(hosts: &'a BTreeMap<IpAddr, Class>, nets: &'a PrefixMap<Class>) -> Self {
+        Self { hosts, nets }
     }
 
     /// The class of an address: exact addresses first, then the longest prefix, else a stranger's.
@@ -283,14 +277,6 @@ impl<'a> Classifier<'a> {
 
     /// The class that the prefixes alone give an address.
     pub fn class_of_net(&self, address: IpAddr) -> Class {
-        let found = blocks::longest_match(self.nets, &self.lengths, address);
-        found.map_or(Class::ANY, |(_, class)| *class)
-    }
-
-    /// The class that the prefixes shorter than `prefix` itself give its addresses.
-    pub fn class_around(&self, prefix: &IpNet) -> Class {
-        let Some(shorter) = prefix.prefix_len().checked_sub(1) else { return Class::ANY };
-        let mut around = blocks::enclosing(self.nets, &self.lengths, prefix.addr(), shorter);
-        around.next().map_or(Class::ANY, |(_, class)| *class)
+        self.nets.longest_match(address).map_or(Class::ANY, |(_, class)| *class)
     }
 }

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::compile::{Class, Compiled, Compiler, Endpoint, RuleOrigin, Transport};
+use crate::compile::{Class, Endpoint, RuleOrigin, Transport};
+use crate::engine::Engine;
 use crate::model::{Direction, PolicyId};
 
 /// What becomes of a packet.
@@ -34,25 +35,24 @@ pub struct Explanation {
     pub why: String,
 }
 
-impl Compiler {
-    /// Why a packet between an endpoint and a peer's address is allowed or denied, from the tables that
-    /// this compiler made. `None` if the endpoint has no table.
+impl Engine {
+    /// Why a packet between an endpoint and a peer's address is allowed or denied. `None` if the endpoint has
+    /// no table.
     pub fn explain(
         &self,
-        compiled: &Compiled,
         endpoint: &Endpoint,
         direction: Direction,
         peer: IpAddr,
         transport: Transport,
     ) -> Option<Explanation> {
-        let judged = compiled.judge(endpoint.id, direction, peer, transport)?;
+        let judged = self.compiled().judge(endpoint.id, direction, peer, transport)?;
         let itself = endpoint.addresses.iter().any(|own| own.to_canonical() == peer.to_canonical());
         let rule = judged.rule.and_then(|rule| self.origin(rule)).cloned();
         let why = match (&rule, judged.rule) {
             _ if itself => "a pod always reaches itself".to_owned(),
             (Some(origin @ RuleOrigin::NotIsolated(_)), _) => origin.to_string(),
             (Some(origin @ RuleOrigin::Policy { .. }), _) => format!("allowed by {origin}"),
-            // a table of another compiler: the number says nothing here
+            // a number that the engine never gave
             (None, Some(rule)) => format!("allowed by rule {}", rule.0),
             (None, None) => format!(
                 "denied: isolated for {direction} by {}; no rule allows {} on {transport}",

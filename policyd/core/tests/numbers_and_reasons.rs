@@ -7,7 +7,8 @@ mod cluster;
 use std::collections::BTreeSet;
 
 use cluster::{Cluster, key};
-use podgate_policy::compile::{Class, Compiled, Compiler, RuleId, RuleOrigin};
+use podgate_policy::compile::{Class, Compiled, RuleId, RuleOrigin};
+use podgate_policy::engine::Engine;
 use podgate_policy::explain::Verdict;
 use podgate_policy::index::Change;
 use podgate_policy::model::Direction;
@@ -35,9 +36,9 @@ fn shop() -> Cluster {
 #[test]
 fn a_class_keeps_its_number_and_no_number_is_given_twice() {
     let mut cluster = shop();
-    let mut compiler = Compiler::starting_at(100);
-    let first = compiler.compile(&cluster.index, &cluster.endpoints);
-    assert_eq!(compiler.compile(&cluster.index, &cluster.endpoints), first);
+    let mut engine = Engine::above([Class(99)]);
+    let first = cluster.update(&mut engine);
+    assert_eq!(cluster.update(&mut engine), first);
     let numbers = classes(&first);
     assert!(numbers.iter().all(|class| *class == Class::ANY || class.0 >= 100), "{numbers:?}");
     let api = first.class_of("10.0.0.2".parse().unwrap());
@@ -46,23 +47,24 @@ fn a_class_keeps_its_number_and_no_number_is_given_twice() {
         "shop/more",
         json!({"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "db"}}}]}]}),
     );
-    let second = compiler.compile(&cluster.index, &cluster.endpoints);
+    let second = cluster.update(&mut engine);
     assert_eq!(second.class_of("10.0.0.2".parse().unwrap()), api);
     let db = second.class_of("10.0.0.3".parse().unwrap());
     assert!(!numbers.contains(&db));
     // and a set of atoms that is gone and returns does not get the number of another
     cluster.index.apply(Change::PodGone(key("shop/api")));
-    let third = compiler.compile(&cluster.index, &cluster.endpoints);
+    let third = cluster.update(&mut engine);
     assert!(!classes(&third).contains(&api));
     cluster.pod("shop/api", &["10.0.0.2"], json!({"app": "api"}));
-    let fourth = compiler.compile(&cluster.index, &cluster.endpoints);
-    assert_eq!(fourth.class_of("10.0.0.2".parse().unwrap()), api);
+    let fourth = cluster.update(&mut engine);
+    let again = fourth.class_of("10.0.0.2".parse().unwrap());
+    assert!(again > api && again > db, "{again:?}");
 }
 
 #[test]
 fn numbers_stay_unique_through_many_generations_of_peers() {
     let mut cluster = Cluster::shop();
-    let mut compiler = Compiler::new();
+    let mut engine = Engine::new();
     let (mut seen, mut last) = (BTreeSet::new(), Class::ANY);
     for generation in 0..3000 {
         let label = json!({"matchLabels": {"generation": generation.to_string()}});
@@ -70,31 +72,29 @@ fn numbers_stay_unique_through_many_generations_of_peers() {
         cluster.policy("shop/it", spec);
         let labels = json!({"generation": generation.to_string()});
         cluster.pod("shop/peer", &["10.0.0.9"], labels);
-        let class = compiler
-            .compile(&cluster.index, &cluster.endpoints)
-            .class_of("10.0.0.9".parse().unwrap());
+        let class = cluster.update(&mut engine).class_of("10.0.0.9".parse().unwrap());
         assert!(seen.insert(class) && class > last, "{class:?} in generation {generation}");
         last = class;
     }
 }
 
 #[test]
-fn a_restarted_compiler_starts_above_what_the_maps_hold() {
-    let cluster = shop();
+fn a_restarted_engine_starts_above_what_the_maps_hold() {
+    let mut cluster = shop();
     let held = [Class(7), Class(41), Class::TRANSIENT, Class(u32::MAX)];
-    let compiled = Compiler::above(held).compile(&cluster.index, &cluster.endpoints);
+    let compiled = cluster.update(&mut Engine::above(held));
     let given: Vec<Class> =
         classes(&compiled).into_iter().filter(|class| *class != Class::ANY).collect();
     assert_eq!(given.first(), Some(&Class(42)));
-    let compiled = Compiler::above([]).compile(&cluster.index, &cluster.endpoints);
+    let compiled = cluster.update(&mut Engine::above([]));
     assert!(classes(&compiled).contains(&Class(1)));
 }
 
 #[test]
 fn numbers_that_run_out_leave_a_stranger_and_never_a_transient_class() {
-    let cluster = shop();
-    let mut compiler = Compiler::starting_at(Class::TRANSIENT.0);
-    let compiled = compiler.compile(&cluster.index, &cluster.endpoints);
+    let mut cluster = shop();
+    let mut engine = Engine::above([Class(Class::TRANSIENT.0 - 1)]);
+    let compiled = cluster.update(&mut engine);
     assert_eq!(classes(&compiled), BTreeSet::from([Class::ANY]));
     let judged = compiled.judge(
         cluster.endpoints[0].id,
@@ -141,23 +141,23 @@ fn the_first_rule_by_policy_and_index_is_the_one_that_is_named() {
 #[test]
 fn rule_numbers_are_stable_and_zero_is_none() {
     let mut cluster = shop();
-    let mut compiler = Compiler::new();
-    let first = compiler.compile(&cluster.index, &cluster.endpoints);
+    let mut engine = Engine::new();
+    let first = cluster.update(&mut engine);
     cluster.policy("shop/a", json!({"ingress": [{}]}));
-    let second = compiler.compile(&cluster.index, &cluster.endpoints);
+    let second = cluster.update(&mut engine);
     for (id, table) in &first.tables {
         for (entry, rule) in &table.entries {
             assert_ne!(rule.0, 0);
-            let origin = compiler.origin(*rule).unwrap();
+            let origin = engine.origin(*rule).unwrap();
             if let Some(now) = second.tables[id].entries.get(entry) {
-                let named = compiler.origin(*now).unwrap();
+                let named = engine.origin(*now).unwrap();
                 assert!(named == origin || named.to_string().starts_with("shop/a"), "{named}");
             }
         }
     }
-    assert_eq!(compiler.origin(RuleId(0)), None);
+    assert_eq!(engine.origin(RuleId(0)), None);
     assert_eq!(
-        compiler.origin(RuleId::not_isolated(Direction::Egress)),
+        engine.origin(RuleId::not_isolated(Direction::Egress)),
         Some(&RuleOrigin::NotIsolated(Direction::Egress))
     );
 }

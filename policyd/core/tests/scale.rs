@@ -7,9 +7,9 @@ mod cluster;
 
 use std::time::{Duration, Instant};
 
-use podgate_policy::compile::{Compiler, Endpoint, EndpointId};
+use podgate_policy::compile::{Endpoint, EndpointId};
 use podgate_policy::convert;
-use podgate_policy::diff::{State, plan};
+use podgate_policy::engine::Engine;
 use podgate_policy::index::{Change, Index};
 use serde_json::{Value, json};
 
@@ -93,36 +93,31 @@ fn ten_thousand_pods_and_a_thousand_policies() {
             Endpoint { id, pod: Some(pod.key), uid: pod.uid, addresses: pod.addresses }
         })
         .collect();
-    let mut compiler = Compiler::new();
-    let timed = |compiler: &mut Compiler, index: &Index| {
-        let started = Instant::now();
-        let compiled = compiler.compile(index, &endpoints);
-        (compiled, started.elapsed())
-    };
-    let (compiled, first) = timed(&mut compiler, &index);
-    let (again, second) = timed(&mut compiler, &index);
-    assert_eq!(again, compiled);
+    index.take_changes();
+    let started = Instant::now();
+    let mut engine = Engine::of(&index, endpoints);
+    let built = started.elapsed();
+    let entries: usize = engine.compiled().tables.values().map(|table| table.entries.len()).sum();
+    println!(
+        "{PODS} pods, {POLICIES} policies, {HERE} endpoints: index {indexed:?}, build {built:?}; \
+         {} hosts, {} nets, {} classes, {entries} entries",
+        engine.compiled().hosts.len(),
+        engine.compiled().nets.len(),
+        engine.classes(),
+    );
+    assert_eq!(engine.compiled().tables.len(), HERE);
 
     let mut moved = convert::pod(&pods[5_000]).unwrap();
     moved.labels.insert("app".into(), "app-19".into());
-    index.apply(Change::PodSet(moved));
-    let (after, _) = timed(&mut compiler, &index);
-    let state = |compiled| State::of(compiled, |_, table| table.entries.clone());
-    let (old, new) = (state(&compiled), state(&after));
+    let address = moved.addresses[0];
     let started = Instant::now();
-    let steps = plan(&old, &new);
-    let planned = started.elapsed();
-
-    let entries: usize = compiled.tables.values().map(|table| table.entries.len()).sum();
-    println!(
-        "{PODS} pods, {POLICIES} policies, {HERE} endpoints: index {indexed:?}, first compile {first:?}, \
-         again {second:?}; {} hosts, {} nets, {entries} entries; one pod's change: {} steps, plan {planned:?}",
-        compiled.hosts.len(),
-        compiled.nets.len(),
-        steps.len(),
-    );
-    assert_eq!(compiled.tables.len(), HERE);
-    assert!(steps.len() < 100, "one pod's change took {} steps", steps.len());
-    let limit = Duration::from_secs(if cfg!(debug_assertions) { 20 } else { 1 });
-    assert!(first < limit && second < limit && planned < limit);
+    index.apply(Change::PodSet(moved));
+    let changes = index.take_changes();
+    let touched = engine.update(&index, changes);
+    let followed = started.elapsed();
+    println!("one pod's new label: {followed:?}, {touched:?}");
+    assert!(touched.hosts.iter().all(|host| *host == address), "{:?}", touched.hosts);
+    assert!(touched.nets.is_empty());
+    let limit = Duration::from_millis(if cfg!(debug_assertions) { 5_000 } else { 500 });
+    assert!(built < limit && followed < limit / 50, "{built:?}, {followed:?}");
 }

@@ -5,7 +5,8 @@
 mod cluster;
 
 use cluster::{Cluster, STRANGER, key, pod_object};
-use podgate_policy::compile::{Compiler, Endpoint, EndpointId};
+use podgate_policy::compile::{Endpoint, EndpointId};
+use podgate_policy::engine::Engine;
 use podgate_policy::index::{Change, Index};
 use podgate_policy::model::Direction;
 use serde_json::{Value, json};
@@ -176,8 +177,8 @@ fn an_endpoint_of_an_unknown_pod_or_a_namesake_has_no_table() {
 #[test]
 fn an_endpoint_that_is_no_pod_is_not_isolated() {
     let endpoint = Endpoint { id: EndpointId(7), pod: None, uid: "".into(), addresses: Vec::new() };
-    let compiled = Compiler::new().compile(&Index::new(), &[endpoint]);
-    let table = &compiled.tables[&EndpointId(7)];
+    let engine = Engine::of(&Index::new(), [endpoint]);
+    let table = &engine.compiled().tables[&EndpointId(7)];
     for direction in [Direction::Ingress, Direction::Egress] {
         let rule = table.lookup(
             direction,

@@ -2,8 +2,9 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
-use podgate_policy::compile::{Compiled, Compiler, Endpoint, EndpointId, Transport};
+use podgate_policy::compile::{Compiled, Endpoint, EndpointId, Transport};
 use podgate_policy::convert;
+use podgate_policy::engine::Engine;
 use podgate_policy::explain::{Explanation, Verdict};
 use podgate_policy::index::{Change, Index};
 use podgate_policy::model::{Direction, ObjectKey, Protocol};
@@ -116,8 +117,20 @@ impl Cluster {
         self.index.apply(Change::PolicySet(policy));
     }
 
+    pub(crate) fn engine(&self) -> Engine {
+        Engine::of(&self.index, self.endpoints.iter().cloned())
+    }
+
+    /// What an engine that follows this cluster makes of it now.
+    pub(crate) fn update(&mut self, engine: &mut Engine) -> Compiled {
+        let changes = self.index.take_changes();
+        engine.set_endpoints(self.endpoints.iter().cloned());
+        engine.update(&self.index, changes);
+        engine.compiled().clone()
+    }
+
     pub(crate) fn compile(&self) -> Compiled {
-        Compiler::new().compile(&self.index, &self.endpoints)
+        self.engine().compiled().clone()
     }
 
     pub(crate) fn explain(
@@ -127,11 +140,9 @@ impl Cluster {
         peer: &str,
         l4: &str,
     ) -> Option<Explanation> {
-        let mut compiler = Compiler::new();
-        let compiled = compiler.compile(&self.index, &self.endpoints);
         let pod = Some(key(pod));
         let endpoint = self.endpoints.iter().find(|endpoint| endpoint.pod == pod).unwrap();
-        compiler.explain(&compiled, endpoint, direction, peer.parse().unwrap(), transport(l4))
+        self.engine().explain(endpoint, direction, peer.parse().unwrap(), transport(l4))
     }
 
     /// Whether `pod` may be reached from `peer`.

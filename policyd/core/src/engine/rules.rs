@@ -1,0 +1,126 @@
+//! Numbers of rules: table entries, flows and counters name them.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use crate::compile::{RuleId, RuleOrigin};
+use crate::model::{Direction, PolicyId};
+
+/// How many rules are remembered after the last policy that had them has gone. Flows and events may name
+/// them for a while; the oldest are forgotten first, so that policies that come and go for years need no more.
+const REMEMBERED: usize = 16_384;
+
+/// The rules of the policies in force, and the last of those that were.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    ids: HashMap<RuleOrigin, RuleId>,
+    origins: BTreeMap<RuleId, Rule>,
+    /// Retired rules, oldest first; some are back in use.
+    retired: VecDeque<(RuleId, u64)>,
+    last: u32,
+    retirements: u64,
+}
+
+#[derive(Debug)]
+struct Rule {
+    origin: RuleOrigin,
+    /// By how many versions of its policy: two while one follows the other.
+    uses: u32,
+    /// The number of its last retirement.
+    retired: u64,
+}
+
+impl Rules {
+    pub(crate) fn new() -> Self {
+        let mut rules = Self {
+            ids: HashMap::new(),
+            origins: BTreeMap::new(),
+            retired: VecDeque::new(),
+            last: 0,
+            retirements: 0,
+        };
+        for direction in [Direction::Ingress, Direction::Egress] {
+            rules.insert(RuleId::not_isolated(direction), RuleOrigin::NotIsolated(direction));
+        }
+        rules
+    }
+
+    fn insert(&mut self, id: RuleId, origin: RuleOrigin) {
+        self.last = self.last.max(id.0);
+        self.ids.insert(origin.clone(), id);
+        self.origins.insert(id, Rule { origin, uses: 1, retired: 0 });
+    }
+
+    pub(crate) fn origin(&self, id: RuleId) -> Option<&RuleOrigin> {
+        self.origins.get(&id).map(|rule| &rule.origin)
+    }
+
+    /// The number of a rule that is in use from now on: the one it had, if that is still remembered.
+    pub(crate) fn number(
+        &mut self,
+        policy: &PolicyId,
+        direction: Direction,
+        index: usize,
+    ) -> RuleId {
+        let origin = RuleOrigin::Policy { policy: policy.clone(), direction, index };
+        if let Some(id) = self.ids.get(&origin).copied() {
+            if let Some(rule) = self.origins.get_mut(&id) {
+                rule.uses += 1;
+            }
+            return id;
+        }
+        let id = RuleId(self.last + 1);
+        self.insert(id, origin);
+        id
+    }
+
+    /// One use less, for each time that [`Rules::number`] gave it.
+    pub(crate) fn retire(&mut self, id: RuleId) {
+        let Some(rule) = self.origins.get_mut(&id) else { return };
+        rule.uses = rule.uses.saturating_sub(1);
+        if rule.uses > 0 {
+            return;
+        }
+        self.retirements += 1;
+        rule.retired = self.retirements;
+        self.retired.push_back((id, self.retirements));
+        while self.retired.len() > REMEMBERED {
+            let Some((id, retirement)) = self.retired.pop_front() else { return };
+            // it may be in use again, or retired a second time
+            let forgotten = |rule: &Rule| rule.uses == 0 && rule.retired == retirement;
+            if self.origins.get(&id).is_some_and(forgotten)
+                && let Some(Rule { origin, .. }) = self.origins.remove(&id)
+            {
+                self.ids.remove(&origin);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectKey;
+
+    fn policy(number: usize) -> PolicyId {
+        PolicyId { source: "dir".into(), key: ObjectKey::new("shop", format!("p-{number}")) }
+    }
+
+    #[test]
+    fn a_rule_that_comes_back_has_its_number_and_old_ones_are_forgotten() {
+        let mut rules = Rules::new();
+        let first = rules.number(&policy(0), Direction::Ingress, 0);
+        rules.retire(first);
+        assert!(rules.origin(first).is_some(), "a flow may still name it");
+        assert_eq!(rules.number(&policy(0), Direction::Ingress, 0), first);
+        for number in 1..3 * REMEMBERED {
+            let id = rules.number(&policy(number), Direction::Egress, 0);
+            assert_ne!(id, first);
+            rules.retire(id);
+        }
+        assert!(rules.origin(first).is_some(), "it is in use");
+        assert!(rules.origins.len() <= REMEMBERED + 3);
+        assert_eq!(rules.ids.len(), rules.origins.len());
+        let second = rules.number(&policy(1), Direction::Egress, 0);
+        assert!(second.0 > 3 * REMEMBERED as u32, "no number twice");
+    }
+}
