@@ -5,6 +5,7 @@
 //! "some port" twin, by which a fragment that overtakes the first one of its datagram may pass where some
 //! port of that peer is allowed (`bpf/c/abi.h`). All entries allow, so overlaps are harmless.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 
@@ -12,13 +13,29 @@ use podgate_bpf::abi::{
     self, POLICY_PREFIX_ANY, POLICY_PREFIX_PORT, POLICY_PREFIX_PROTOCOL, PolicyKey, PolicyValue,
     SOME_PORT, Verdict,
 };
-use podgate_policy::compile::{Class, Entry, PortMatch, RuleId, RuleOrigin, Table};
+use podgate_policy::compile::{Class, Entry, PortMatch, RuleId, RuleOrigin};
 use podgate_policy::diff::EntryKey;
 use podgate_policy::model::Direction;
 
-/// A key of a policy map, for [`podgate_policy::diff`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A key of a policy map, for [`podgate_policy::diff`]. Sorted by class, so that the entries of one are together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MapKey(pub PolicyKey);
+
+impl Ord for MapKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let order = |key: &PolicyKey| {
+            let PolicyKey { class, direction, protocol, port, prefixlen, owner } = *key;
+            (class, direction, protocol, port, prefixlen, owner)
+        };
+        order(&self.0).cmp(&order(&other.0))
+    }
+}
+
+impl PartialOrd for MapKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl EntryKey for MapKey {
     fn class(&self) -> Class {
@@ -28,6 +45,19 @@ impl EntryKey for MapKey {
     fn with_class(&self, class: Class) -> Self {
         Self(PolicyKey { class: class.0, ..self.0 })
     }
+
+    fn column(table: &BTreeMap<Self, RuleId>, class: Class) -> BTreeMap<Self, RuleId> {
+        let first = PolicyKey {
+            prefixlen: 0,
+            owner: 0,
+            class: class.0,
+            direction: 0,
+            protocol: 0,
+            port: [0; 2],
+        };
+        let entries = table.range(Self(first)..).map(|(key, rule)| (*key, *rule));
+        entries.take_while(|(key, _)| key.0.class == class.0).collect()
+    }
 }
 
 /// The value of an entry: all of them allow, and name the rule that says so.
@@ -35,15 +65,15 @@ pub fn value(rule: RuleId) -> PolicyValue {
     PolicyValue { rule: rule.0, verdict: Verdict::Allow as u8, pad: [0; 3], hits: 0 }
 }
 
-/// A table as the map entries of the endpoint with this `owner` number. Where two rules need the same key
-/// the first by their origins has it.
+/// A table's entries, all or all of some classes, as the map entries of the endpoint with this `owner` number. Where
+/// two rules need the same key the first by their origins has it.
 pub fn table<'a>(
     owner: u32,
-    table: &Table,
+    table: &BTreeMap<Entry, RuleId>,
     origin: impl Fn(RuleId) -> Option<&'a RuleOrigin>,
 ) -> BTreeMap<MapKey, RuleId> {
     let mut entries = BTreeMap::new();
-    for (entry, rule) in &table.entries {
+    for (entry, rule) in table {
         for key in keys(owner, entry) {
             match entries.entry(MapKey(key)) {
                 Slot::Vacant(vacant) => {
@@ -125,7 +155,7 @@ fn prefixes(first: u16, last: u16) -> Vec<(u16, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podgate_policy::compile::Transport;
+    use podgate_policy::compile::{Table, Transport};
     use podgate_policy::model::Protocol;
     use proptest::prelude::*;
 
@@ -228,7 +258,7 @@ mod tests {
             compiled in some_table(),
             probes in prop::collection::vec((0u32..3, protocol(), any::<u16>()), 50),
         ) {
-            let map = table(9, &compiled, |_| None);
+            let map = table(9, &compiled.entries, |_| None);
             let edges: Vec<_> = compiled.entries.keys().filter_map(|entry| match entry.ports {
                 PortMatch::Everything => None,
                 PortMatch::Range { protocol, first, last } => Some([
@@ -283,7 +313,7 @@ mod tests {
             RuleOrigin::NotIsolated(Direction::Egress),
         ];
         let origin = |rule: RuleId| origins.get(usize::from(rule == RuleId(4)));
-        let map = table(9, &Table { entries, ..Table::default() }, origin);
+        let map = table(9, &entries, origin);
         let mut some = packet(1, Direction::Ingress, 6, 0);
         some.direction += SOME_PORT;
         assert_eq!(found(&map, &some), Some(RuleId(5)));

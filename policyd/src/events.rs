@@ -120,7 +120,7 @@ fn read(
 
 fn name(shared: &Shared, event: &Event) -> FlowEvent {
     let view = shared.view();
-    let rule = view.origins.get(&RuleId(event.rule));
+    let rule = view.origins.get(RuleId(event.rule));
     FlowEvent {
         time: wall_clock(event.time),
         verdict: event.verdict.name().to_owned(),
@@ -133,7 +133,7 @@ fn name(shared: &Shared, event: &Event) -> FlowEvent {
         peer_address: event.peer.0,
         peer_port: event.peer.1,
         protocol: protocol(event.protocol),
-        rule: rule.map(ToString::to_string),
+        rule: rule.map(|rule| rule.to_string()),
         service: event.service.map(|at| service(shared, at, event.protocol)),
         length: event.length,
     }

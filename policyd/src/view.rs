@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use podgate_bpf::Gate;
 use podgate_bpf::maps::Registration;
-use podgate_policy::compile::{Compiled, EndpointId, RuleId, RuleOrigin};
+use podgate_policy::compile::{EndpointId, Table};
+use podgate_policy::engine::RuleNames;
 use podgate_policy::index::Index;
 use podgate_policy::model::ObjectKey;
 
@@ -52,10 +53,14 @@ pub struct View {
     pub sources: Vec<SourceState>,
     /// Every registered endpoint.
     pub endpoints: BTreeMap<EndpointId, EndpointView>,
-    /// What the maps should hold.
-    pub compiled: Arc<Compiled>,
-    /// The rules that any table named so far.
-    pub origins: Arc<BTreeMap<RuleId, RuleOrigin>>,
+    /// How many exact addresses have a class.
+    pub peers: usize,
+    /// How many prefixes have a class.
+    pub nets: usize,
+    /// How many classes there are.
+    pub classes: usize,
+    /// What rule numbers stand for.
+    pub origins: RuleNames,
     /// Addresses that count as this node's own.
     pub node_addresses: Arc<BTreeSet<IpAddr>>,
     /// Why the classes of addresses are not as they should be.
@@ -88,6 +93,8 @@ pub struct EndpointView {
     pub registration: Arc<Registration>,
     /// Whether its policy is in force.
     pub state: EndpointState,
+    /// What it is to allow, if its pod is known.
+    pub table: Option<Arc<Table>>,
     /// Entries of its policy map.
     pub rules: usize,
 }

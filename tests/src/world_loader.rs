@@ -9,14 +9,15 @@ use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::{PodRef, Registration};
 use podgate_bpf::testrun::Context;
 use podgate_bpf::{Gate, PinRoot};
-use podgate_policy::compile::{Compiler, EndpointId};
+use podgate_policy::compile::EndpointId;
+use podgate_policy::engine::{Engine, Touched};
+use podgate_policy::index::Index;
 use podgate_policy::model::ObjectKey;
 
 use crate::compiling;
 use crate::oracle::World;
 use crate::sandbox::{self, Veth};
-use policyd::encode;
-use policyd::sync::{Kernel, MapState};
+use policyd::sync::{self, Kernel};
 
 /// Interfaces of every world: pod number `n` of a world has the n-th.
 const PODS: usize = 10;
@@ -27,7 +28,8 @@ pub struct Loader {
     gate: Arc<Gate>,
     root: PinRoot,
     veths: Vec<Veth>,
-    compiler: Compiler,
+    index: Index,
+    engine: Engine,
     kernel: Kernel,
     here: BTreeMap<usize, Here>,
     next_owner: u32,
@@ -54,7 +56,8 @@ impl Loader {
             gate,
             root,
             veths: (0..PODS).map(veth).collect(),
-            compiler: adopted.compiler,
+            index: Index::new(),
+            engine: adopted.engine,
             kernel: adopted.kernel,
             here: BTreeMap::new(),
             next_owner: 1,
@@ -105,26 +108,28 @@ impl Loader {
             self.here.insert(*pod, Here { pod: key, addresses: addresses.clone(), owner });
         }
 
-        let index = compiling::index(world).unwrap_or_else(|e| panic!("convert: {e}"));
-        let at_links: Vec<_> = world
-            .interfaces
-            .iter()
-            .zip(endpoints)
-            .map(|((pod, _), mut endpoint)| {
-                endpoint.id = EndpointId(self.veths[*pod].ifindex);
-                endpoint
-            })
-            .collect();
-        let compiled = self.compiler.compile(&index, &at_links);
+        self.index.take_changes();
+        let changes = compiling::changes_from(&self.index, world);
+        for change in changes.unwrap_or_else(|e| panic!("convert: {e}")) {
+            self.index.apply(change);
+        }
+        let at_links = world.interfaces.iter().zip(endpoints).map(|((pod, _), mut endpoint)| {
+            endpoint.id = EndpointId(self.veths[*pod].ifindex);
+            endpoint
+        });
+        self.engine.set_endpoints(at_links);
+        let changes = self.index.take_changes();
+        let mut touched: Touched = self.engine.update(&self.index, changes);
         let owners: BTreeMap<EndpointId, u32> = self
             .here
             .iter()
             .map(|(pod, here)| (EndpointId(self.veths[*pod].ifindex), here.owner))
             .collect();
-        let wanted = MapState::of(&compiled, |id, table| {
-            encode::table(owners[&id], table, |rule| self.compiler.origin(rule))
-        });
-        let outcome = self.kernel.commit(&wanted, &owners);
+        // one that has been registered anew needs its table, whether or not it is the same
+        let new = owners.iter().filter(|(id, owner)| !self.kernel.in_force(**id, **owner));
+        new.for_each(|(id, _)| touched.table(*id));
+        let change = sync::change(&self.engine, &touched, &owners);
+        let outcome = self.kernel.commit(&change, &owners, &BTreeMap::new());
         assert!(outcome.is_complete(), "commit: {outcome:?}");
         stayed
     }

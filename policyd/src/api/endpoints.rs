@@ -1,6 +1,6 @@
 //! `GET /v1/endpoints` and `/v1/endpoints/{namespace}/{pod}`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -12,18 +12,14 @@ use super::types::{Allowed, Endpoint, EndpointDetail, EndpointState, Isolation, 
 use super::{Api, Refusal};
 use crate::encode;
 use crate::view::{self, EndpointView, Shared, View};
+use crate::writer::Answers;
 
 /// Members of a class that are named.
 const NAMED: usize = 100;
 
 pub(super) async fn list(State(api): State<Api>) -> Json<Vec<Endpoint>> {
     let view = api.shared.view();
-    Json(
-        view.endpoints
-            .iter()
-            .map(|(id, endpoint)| describe(endpoint, view.compiled.tables.get(id)))
-            .collect(),
-    )
+    Json(view.endpoints.values().map(describe).collect())
 }
 
 pub(super) async fn get(
@@ -33,16 +29,19 @@ pub(super) async fn get(
     let view = api.shared.view();
     let shared = api.shared.clone();
     let wanted = format!("{namespace}/{pod}");
+    let of = view.endpoints.values().filter(|endpoint| endpoint.name() == wanted);
+    let entries = of.filter_map(|endpoint| endpoint.table.as_ref()).flat_map(|t| t.entries.keys());
+    let classes: BTreeSet<Class> = entries.map(|entry| entry.class).collect();
+    let members = api.writer.ask(move |answers| members(answers, &classes)).await?;
     // hit counters are read from the kernel
     let details = tokio::task::spawn_blocking(move || {
-        let of = view.endpoints.iter().filter(|(_, endpoint)| endpoint.name() == wanted);
-        let details = of.map(|(id, endpoint)| {
-            let table = view.compiled.tables.get(id);
-            let allowed = match table {
-                Some(table) => allowed(&shared, &view, endpoint, table)?,
+        let of = view.endpoints.values().filter(|endpoint| endpoint.name() == wanted);
+        let details = of.map(|endpoint| {
+            let allowed = match &endpoint.table {
+                Some(table) => allowed(&shared, &view, endpoint, table, &members)?,
                 None => Vec::new(),
             };
-            Ok(EndpointDetail { endpoint: describe(endpoint, table), allowed })
+            Ok(EndpointDetail { endpoint: describe(endpoint), allowed })
         });
         details.collect::<podgate_bpf::Result<Vec<_>>>()
     });
@@ -56,7 +55,8 @@ pub(super) async fn get(
     }
 }
 
-fn describe(endpoint: &EndpointView, table: Option<&Table>) -> Endpoint {
+fn describe(endpoint: &EndpointView) -> Endpoint {
+    let table = endpoint.table.as_deref();
     let registration = &endpoint.registration;
     let pod = registration.pod.as_ref();
     let isolation = |policies: Option<&Vec<PolicyId>>| {
@@ -91,22 +91,22 @@ fn allowed(
     view: &View,
     endpoint: &EndpointView,
     table: &Table,
+    members: &Members,
 ) -> podgate_bpf::Result<Vec<Allowed>> {
     let registration = &endpoint.registration;
     let hits: BTreeMap<PolicyKey, u64> = match shared.gate.maps.policy_map(registration.ifindex)? {
         Some(map) => map.entries()?.into_iter().map(|(key, value)| (key, value.hits)).collect(),
         None => BTreeMap::new(),
     };
-    let members = members(shared, view);
     let allowed = table.entries.iter().map(|(entry, rule)| {
         let keys = encode::keys(registration.owner, entry);
-        let origin = view.origins.get(rule);
+        let origin = view.origins.get(*rule);
         Allowed {
             direction: entry.direction.to_string(),
-            peers: peers(entry, &members),
+            peers: peers(entry, members),
             ports: ports(entry.ports),
-            rule: rule_name(origin, *rule),
-            policy: match origin {
+            rule: rule_name(origin.as_deref(), *rule),
+            policy: match origin.as_deref() {
                 Some(RuleOrigin::Policy { policy, .. }) => Some(policy.into()),
                 _ => None,
             },
@@ -120,32 +120,39 @@ fn rule_name(origin: Option<&RuleOrigin>, rule: RuleId) -> String {
     origin.map_or_else(|| format!("rule {}", rule.0), ToString::to_string)
 }
 
-/// Who is in each class, for people.
-fn members(shared: &Shared, view: &View) -> BTreeMap<Class, Vec<String>> {
-    let index = shared.index();
-    let mut members: BTreeMap<Class, Vec<String>> = BTreeMap::new();
-    for (address, class) in &view.compiled.hosts {
-        members.entry(*class).or_default().push(match index.owner_of(*address) {
+/// Who is in a class, for people: the first of them, and how many there are.
+type Members = BTreeMap<Class, (Vec<String>, usize)>;
+
+fn members(answers: &Answers<'_>, of: &BTreeSet<Class>) -> Members {
+    let mut members = Members::new();
+    let mut add = |class: Class, name: &dyn Fn() -> String| {
+        if !of.contains(&class) {
+            return;
+        }
+        let (named, count) = members.entry(class).or_default();
+        *count += 1;
+        if *count <= NAMED {
+            named.push(name());
+        }
+    };
+    for (address, class) in &answers.compiled().hosts {
+        add(*class, &|| match answers.index.owner_of(*address) {
             Some(pod) => format!("{} ({address})", pod.key),
             None => address.to_string(),
         });
     }
-    for (prefix, class) in &view.compiled.nets {
-        members.entry(*class).or_default().push(prefix.to_string());
+    for (prefix, class) in &answers.compiled().nets {
+        add(*class, &|| prefix.to_string());
     }
     members
 }
 
-fn peers(entry: &Entry, members: &BTreeMap<Class, Vec<String>>) -> PeerSet {
+fn peers(entry: &Entry, members: &Members) -> PeerSet {
     if entry.class == Class::ANY {
         return PeerSet::Any;
     }
-    let all = members.get(&entry.class).map(Vec::as_slice).unwrap_or_default();
-    PeerSet::Of {
-        class: entry.class.0,
-        members: all.iter().take(NAMED).cloned().collect(),
-        count: all.len(),
-    }
+    let (members, count) = members.get(&entry.class).cloned().unwrap_or_default();
+    PeerSet::Of { class: entry.class.0, members, count }
 }
 
 fn ports(ports: PortMatch) -> String {

@@ -11,8 +11,9 @@ use std::net::IpAddr;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use podgate_policy::compile::{Compiled, Compiler, Endpoint, EndpointId, Transport};
+use podgate_policy::compile::{Endpoint, EndpointId, Transport};
 use podgate_policy::convert::{FieldError, parse_address};
+use podgate_policy::engine::Engine;
 use podgate_policy::explain::Verdict;
 use podgate_policy::model::{Direction, ObjectKey, Protocol};
 
@@ -87,7 +88,7 @@ impl End {
             Some(address) => {
                 let is = |endpoint: &&Endpoint| endpoint.addresses.contains(&address);
                 let local =
-                    answers.endpoints.iter().find(is).and_then(|endpoint| endpoint.pod.clone());
+                    answers.engine.endpoints().find(is).and_then(|endpoint| endpoint.pod.clone());
                 let known = answers.index.owner_of(address).map(|pod| pod.key.clone());
                 let Some(pod) = local.or(known) else {
                     return Ok(Self { pod: None, addresses: vec![address], local: Vec::new() });
@@ -102,10 +103,10 @@ impl End {
 
     fn of_pod(answers: &Answers<'_>, field: &str, key: ObjectKey) -> Result<Self, FieldError> {
         let local: Vec<Endpoint> = answers
-            .endpoints
-            .iter()
+            .engine
+            .endpoints()
             .filter(|endpoint| endpoint.pod.as_ref() == Some(&key))
-            .filter(|endpoint| answers.compiled.tables.contains_key(&endpoint.id))
+            .filter(|endpoint| answers.compiled().tables.contains_key(&endpoint.id))
             .cloned()
             .collect();
         let known = answers.index.pod(&key);
@@ -215,12 +216,10 @@ fn ask(
     let pod = end.pod.as_ref()?;
     let local = end.local.iter().find(|endpoint| endpoint.addresses.contains(&own));
     let explanation = match local {
-        Some(endpoint) => {
-            answers.compiler.explain(answers.compiled, endpoint, direction, peer, transport)
-        }
+        Some(endpoint) => answers.engine.explain(endpoint, direction, peer, transport),
         None => {
-            let (compiler, compiled, endpoint) = elsewhere(answers, pod)?;
-            compiler.explain(&compiled, &endpoint, direction, peer, transport)
+            let (engine, endpoint) = elsewhere(answers, pod)?;
+            engine.explain(&endpoint, direction, peer, transport)
         }
     }?;
     Some(GateAnswer {
@@ -239,8 +238,8 @@ fn ask(
     })
 }
 
-/// A pod of another node, compiled as if it were here. `None` for one whose traffic no gate sees.
-fn elsewhere(answers: &Answers<'_>, pod: &ObjectKey) -> Option<(Compiler, Compiled, Endpoint)> {
+/// A pod of another node, as an engine there would have it. `None` for one whose traffic no gate sees.
+fn elsewhere(answers: &Answers<'_>, pod: &ObjectKey) -> Option<(Engine, Endpoint)> {
     let known = answers.index.pod(pod).filter(|known| !known.host_network)?;
     let endpoint = Endpoint {
         id: EndpointId(u32::MAX),
@@ -248,11 +247,7 @@ fn elsewhere(answers: &Answers<'_>, pod: &ObjectKey) -> Option<(Compiler, Compil
         uid: known.uid.clone(),
         addresses: known.addresses.clone(),
     };
-    let mut compiler = Compiler::new();
-    let mut endpoints = answers.endpoints.to_vec();
-    endpoints.push(endpoint.clone());
-    let compiled = compiler.compile(answers.index, &endpoints);
-    Some((compiler, compiled, endpoint))
+    Some((Engine::of(answers.index, [endpoint.clone()]), endpoint))
 }
 
 /// Ingress that the node itself sends passes every gate of its own pods.

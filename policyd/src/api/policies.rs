@@ -38,12 +38,12 @@ pub(super) async fn list(State(api): State<Api>) -> Json<Vec<Policy>> {
 
 /// The pods of this node that a policy isolates.
 fn selected(view: &View, policy: &PolicyId) -> Vec<String> {
-    let of = |(id, endpoint): (_, &crate::view::EndpointView)| {
-        let table = view.compiled.tables.get(id)?;
+    let of = |endpoint: &crate::view::EndpointView| {
+        let table = endpoint.table.as_ref()?;
         let named = table.ingress.contains(policy) || table.egress.contains(policy);
         named.then(|| endpoint.name())
     };
-    let mut pods: Vec<String> = view.endpoints.iter().filter_map(of).collect();
+    let mut pods: Vec<String> = view.endpoints.values().filter_map(of).collect();
     pods.sort();
     pods.dedup();
     pods

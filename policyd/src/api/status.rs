@@ -56,11 +56,7 @@ pub(crate) fn count_objects(shared: &Shared) -> ObjectCounts {
 
 /// How many entries the class maps and the policy maps should have.
 pub(crate) fn count_entries(view: &View) -> MapCounts {
-    MapCounts {
-        peers: view.compiled.hosts.len(),
-        nets: view.compiled.nets.len(),
-        rules: view.rules,
-    }
+    MapCounts { peers: view.peers, nets: view.nets, rules: view.rules }
 }
 
 fn watches(server: Option<&Arc<Health>>) -> Vec<WatchStatus> {

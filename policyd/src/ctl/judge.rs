@@ -178,8 +178,7 @@ impl World {
         transport: Transport,
     ) -> Option<(String, Explanation)> {
         let seat = &self.seats[seat];
-        let said =
-            self.compiler.explain(&self.compiled, &seat.endpoint, direction, peer, transport)?;
+        let said = self.engine.explain(&seat.endpoint, direction, peer, transport)?;
         Some((seat.pod.key.to_string(), said))
     }
 }

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use podgate_policy::compile::{Compiled, Compiler, Endpoint, EndpointId};
+use podgate_policy::compile::{Endpoint, EndpointId};
+use podgate_policy::engine::Engine;
 use podgate_policy::index::{Change, Index};
 use podgate_policy::model::{ObjectKey, Pod, PodLife};
 use podgate_policy::services::ServiceTable;
@@ -32,8 +33,7 @@ pub struct World {
     pub seats: Vec<Seat>,
     /// What its services lead to.
     pub services: ServiceTable,
-    pub(super) compiler: Compiler,
-    pub(super) compiled: Compiled,
+    pub(super) engine: Engine,
 }
 
 /// A pod with a network of its own.
@@ -108,11 +108,9 @@ impl World {
                 },
             })
             .collect::<Vec<_>>();
-        let endpoints = seats.iter().map(|seat| seat.endpoint.clone()).collect::<Vec<_>>();
-        let mut compiler = Compiler::new();
-        let compiled = compiler.compile(&index, &endpoints);
+        let engine = Engine::of(&index, seats.iter().map(|seat| seat.endpoint.clone()));
         let services = ServiceTable::of(index.services(), NODE);
-        Self { dir, index, plan, seats, services, compiler, compiled }
+        Self { dir, index, plan, seats, services, engine }
     }
 
     /// The first line of the README beside the manifests or above them, else the directory's name.

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use podgate_bpf::maps::Registration;
 use podgate_bpf::{Gate, Result};
-use podgate_policy::compile::{Class, Compiler, EndpointId, RuleId};
+use podgate_policy::compile::{Class, EndpointId, RuleId};
+use podgate_policy::engine::Engine;
 
 use super::{Installed, Kernel, MapState};
 use crate::encode::MapKey;
@@ -22,8 +23,8 @@ pub struct Adopted {
     pub kernel: Kernel,
     /// The endpoints that are registered.
     pub registrations: Vec<Registration>,
-    /// A compiler whose classes are all new to these maps.
-    pub compiler: Compiler,
+    /// An engine whose classes are all new to these maps.
+    pub engine: Engine,
 }
 
 impl Kernel {
@@ -54,7 +55,10 @@ impl Kernel {
                 shadow.nets.insert(net, Class(class));
             }
         }
-        let compiler = Compiler::above(super::classes(&shadow));
-        Ok(Adopted { kernel: Self { gate, shadow, installed }, registrations, compiler })
+        let engine = Engine::above(shadow.classes());
+        let known = shadow.classes().filter(|class| !class.is_transient());
+        let highest = known.map(|class| class.0).max().unwrap_or_default();
+        let kernel = Self { gate, shadow, installed, highest };
+        Ok(Adopted { kernel, registrations, engine })
     }
 }

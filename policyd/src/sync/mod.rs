@@ -9,23 +9,33 @@
 //! address cannot be given its class, no step that follows is taken at all.
 
 mod adopt;
+mod commit;
 mod keep;
 pub mod services;
+mod undo;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use podgate_bpf::Gate;
-use podgate_bpf::maps::{POLICY_MAP_MAX, PolicyMap};
-use podgate_policy::compile::{Class, EndpointId, RuleId};
-use podgate_policy::diff::{EntryKey, State, Step, plan};
+use podgate_bpf::maps::PolicyMap;
+use podgate_policy::compile::{Compiled, EndpointId, RuleId, RuleOrigin};
+use podgate_policy::diff::{Change, State, TableChange, plan};
+use podgate_policy::engine::{Engine, Part, Touched};
 
 use crate::encode::{self, MapKey};
+use commit::Commit;
 
 pub use adopt::Adopted;
 
-/// What the maps should hold or hold.
+/// What the maps hold.
 pub type MapState = State<MapKey>;
+
+/// What the maps should hold, where it may be something else.
+pub type MapChange = Change<MapKey>;
+
+/// Numbers of the registrations, by endpoint.
+pub type Owners = BTreeMap<EndpointId, u32>;
 
 /// The maps that only policyd writes, and what is in them. Owned by the writer.
 #[derive(Debug)]
@@ -34,6 +44,8 @@ pub struct Kernel {
     shadow: MapState,
     /// The maps in force, by endpoint; the same keys as `shadow.tables`.
     installed: BTreeMap<EndpointId, Installed>,
+    /// The highest class that any address was ever to have.
+    highest: u32,
 }
 
 #[derive(Debug)]
@@ -47,6 +59,8 @@ struct Installed {
 pub struct Outcome {
     /// How many steps the maps took.
     pub steps: usize,
+    /// How many tables were made anew and swapped, because so many of their entries changed.
+    pub swapped: usize,
     /// Endpoints that keep an earlier policy (or their startup state), and why.
     pub degraded: BTreeMap<EndpointId, String>,
     /// Why the classes of addresses are not all as they should be.
@@ -92,193 +106,73 @@ impl Kernel {
         Ok(false)
     }
 
-    /// Makes the maps hold `wanted` and bumps the epoch. `owners` has every endpoint of `wanted`.
+    /// Makes the maps hold what `change` says and bumps the epoch. `owners` has every endpoint of it. Endpoints
+    /// in `held` have failed lately and are not tried, only kept in force as they are, for the reason given.
     ///
     /// A table whose endpoint has another owner than the map in force is a new table: the old map never
     /// matches the new owner's packets, so there is nothing to keep.
-    pub fn commit(&mut self, wanted: &MapState, owners: &BTreeMap<EndpointId, u32>) -> Outcome {
+    pub fn commit(
+        &mut self,
+        change: &MapChange,
+        owners: &Owners,
+        held: &BTreeMap<EndpointId, String>,
+    ) -> Outcome {
         let stale = |(id, installed): (&EndpointId, &Installed)| {
             (owners.get(id) != Some(&installed.owner)).then_some(*id)
         };
         let stale: Vec<_> = self.installed.iter().filter_map(stale).collect();
         stale.into_iter().for_each(|endpoint| self.forget(endpoint));
 
-        let steps = plan(&self.shadow, wanted);
-        if steps.is_empty() {
+        let steps = plan(&self.shadow, change);
+        let held: BTreeMap<EndpointId, String> = held
+            .iter()
+            .filter(|(endpoint, _)| change.tables.contains_key(endpoint))
+            .map(|(endpoint, reason)| (*endpoint, reason.clone()))
+            .collect();
+        if steps.is_empty() && held.is_empty() {
             return Outcome::default();
         }
-        let before = self.shadow.clone();
-        let mut commit =
-            Commit { kernel: self, before, wanted, owners, outcome: Outcome::default() };
-        commit.refuse_oversized();
-        commit.take(steps);
-        let outcome = commit.outcome;
+        let outcome = Commit::new(self, change, owners).run(steps, held);
+        let classes = change.hosts.values().chain(change.nets.values()).flatten();
+        self.highest = classes.map(|class| class.0).fold(self.highest, u32::max);
         // also after a failure: the steps that were taken changed verdicts
         self.gate.maps.control().bump_epoch();
         outcome
     }
 }
 
-struct Commit<'a> {
-    kernel: &'a mut Kernel,
-    before: MapState,
-    wanted: &'a MapState,
-    owners: &'a BTreeMap<EndpointId, u32>,
-    outcome: Outcome,
-}
-
-impl Commit<'_> {
-    /// Spares the kernel a million insertions that end in "full".
-    fn refuse_oversized(&mut self) {
-        for (endpoint, entries) in &self.wanted.tables {
-            if entries.len() > POLICY_MAP_MAX as usize {
-                let reason = format!(
-                    "its policies need {} map entries, at most {POLICY_MAP_MAX} fit: use fewer or wider port ranges",
-                    entries.len()
-                );
-                self.fail(*endpoint, reason);
+/// What the maps should hold of the things that an engine touched. An endpoint without a table (another pod has
+/// taken its name) keeps the one it has, if any: without one it would fall back to its startup state, which
+/// may be "open".
+pub fn change(engine: &Engine, touched: &Touched, owners: &Owners) -> MapChange {
+    let compiled: &Compiled = engine.compiled();
+    let origin = |rule: RuleId| -> Option<&RuleOrigin> { engine.origin(rule) };
+    let mut tables = BTreeMap::new();
+    for (endpoint, part) in &touched.tables {
+        let (Some(table), Some(owner)) = (compiled.tables.get(endpoint), owners.get(endpoint))
+        else {
+            continue;
+        };
+        let change = match part {
+            Part::Whole => TableChange::Whole(encode::table(*owner, &table.entries, origin)),
+            Part::Classes(classes) => {
+                let column = |class| {
+                    let column = table.column(class);
+                    let rules = column
+                        .into_iter()
+                        .filter_map(|entry| table.entries.get(&entry).map(|rule| (entry, *rule)));
+                    (class, encode::table(*owner, &rules.collect(), origin))
+                };
+                TableChange::Classes(classes.iter().copied().map(column).collect())
             }
-        }
+        };
+        tables.insert(*endpoint, change);
     }
-
-    fn take(&mut self, steps: Vec<Step<MapKey>>) {
-        let mut new = Vec::new();
-        for step in steps {
-            match step {
-                Step::NewTable { endpoint, entries } => new.push((endpoint, entries)),
-                step => {
-                    // the plan has all new tables in a row, when the classes have settled
-                    self.install(std::mem::take(&mut new));
-                    if let Err(reason) = self.take_one(step) {
-                        // Later steps rely on every address having its class: nothing may be removed
-                        // while one is missing. New endpoints stay in their startup state.
-                        self.outcome.stopped = Some(reason);
-                        return;
-                    }
-                }
-            }
-        }
-        self.install(new);
+    let host = |address| (address, compiled.hosts.get(&address).copied());
+    let net = |prefix| (prefix, compiled.nets.get(&prefix).copied());
+    MapChange {
+        hosts: touched.hosts.iter().copied().map(host).collect(),
+        nets: touched.nets.iter().copied().map(net).collect(),
+        tables,
     }
-
-    /// Takes any step but [`Step::NewTable`]. An error is one of the classes.
-    fn take_one(&mut self, step: Step<MapKey>) -> Result<(), String> {
-        let maps = &self.kernel.gate.maps;
-        match &step {
-            Step::SetEntry { endpoint, key, rule } => {
-                let endpoint = *endpoint;
-                if self.outcome.degraded.contains_key(&endpoint) {
-                    return Ok(());
-                }
-                let Some(installed) = self.kernel.installed.get(&endpoint) else { return Ok(()) };
-                if let Err(error) = installed.map.set(&key.0, &encode::value(*rule)) {
-                    self.fail(endpoint, error.to_string());
-                    return Ok(());
-                }
-            }
-            Step::RemoveEntry { endpoint, key } => {
-                let endpoint = *endpoint;
-                if self.outcome.degraded.contains_key(&endpoint) {
-                    return Ok(());
-                }
-                let Some(installed) = self.kernel.installed.get(&endpoint) else { return Ok(()) };
-                if let Err(error) = installed.map.remove(&key.0) {
-                    self.outcome.degraded.insert(endpoint, error.to_string());
-                    return Ok(());
-                }
-            }
-            Step::SetHost { address, class } => {
-                maps.set_peer(*address, class.0).map_err(|e| e.to_string())?;
-            }
-            Step::SetNet { prefix, class } => {
-                maps.set_net((prefix.addr(), prefix.prefix_len()), class.0)
-                    .map_err(|e| e.to_string())?;
-            }
-            Step::RemoveNet { prefix } => {
-                maps.remove_net((prefix.addr(), prefix.prefix_len())).map_err(|e| e.to_string())?;
-            }
-            Step::RemoveHost { address } => {
-                maps.remove_peer(*address).map_err(|e| e.to_string())?;
-            }
-            // its registration is gone (the writer keeps the tables of all others), so nothing is in force
-            Step::DropTable { endpoint } => {
-                self.kernel.installed.remove(endpoint);
-            }
-            Step::NewTable { .. } => return Ok(()),
-        }
-        self.kernel.shadow.apply(step);
-        self.outcome.steps += 1;
-        Ok(())
-    }
-
-    /// Installs first tables, all in one batch: one RCU grace period however many pods started at once.
-    /// Until that moment each of them is in its startup state; classes and their entries are complete by
-    /// now, so that its first verdict under a policy is the right one.
-    fn install(&mut self, tables: Vec<(EndpointId, BTreeMap<MapKey, RuleId>)>) {
-        let gate = self.kernel.gate.clone();
-        let mut made = Vec::new();
-        for (endpoint, entries) in tables {
-            if self.outcome.degraded.contains_key(&endpoint) {
-                continue;
-            }
-            let encoded: Vec<_> =
-                entries.iter().map(|(key, rule)| (key.0, encode::value(*rule))).collect();
-            match gate.maps.new_policy_map(&encoded) {
-                Ok(map) => made.push((endpoint, entries, map)),
-                Err(error) => {
-                    self.outcome.degraded.insert(endpoint, error.to_string());
-                }
-            }
-        }
-        let batch: Vec<_> = made.iter().map(|(endpoint, _, map)| (endpoint.0, map)).collect();
-        let whole = gate.maps.install_policy_maps(&batch);
-        for (endpoint, entries, map) in made {
-            // a batch stops at its first failure; one by one, the others are not held up by it
-            let installed = match &whole {
-                Ok(()) => Ok(()),
-                Err(_) => gate.maps.install_policy_maps(&[(endpoint.0, &map)]),
-            };
-            if let Err(error) = installed {
-                self.outcome.degraded.insert(endpoint, error.to_string());
-                continue;
-            }
-            let owner = self.owners.get(&endpoint).copied().unwrap_or_default();
-            self.kernel.installed.insert(endpoint, Installed { owner, map });
-            self.kernel.shadow.apply(Step::NewTable { endpoint, entries });
-            self.outcome.steps += 1;
-        }
-    }
-
-    /// The endpoint's new entries cannot all be there: goes back to its last complete policy.
-    fn fail(&mut self, endpoint: EndpointId, reason: String) {
-        self.outcome.degraded.insert(endpoint, reason);
-        let Some(last) = self.before.tables.get(&endpoint) else { return };
-        let Some(installed) = self.kernel.installed.get(&endpoint) else { return };
-        let now = self.kernel.shadow.tables.get(&endpoint).cloned().unwrap_or_default();
-        let kept = keep::translate(last, &self.before, self.wanted);
-        let mut set = Vec::new();
-        for (key, rule) in last.iter().chain(&kept) {
-            if now.get(key) != Some(rule) {
-                set.push((*key, *rule));
-            }
-        }
-        // removals first: they make the room
-        let keep: BTreeSet<&MapKey> = last.keys().chain(kept.keys()).collect();
-        for key in now.keys().filter(|key| !keep.contains(key)) {
-            if installed.map.remove(&key.0).is_ok() {
-                self.kernel.shadow.apply(Step::RemoveEntry { endpoint, key: *key });
-            }
-        }
-        for (key, rule) in set {
-            if installed.map.set(&key.0, &encode::value(rule)).is_ok() {
-                self.kernel.shadow.apply(Step::SetEntry { endpoint, key, rule });
-            }
-        }
-    }
-}
-
-/// The classes that a state mentions.
-fn classes(state: &MapState) -> impl Iterator<Item = Class> {
-    let keys = state.tables.values().flat_map(BTreeMap::keys).map(EntryKey::class);
-    state.hosts.values().chain(state.nets.values()).copied().chain(keys)
 }

@@ -1,6 +1,6 @@
 //! The one thread that decides what the maps hold.
 //!
-//! It takes every message that is waiting, then compiles and commits once: a burst costs one compilation
+//! It takes every message that is waiting, then commits once: a burst costs one look at each thing that changed
 //! and one RCU grace period, and a lone event waits for nothing.
 
 mod endpoints;
@@ -16,7 +16,8 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use podgate_bpf::handshake::{EndpointRef, Response};
-use podgate_policy::compile::{Compiled, Compiler, Endpoint, EndpointId};
+use podgate_policy::compile::Compiled;
+use podgate_policy::engine::Engine;
 use podgate_policy::index::Index;
 use tokio::sync::oneshot;
 
@@ -58,20 +59,16 @@ pub type Question = Box<dyn FnOnce(&Answers<'_>) + Send>;
 pub struct Answers<'a> {
     /// The cluster.
     pub index: &'a Index,
-    /// The compiler, which knows what rule numbers mean.
-    pub compiler: &'a Compiler,
-    /// What the maps should hold.
-    pub compiled: &'a Compiled,
-    /// The node's endpoints, by id.
-    pub endpoints: &'a [Endpoint],
+    /// What follows from it.
+    pub engine: &'a Engine,
     /// The services and what the maps hold of them.
     pub services: &'a ServiceSync,
 }
 
 impl Answers<'_> {
-    /// The endpoint of this number.
-    pub fn endpoint(&self, id: EndpointId) -> Option<&Endpoint> {
-        self.endpoints.iter().find(|endpoint| endpoint.id == id)
+    /// What the maps should hold.
+    pub fn compiled(&self) -> &Compiled {
+        self.engine.compiled()
     }
 }
 

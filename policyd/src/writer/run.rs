@@ -6,17 +6,17 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use podgate_bpf::handshake::{EndpointRef, Response};
-use podgate_policy::compile::{Compiled, Compiler, EndpointId, RuleId, RuleOrigin};
+use podgate_policy::compile::EndpointId;
+use podgate_policy::engine::{Engine, Part, Touched};
 use tokio::sync::oneshot;
 
 use super::endpoints::{Delta, Endpoints};
 use super::standing::Observe;
 use super::waiting::{Standing, Waiting};
 use super::{Answers, Message, Question};
-use crate::encode;
 use crate::sources::Store;
 use crate::sync::services::ServiceSync;
-use crate::sync::{Adopted, Kernel, MapState};
+use crate::sync::{self, Adopted, Kernel, Owners};
 use crate::view::{Commits, Shared};
 
 /// How soon something that failed is tried again: doubled from the first to the second.
@@ -29,9 +29,9 @@ pub(super) struct Run {
     pub(super) endpoints: Endpoints,
     pub(super) kernel: Kernel,
     pub(super) services: ServiceSync,
-    compiler: Compiler,
-    pub(super) compiled: Arc<Compiled>,
-    pub(super) origins: Arc<BTreeMap<RuleId, RuleOrigin>>,
+    pub(super) engine: Engine,
+    /// What the engine said is different, and the maps may not say yet.
+    pending: Touched,
     /// As last told; `None` before the first time.
     pub(super) node_addresses: Option<Arc<BTreeSet<IpAddr>>>,
     waiting: Waiting,
@@ -44,6 +44,8 @@ pub(super) struct Run {
     pub(super) degraded: BTreeMap<EndpointId, String>,
     pub(super) stopped: Option<String>,
     retry: Option<Instant>,
+    /// The next commit is one.
+    retrying: bool,
     delay: Duration,
     /// Policy maps of endpoints that are gone may be left.
     litter: bool,
@@ -57,7 +59,7 @@ impl Run {
         sources: impl IntoIterator<Item = String>,
         observe: Observe,
     ) -> podgate_bpf::Result<Self> {
-        let Adopted { kernel, registrations, compiler } = Kernel::adopt(shared.gate.clone())?;
+        let Adopted { kernel, registrations, engine } = Kernel::adopt(shared.gate.clone())?;
         let services = ServiceSync::adopt(shared.gate.clone(), &shared.node)?;
         let mut endpoints = Endpoints::default();
         endpoints.refresh_all(&shared.gate.maps)?;
@@ -74,9 +76,8 @@ impl Run {
             endpoints,
             kernel,
             services,
-            compiler,
-            compiled: Arc::default(),
-            origins: Arc::default(),
+            engine,
+            pending: Touched::default(),
             node_addresses: None,
             waiting: Waiting::default(),
             barriers: Vec::new(),
@@ -86,6 +87,7 @@ impl Run {
             degraded: BTreeMap::new(),
             stopped: None,
             retry: None,
+            retrying: false,
             delay: RETRY.0,
             litter: true,
             commits: Commits::default(),
@@ -117,7 +119,7 @@ impl Run {
                 self.take(message);
             }
             if self.retry.is_some_and(|at| at <= Instant::now()) {
-                (self.retry, self.dirty) = (None, true);
+                (self.retry, self.retrying, self.dirty) = (None, true, true);
             }
             if self.dirty && self.store.synced() {
                 self.commit();
@@ -258,15 +260,13 @@ impl Run {
 
     fn commit(&mut self) {
         let started = Instant::now();
-        let input = self.endpoints.compile_input();
-        let compiled = self.compiler.compile(&self.shared.index(), &input);
-        self.learn_origins(&compiled);
-        let owners: BTreeMap<EndpointId, u32> =
+        let owners: Owners =
             self.endpoints.iter().map(|(id, registration)| (id, registration.owner)).collect();
-        let wanted = self.wanted(&compiled, &owners);
+        let held = self.follow_index(&owners);
+        let change = sync::change(&self.engine, &self.pending, &owners);
         self.services.follow(self.shared.index_mut().services_mut());
         self.services.retire();
-        let outcome = self.kernel.commit(&wanted, &owners);
+        let outcome = self.kernel.commit(&change, &owners, &held);
         self.services.extend();
         if self.services.take_changed() {
             self.shared.gate.maps.control().bump_epoch();
@@ -275,7 +275,10 @@ impl Run {
 
         self.dirty = false;
         self.ready |= outcome.stopped.is_none();
-        self.compiled = Arc::new(compiled);
+        if outcome.stopped.is_none() {
+            self.pending = Touched::default();
+        }
+        outcome.degraded.keys().for_each(|endpoint| self.pending.table(*endpoint));
         let took = started.elapsed();
         self.commits.count += 1;
         self.commits.last = took;
@@ -301,8 +304,11 @@ impl Run {
             (self.retry, self.delay) = (None, RETRY.0);
         } else {
             self.commits.incomplete += 1;
-            self.retry = Some(Instant::now() + self.delay);
-            self.delay = (self.delay * 2).min(RETRY.1);
+            // events that come meanwhile do not put it off
+            if self.retry.is_none() {
+                self.retry = Some(Instant::now() + self.delay);
+                self.delay = (self.delay * 2).min(RETRY.1);
+            }
         }
         tracing::debug!(
             steps = outcome.steps,
@@ -313,37 +319,32 @@ impl Run {
         (self.degraded, self.stopped) = (outcome.degraded, outcome.stopped);
     }
 
-    /// What the maps should hold. An endpoint that has a policy but no table (another pod has taken its name)
-    /// keeps the one it has: without any it would fall back to its startup state, which may be "open".
-    fn wanted(&self, compiled: &Compiled, owners: &BTreeMap<EndpointId, u32>) -> MapState {
-        let origin = |rule| self.origins.get(&rule);
-        let mut wanted = MapState::of(compiled, |endpoint, table| {
-            encode::table(owners.get(&endpoint).copied().unwrap_or_default(), table, origin)
-        });
+    /// Lets the engine follow what happened, and adds to what the maps may not say yet. Returns the endpoints that are
+    /// not worth another try before the next retry.
+    fn follow_index(&mut self, owners: &Owners) -> BTreeMap<EndpointId, String> {
+        let first = self.commits.count == 0;
+        self.engine.set_endpoints(self.endpoints.compile_input());
+        let changes = self.shared.index_mut().take_changes();
+        let fresh = self.engine.update(&self.shared.index(), changes);
+        let retries = std::mem::take(&mut self.retrying);
+        let held = self
+            .degraded
+            .iter()
+            .filter(|(endpoint, _)| !retries && fresh.tables.get(endpoint) != Some(&Part::Whole));
+        let held = held.map(|(endpoint, reason)| (*endpoint, reason.clone())).collect();
+        self.pending.merge(fresh);
+        if first {
+            // what an earlier policyd left counts as different, all of it
+            let shadow = self.kernel.shadow();
+            self.pending.hosts.extend(shadow.hosts.keys());
+            self.pending.nets.extend(shadow.nets.keys());
+        }
         for (endpoint, owner) in owners {
-            if !wanted.tables.contains_key(endpoint)
-                && self.kernel.in_force(*endpoint, *owner)
-                && let Some(table) = self.kernel.shadow().tables.get(endpoint)
-            {
-                wanted.tables.insert(*endpoint, table.clone());
+            if !self.kernel.in_force(*endpoint, *owner) || first {
+                self.pending.table(*endpoint);
             }
         }
-        wanted
-    }
-
-    fn learn_origins(&mut self, compiled: &Compiled) {
-        let rules = compiled.tables.values().flat_map(|table| table.entries.values());
-        let new: BTreeSet<RuleId> =
-            rules.copied().filter(|rule| !self.origins.contains_key(rule)).collect();
-        if new.is_empty() {
-            return;
-        }
-        let origins = Arc::make_mut(&mut self.origins);
-        for rule in new {
-            if let Some(origin) = self.compiler.origin(rule) {
-                origins.insert(rule, origin.clone());
-            }
-        }
+        held
     }
 
     fn answer(&mut self) {
@@ -367,15 +368,8 @@ impl Run {
             let _ = barrier.send(());
         }
         if !self.questions.is_empty() {
-            let endpoints = self.endpoints.compile_input();
             let index = self.shared.index();
-            let answers = Answers {
-                index: &index,
-                compiler: &self.compiler,
-                compiled: &self.compiled,
-                endpoints: &endpoints,
-                services: &self.services,
-            };
+            let answers = Answers { index: &index, engine: &self.engine, services: &self.services };
             for question in self.questions.drain(..) {
                 question(&answers);
             }

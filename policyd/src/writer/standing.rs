@@ -17,11 +17,12 @@ pub(super) type Observe = Box<dyn FnMut(Duration) + Send>;
 
 impl Run {
     pub(super) fn view(&self) -> View {
-        let tables = &self.kernel.shadow().tables;
+        let (compiled, tables) = (self.engine.compiled(), &self.kernel.shadow().tables);
         let endpoint = |(id, registration): (EndpointId, &Arc<Registration>)| {
             let view = EndpointView {
                 registration: registration.clone(),
                 state: self.state(id, registration),
+                table: compiled.tables.get(&id).cloned(),
                 rules: tables.get(&id).map_or(0, BTreeMap::len),
             };
             (id, view)
@@ -30,8 +31,10 @@ impl Run {
             ready: self.ready,
             sources: self.store.states(),
             endpoints: self.endpoints.iter().map(endpoint).collect(),
-            compiled: self.compiled.clone(),
-            origins: self.origins.clone(),
+            peers: compiled.hosts.len(),
+            nets: compiled.nets.len(),
+            classes: self.engine.classes(),
+            origins: self.engine.rule_names().clone(),
             node_addresses: self.node_addresses.clone().unwrap_or_default(),
             stopped: self.stopped.clone(),
             rules: tables.values().map(BTreeMap::len).sum(),
@@ -50,7 +53,7 @@ impl Run {
         let reason = match self.degraded.get(&id) {
             Some(reason) => Some(reason.clone()),
             None if !self.ready => Some(self.unready()),
-            None if self.compiled.tables.contains_key(&id) => match in_force {
+            None if self.engine.compiled().tables.contains_key(&id) => match in_force {
                 true => None,
                 false => Some(self.stopped.clone().unwrap_or_else(|| "not programmed yet".into())),
             },

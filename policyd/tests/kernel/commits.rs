@@ -8,7 +8,7 @@ use podgate_bpf::maps::Registration;
 use podgate_bpf::{Gate, PinRoot};
 use podgate_policy::compile::{Class, EndpointId, RuleId};
 use policyd::encode::MapKey;
-use policyd::sync::{Kernel, MapState};
+use policyd::sync::{Kernel, MapChange, MapState};
 use proptest::prelude::*;
 
 use crate::node::on_a_node;
@@ -37,7 +37,11 @@ fn state() -> impl Strategy<Value = MapState> {
         ipnet::IpNet::new([10, 0, a % 4, 0].into(), length).unwrap().trunc()
     });
     let nets = prop::collection::btree_map(net, class(), 0..6);
-    (hosts, nets, tables).prop_map(|(hosts, nets, tables)| MapState { hosts, nets, tables })
+    (hosts, nets, tables).prop_map(|(hosts, nets, tables)| MapState {
+        hosts,
+        nets: nets.into_iter().collect(),
+        tables,
+    })
 }
 
 /// The same with the real endpoints. Endpoints that have a table keep it: the writer never asks otherwise.
@@ -74,7 +78,8 @@ fn the_kernel_holds_what_was_asked_for_after_each_of_many_commits() {
                 let wanted = real(state, &endpoints, kernel.shadow());
                 let epoch = gate.maps.control().epoch();
                 let changed = kernel.shadow() != &wanted;
-                let outcome = kernel.commit(&wanted, &owners);
+                let change = MapChange::between(kernel.shadow(), &wanted);
+                let outcome = kernel.commit(&change, &owners, &BTreeMap::new());
                 prop_assert!(outcome.is_complete(), "{:?}", outcome);
                 prop_assert_eq!(kernel.shadow(), &wanted);
                 prop_assert_eq!(gate.maps.control().epoch() != epoch, changed);

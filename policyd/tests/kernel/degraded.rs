@@ -9,7 +9,7 @@ use podgate_bpf::{Gate, PinRoot};
 use podgate_policy::compile::{Class, EndpointId, RuleId};
 use podgate_policy::diff::EntryKey;
 use policyd::encode::MapKey;
-use policyd::sync::{Kernel, MapState};
+use policyd::sync::{Kernel, MapChange, MapState, Outcome, Owners};
 
 use crate::node::{Node, eventually, on_a_node, on_a_node_of, pod, policy};
 
@@ -38,9 +38,15 @@ fn state(tables: &[(u32, &[MapKey])], hosts: &[(&str, u32)]) -> MapState {
     let table = |keys: &[MapKey]| keys.iter().map(|key| (*key, RuleId(7))).collect();
     MapState {
         hosts: hosts.iter().map(|(a, class)| (a.parse().unwrap(), Class(*class))).collect(),
-        nets: BTreeMap::new(),
+        nets: Default::default(),
         tables: tables.iter().map(|(id, keys)| (EndpointId(*id), table(keys))).collect(),
     }
+}
+
+/// Changes what the maps hold into this.
+fn commit(kernel: &mut Kernel, wanted: &MapState, owners: &Owners) -> Outcome {
+    let change = MapChange::between(kernel.shadow(), wanted);
+    kernel.commit(&change, owners, &BTreeMap::new())
 }
 
 #[test]
@@ -56,7 +62,7 @@ fn entries_that_cannot_be_added_cost_none_and_hold_nobody_else_up() {
             ],
             &[("10.0.0.9", 1)],
         );
-        assert!(kernel.commit(&first, &owners).is_complete());
+        assert!(commit(&mut kernel, &first, &owners).is_complete());
         assert!(node.allows(&a, "10.0.0.9", 6, 80));
 
         // the peer moves to a new class; a's new entries for it cannot all be written
@@ -70,7 +76,7 @@ fn entries_that_cannot_be_added_cost_none_and_hold_nobody_else_up() {
             ],
             &[("10.0.0.9", 2)],
         );
-        let outcome = kernel.commit(&second, &owners);
+        let outcome = commit(&mut kernel, &second, &owners);
         assert_eq!(outcome.degraded.keys().collect::<Vec<_>>(), [&EndpointId(a.ifindex)]);
         assert_eq!(outcome.stopped, None);
         // a keeps what it had, for the same peer under its new class, and nothing of the new policy
@@ -85,7 +91,7 @@ fn entries_that_cannot_be_added_cost_none_and_hold_nobody_else_up() {
             &[(a.ifindex, &[key(a.owner, 2, 443)]), (b.ifindex, &[key(b.owner, 2, 443)])],
             &[("10.0.0.9", 2)],
         );
-        assert!(kernel.commit(&third, &owners).is_complete());
+        assert!(commit(&mut kernel, &third, &owners).is_complete());
         let map = node.maps().policy_map(a.ifindex).unwrap().unwrap();
         assert_eq!(map.entries().unwrap().len(), 1);
         assert_eq!(kernel.shadow(), &third);
@@ -99,13 +105,13 @@ fn a_table_that_no_map_holds_is_refused_before_it_is_tried() {
         let owners = [(EndpointId(a.ifindex), a.owner)].into();
         let mut kernel = Kernel::adopt(gate(node)).unwrap().kernel;
         let first = state(&[(a.ifindex, &[key(a.owner, 0, 80)])], &[]);
-        assert!(kernel.commit(&first, &owners).is_complete());
+        assert!(commit(&mut kernel, &first, &owners).is_complete());
         let mut many = first.clone();
         let table = many.tables.get_mut(&EndpointId(a.ifindex)).unwrap();
         for n in 0..=POLICY_MAP_MAX {
             table.insert(key(a.owner, 0, n as u16).with_class(Class(n >> 16)), RuleId(7));
         }
-        let outcome = kernel.commit(&many, &owners);
+        let outcome = commit(&mut kernel, &many, &owners);
         let reason = &outcome.degraded[&EndpointId(a.ifindex)];
         assert!(reason.contains("at most 1048576 fit"), "{reason}");
         let map = node.maps().policy_map(a.ifindex).unwrap().unwrap();
@@ -123,7 +129,7 @@ fn a_first_table_that_cannot_be_made_leaves_the_endpoint_in_its_startup_state() 
             &[(a.ifindex, &[impossible(key(a.owner, 0, 80))]), (b.ifindex, &[key(b.owner, 0, 80)])],
             &[],
         );
-        let outcome = kernel.commit(&wanted, &owners);
+        let outcome = commit(&mut kernel, &wanted, &owners);
         assert_eq!(outcome.degraded.len(), 1);
         assert!(node.maps().policy_map(a.ifindex).unwrap().is_none());
         assert!(!kernel.in_force(EndpointId(a.ifindex), a.owner));

@@ -1,5 +1,6 @@
 //! The node, its pods and their gates.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +16,7 @@ use podgate_policy::compile::{Class, EndpointId};
 
 use super::{Net, Policy, eventually};
 use crate::sandbox;
-use policyd::sync::{Kernel, MapState};
+use policyd::sync::{Kernel, MapChange, MapState};
 
 /// A family of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,7 +221,8 @@ impl Lab {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut writer);
         let Writer { kernel, wanted, owners } = &mut *writer;
-        let outcome = kernel.commit(wanted, owners);
+        let change = MapChange::between(kernel.shadow(), wanted);
+        let outcome = kernel.commit(&change, owners, &BTreeMap::new());
         assert!(outcome.is_complete(), "commit: {outcome:?}");
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use podgate_policy::compile::{Class, Entry, PortMatch, RuleId, Table};
+use podgate_policy::compile::{Class, Entry, PortMatch, RuleId};
 use podgate_policy::model::{Direction, Protocol};
 
 use policyd::encode::{self, MapKey};
@@ -46,7 +46,6 @@ impl Policy {
 
     /// The same as the map of an endpoint with this `owner` number has it.
     pub(super) fn spelled(&self, owner: u32) -> BTreeMap<MapKey, RuleId> {
-        let table = Table { entries: self.entries.clone(), ..Table::default() };
-        encode::table(owner, &table, |_| None)
+        encode::table(owner, &self.entries, |_| None)
     }
 }

@@ -39,6 +39,7 @@ use program::{InForce, Program, wanted};
 use rules::Rules;
 use subjects::{Subject, Subjects, known_pod};
 
+pub use rules::RuleNames;
 pub use touched::{Part, Touched};
 
 /// Follows an index and the node's endpoints. Held by the one writer of the maps.
@@ -106,6 +107,11 @@ impl Engine {
     /// What a rule number stands for, or stood for not too long ago.
     pub fn origin(&self, rule: RuleId) -> Option<&RuleOrigin> {
         self.rules.origin(rule)
+    }
+
+    /// The same, for those who do not hold the engine.
+    pub fn rule_names(&self) -> &RuleNames {
+        self.rules.names()
     }
 
     /// The endpoint of this number.

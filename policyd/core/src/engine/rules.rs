@@ -1,6 +1,7 @@
 //! Numbers of rules: table entries, flows and counters name them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::compile::{RuleId, RuleOrigin};
 use crate::model::{Direction, PolicyId};
@@ -9,10 +10,30 @@ use crate::model::{Direction, PolicyId};
 /// them for a while; the oldest are forgotten first, so that policies that come and go for years need no more.
 const REMEMBERED: usize = 16_384;
 
+/// What rule numbers stand for, for whoever reads: it follows the engine that it is of.
+#[derive(Clone, Debug, Default)]
+pub struct RuleNames(Arc<RwLock<HashMap<RuleId, Arc<RuleOrigin>>>>);
+
+impl RuleNames {
+    /// What a rule number stands for, or stood for not too long ago.
+    pub fn get(&self, rule: RuleId) -> Option<Arc<RuleOrigin>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&rule).cloned()
+    }
+
+    fn set(&self, rule: RuleId, origin: Option<Arc<RuleOrigin>>) {
+        let mut names = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        match origin {
+            Some(origin) => names.insert(rule, origin),
+            None => names.remove(&rule),
+        };
+    }
+}
+
 /// The rules of the policies in force, and the last of those that were.
 #[derive(Debug)]
 pub(crate) struct Rules {
-    ids: HashMap<RuleOrigin, RuleId>,
+    ids: HashMap<Arc<RuleOrigin>, RuleId>,
+    names: RuleNames,
     origins: BTreeMap<RuleId, Rule>,
     /// Retired rules, oldest first; some are back in use.
     retired: VecDeque<(RuleId, u64)>,
@@ -22,7 +43,7 @@ pub(crate) struct Rules {
 
 #[derive(Debug)]
 struct Rule {
-    origin: RuleOrigin,
+    origin: Arc<RuleOrigin>,
     /// By how many versions of its policy: two while one follows the other.
     uses: u32,
     /// The number of its last retirement.
@@ -33,6 +54,7 @@ impl Rules {
     pub(crate) fn new() -> Self {
         let mut rules = Self {
             ids: HashMap::new(),
+            names: RuleNames::default(),
             origins: BTreeMap::new(),
             retired: VecDeque::new(),
             last: 0,
@@ -46,12 +68,18 @@ impl Rules {
 
     fn insert(&mut self, id: RuleId, origin: RuleOrigin) {
         self.last = self.last.max(id.0);
+        let origin = Arc::new(origin);
+        self.names.set(id, Some(origin.clone()));
         self.ids.insert(origin.clone(), id);
         self.origins.insert(id, Rule { origin, uses: 1, retired: 0 });
     }
 
     pub(crate) fn origin(&self, id: RuleId) -> Option<&RuleOrigin> {
-        self.origins.get(&id).map(|rule| &rule.origin)
+        self.origins.get(&id).map(|rule| &*rule.origin)
+    }
+
+    pub(crate) fn names(&self) -> &RuleNames {
+        &self.names
     }
 
     /// The number of a rule that is in use from now on: the one it had, if that is still remembered.
@@ -91,6 +119,7 @@ impl Rules {
                 && let Some(Rule { origin, .. }) = self.origins.remove(&id)
             {
                 self.ids.remove(&origin);
+                self.names.set(id, None);
             }
         }
     }
