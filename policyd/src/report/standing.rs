@@ -58,10 +58,10 @@ impl Standing {
     pub fn of(shared: &Shared) -> Self {
         let view = shared.view();
         let mut pods: BTreeMap<PodRef, PodStanding> = BTreeMap::new();
-        for (id, endpoint) in &view.endpoints {
+        for endpoint in view.endpoints.values() {
             let Some(pod) = &endpoint.registration.pod else { continue };
             let key = ObjectKey::new(pod.namespace.as_str(), pod.name.as_str());
-            let table = view.compiled.tables.get(id);
+            let table = endpoint.table.as_ref();
             let standing = PodStanding {
                 ingress: table.map(|table| table.ingress.clone()).unwrap_or_default(),
                 egress: table.map(|table| table.egress.clone()).unwrap_or_default(),
