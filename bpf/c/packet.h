@@ -53,7 +53,8 @@ struct pg_packet {
 	struct pg_addr service;
 	__u32 affinity; /* with it: the service's number, if its clients keep their endpoints */
 	__u8 asked;	/* it is known that no service has to do with it */
-	__u8 pad[3];
+	__u8 watched;	/* of the judgement: the endpoint is PG_STARTUP_WATCH */
+	__u8 pad[2];
 };
 
 /* 0 if the two are the same. Without branches, of which the verifier would follow every combination. */

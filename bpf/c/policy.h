@@ -99,12 +99,14 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, struct pg_packet *packet, 
 	packet->rule = 0;
 	packet->class = PG_CLASS_ANY;
 	packet->by_own_node = 0;
+	packet->watched = 0;
 	endpoint = bpf_map_lookup_elem(&endpoints, &ifindex);
 	if (!endpoint)
 		return PG_DENY_NO_ENDPOINT;
 	packet->owner = endpoint->owner;
-	if (direction == PG_EGRESS && endpoint->anti_spoofing &&
-	    endpoint->startup != PG_STARTUP_WATCH && pg_is_spoofed(endpoint, packet))
+	packet->watched = endpoint->startup == PG_STARTUP_WATCH;
+	if (direction == PG_EGRESS && endpoint->anti_spoofing && !packet->watched &&
+	    pg_is_spoofed(endpoint, packet))
 		return PG_DENY_SPOOFED;
 
 	key.owner = endpoint->owner;
@@ -142,7 +144,7 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, struct pg_packet *packet, 
 	}
 
 	/* After the node's own packets, which the flow remembers as such. */
-	if (endpoint->startup == PG_STARTUP_WATCH)
+	if (packet->watched)
 		return PG_ALLOW_STARTUP;
 	table = bpf_map_lookup_elem(&policies, &ifindex);
 	if (!table)

@@ -366,6 +366,9 @@ PG_VERIFIED_ALONE int pg_new_service(struct __sk_buff *skb, struct pg_packet *pa
 		if (!pg_pick(packet, behind, attempt))
 			return PG_PLAIN;
 		reason = pg_judge(skb, behind, PG_EGRESS, 0);
+		/* It may be of a conversation from before, which somebody else translates: to another endpoint. */
+		if (behind->watched && !pg_is_opening(packet))
+			return PG_PLAIN;
 		hairpin = reason == PG_ALLOW_OWN_ADDRESS;
 		if (reason >= PG_DENY_FIRST || !pg_is_taken(packet, behind, hairpin))
 			break;

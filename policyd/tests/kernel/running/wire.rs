@@ -121,3 +121,48 @@ fn the_node_itself() {
         });
     }
 }
+
+/// `web` may speak to `api` at TCP 8080 and to `db` at UDP 5353, and to nobody else; nobody may speak to it.
+const CLIENT: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+    metadata: {namespace: shop, name: web}\n\
+    spec:\n  podSelector: {matchLabels: {app: web}}\n  policyTypes: [Ingress, Egress]\n  egress:\n  \
+    - to: [{podSelector: {matchLabels: {app: api}}}]\n    ports: [{port: 8080}]\n  \
+    - to: [{podSelector: {matchLabels: {app: db}}}]\n    ports: [{port: 5353, protocol: UDP}]\n---\n";
+
+/// For podgate the service is at `api` alone: what has been going to `db` must go on to go there.
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {namespace: shop, name: one}\n\
+    spec:\n  clusterIP: 10.96.0.1\n  selector: {app: api}\n  ports:\n  \
+    - {name: http, port: 80, targetPort: 8080}\n  \
+    - {name: dns, port: 53, targetPort: 5353, protocol: UDP}\n---\n";
+
+/// What kube-proxy has translated goes on being translated by it, and is judged by where it goes.
+#[test]
+fn connections_through_a_service() {
+    on_a_node(|node| {
+        track();
+        nft("add chain inet t p { type nat hook prerouting priority -100; }");
+        nft("add chain inet t s { type nat hook postrouting priority 100; }");
+        for (seen, to) in [
+            ("ip daddr 10.96.0.1 tcp dport 80", "10.77.0.3:8080"),
+            ("ip daddr 10.96.0.1 udp dport 53", "10.77.0.4:5353"),
+            ("ip daddr 10.96.0.2 tcp dport 80", "10.77.0.4:9000"),
+        ] {
+            nft(&format!("add rule inet t p {seen} dnat ip to {to}"));
+        }
+        // one of them masqueraded too, as from outside the cluster's range
+        nft("add rule inet t s ip daddr 10.77.0.3 tcp dport 8080 masquerade");
+        let pods = three(node, Chain::Ptp, true);
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let mut allowed = pods.connect_by(WEB, API, at("10.96.0.1:80"), at("10.77.0.3:8080"));
+        let mut forbidden = pods.connect_by(WEB, DB, at("10.96.0.2:80"), at("10.77.0.4:9000"));
+        let asked = pods.ask(WEB, DB, at("10.96.0.1:53"), at("10.77.0.4:5353"));
+        assert!(allowed.passes() && forbidden.passes() && asked.pass());
+        node.manifest("pods.yaml", &pods.manifests());
+        node.manifest("policies.yaml", CLIENT);
+        node.manifest("services.yaml", SERVICE);
+        let _policyd = pods.policyd(&[]);
+        adopt_while_talking(&pods, &mut [&mut allowed], &[&asked]);
+        assert_eq!(denied(node), []);
+        assert!(!forbidden.passes());
+    });
+}
