@@ -15,6 +15,7 @@ use podgate_policy::index::Index;
 use podgate_policy::model::ObjectKey;
 
 use crate::compiling;
+use crate::kernel::{DROP, NEXT};
 use crate::oracle::World;
 use crate::sandbox::{self, Veth};
 use policyd::sync::{self, Kernel};
@@ -160,13 +161,25 @@ impl Loader {
 
     /// Whether a frame passes the gate of a pod; `received_on` as in [`Context::ingress_ifindex`].
     pub fn passes(&self, pod: usize, direction: Direction, frame: &[u8], received_on: u32) -> bool {
-        let context = Context { ifindex: self.veths[pod].ifindex, ingress_ifindex: received_on };
-        let outcome = self.gate.test_run(direction, context, frame, 1);
-        match outcome.unwrap_or_else(|e| panic!("run a program: {e}")).action {
-            -1 => true,
-            2 => false,
+        match self.run(pod, direction, frame, received_on).0 {
+            NEXT => true,
+            DROP => false,
             other => panic!("neither next nor shot: {other}"),
         }
+    }
+
+    /// As [`Loader::passes`]: the program's action, and the frame as it left it.
+    pub fn run(
+        &self,
+        pod: usize,
+        direction: Direction,
+        frame: &[u8],
+        received_on: u32,
+    ) -> (i32, Vec<u8>) {
+        let context = Context { ifindex: self.veths[pod].ifindex, ingress_ifindex: received_on };
+        let outcome = self.gate.test_run(direction, context, frame, 1);
+        let outcome = outcome.unwrap_or_else(|e| panic!("run a program: {e}"));
+        (outcome.action, outcome.packet)
     }
 }
 

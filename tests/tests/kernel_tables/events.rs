@@ -83,6 +83,35 @@ fn contents(f: Family) -> Vec<Table> {
                 assert_eq!(got, (AllowPolicy, Verdict::Allow, Egress, 1, 17));
                 assert_eq!((event.pod, event.peer), ((pod, 5000), (peer, 53)));
             }),
+        table(f.named("events: a denial through a service names both"), {
+            world().service(Service::new(f.service, 80, TCP, &[(f.peer, 8080)]))
+        })
+        .from_pod(tcp(40000, 80).syn().between(f.pod, f.service), DenyPolicy)
+        .then("its event", move |lab| {
+            let event = told(lab).remove(0);
+            assert_eq!((event.reason, event.rule, event.class), (DenyPolicy, 0, 17));
+            assert_eq!((event.pod, event.peer), ((pod, 40000), (peer, 8080)));
+            assert_eq!(event.service, Some((address(f.service), 80)));
+        }),
+        table(f.named("events: a flow through a service, and its end by policy"), {
+            world().service(Service::new(f.service, 54, UDP, &[(f.peer, 53)]))
+        })
+        .then("tell", |lab| lab.gate().maps.control().tell_allowed(true))
+        .from_pod_as(
+            udp(5000, 54).between(f.pod, f.service),
+            AllowPolicy,
+            udp(5000, 53).between(f.pod, f.peer),
+        )
+        .change(|lab| lab.withdraw(Egress, 17, Ports::One(UDP, 53)))
+        .to_pod(udp(53, 5000).between(f.peer, f.pod), DenyPolicy)
+        .from_pod(udp(5000, 54).between(f.pod, f.service), DenyPolicy)
+        .then("its three events", move |lab| {
+            let told = told(lab);
+            let both: Vec<_> = told.iter().map(|event| (event.peer, event.service)).collect();
+            assert_eq!(both, [((peer, 53), Some((address(f.service), 54))); 3]);
+            let verdicts: Vec<_> = told.iter().map(|event| event.verdict).collect();
+            assert_eq!(verdicts, [Verdict::Allow, Verdict::Deny, Verdict::Deny]);
+        }),
         table(f.named("events: an echo's identifier stands for its port"), world())
             .from_pod(f.out(f.ping(7)), DenyPolicy)
             .then("its event", move |lab| {

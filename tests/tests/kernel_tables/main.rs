@@ -18,6 +18,7 @@ mod policy;
 mod prelude;
 mod service_errors;
 mod service_flows;
+mod service_spread;
 mod services;
 mod startup;
 mod tcp;
@@ -42,6 +43,7 @@ fn main() -> std::process::ExitCode {
             events::tables(),
             services::tables(),
             service_flows::tables(),
+            service_spread::tables(),
             service_errors::tables(),
             hairpin::tables(),
         ]

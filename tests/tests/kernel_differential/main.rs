@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod services;
+
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -35,6 +37,13 @@ fn main() -> ExitCode {
                 new_flows();
                 Ok(())
             }),
+            Trial::test(
+                "every_verdict_through_a_service_is_the_oracles_on_the_endpoint_picked",
+                || {
+                    services::through_services();
+                    Ok(())
+                },
+            ),
             Trial::test("every_live_flow_is_judged_again_as_the_oracle_says", || {
                 live_flows();
                 Ok(())
