@@ -41,7 +41,12 @@ run_tier() {
     cluster)
         scripts/preflight.sh runtime || return
         PODGATE_CLUSTER_BIN=$(scripts/cluster-programs.sh) || return
-        export PODGATE_CLUSTER_BIN
+        # the name that the rendered objects ask for
+        PODGATE_IMAGE=$(realpath "$logs/..")/image/podgate.tar
+        local version
+        version=$(awk '$1 == "newTag:" { print $2 }' deploy/kustomize/base/kustomization.yaml)
+        scripts/image.sh "$PODGATE_BIN_DIR" "ghcr.io/podgate/podgate:$version" "$PODGATE_IMAGE" || return
+        export PODGATE_CLUSTER_BIN PODGATE_IMAGE
         ;;
     esac
     [[ $tier == unit ]] || config=(--config "target.'cfg(all())'.runner = '$PWD/scripts/run-as-root.sh'")

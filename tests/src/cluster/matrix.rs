@@ -143,9 +143,14 @@ impl Matrix {
 
     /// Tries everything until it is as expected; how long that took. Fails with what differed in the last round.
     pub fn expect(&self, title: &str, allowed: impl Fn(&Case<'_>) -> bool) -> Result<Duration> {
+        self.expect_verdicts(title, &self.cases().iter().map(allowed).collect::<Vec<_>>())
+    }
+
+    /// [`Self::expect`], with the verdict of each of [`Self::cases`].
+    pub fn expect_verdicts(&self, title: &str, verdicts: &[bool]) -> Result<Duration> {
         let started = Instant::now();
         loop {
-            let wrong = self.differences(&allowed)?;
+            let wrong = self.differences(verdicts)?;
             if wrong.is_empty() {
                 return Ok(started.elapsed());
             }
@@ -157,8 +162,16 @@ impl Matrix {
         }
     }
 
+    /// Tries everything until it is as the oracle says of this world.
+    pub fn expect_oracle(&self, title: &str, world: &oracle::World) -> Result<Duration> {
+        let cases = self.cases();
+        let verdicts = cases.iter().map(|case| Self::oracle(world, case));
+        let verdicts = verdicts.collect::<Result<Vec<_>>>()?;
+        self.expect_verdicts(title, &verdicts)
+    }
+
     /// Tries everything once; what is not as expected.
-    pub fn differences(&self, allowed: impl Fn(&Case<'_>) -> bool) -> Result<Vec<String>> {
+    pub fn differences(&self, verdicts: &[bool]) -> Result<Vec<String>> {
         let cases = self.cases();
         let probes: Vec<_> = cases
             .iter()
@@ -170,8 +183,8 @@ impl Matrix {
             .collect();
         let answers = probe::run(&probes)?;
         let mut wrong = Vec::new();
-        for (case, answer) in cases.iter().zip(answers) {
-            match (answer, allowed(case)) {
+        for ((case, answer), allowed) in cases.iter().zip(answers).zip(verdicts) {
+            match (answer, *allowed) {
                 (None, false) => {}
                 (Some(name), true) if name == case.to.id() => {}
                 (Some(name), true) => wrong.push(format!("{case}: {name} answered")),

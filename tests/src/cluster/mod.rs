@@ -15,6 +15,7 @@ pub mod podgate;
 pub mod pods;
 pub mod probe;
 pub mod programs;
+pub mod shared;
 pub mod worker;
 
 use std::thread;

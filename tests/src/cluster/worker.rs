@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::control::{Control, tail};
 use super::{Options, Proxy, network, programs};
@@ -174,6 +174,32 @@ impl Worker {
     pub fn log(&self, name: &str) -> String {
         let log = fs::read_to_string(self.node.home(&format!("{name}.log"))).unwrap_or_default();
         tail(&log)
+    }
+
+    /// Leaves the pods to come only so many addresses of each family, so that they are soon used again.
+    pub fn limit_addresses(&self, count: u8) -> Result<()> {
+        let file = "conf/10-pods.conflist";
+        let text = fs::read(self.node.home(file)).context("read the conflist")?;
+        let mut conflist: Value = serde_json::from_slice(&text).context("read the conflist")?;
+        let ranges = &mut conflist["plugins"][0]["ipam"]["ranges"];
+        for range in ranges.as_array_mut().into_iter().flatten() {
+            let subnet = range[0]["subnet"].as_str().context("a range has a subnet")?;
+            let base = subnet.split('/').next().context("a subnet has a length")?;
+            // the last octet or group is 0 in both families
+            let base = base.strip_suffix('0').unwrap_or(base);
+            let end = if base.ends_with(':') {
+                format!("{:x}", count + 1)
+            } else {
+                (count + 1).to_string()
+            };
+            range[0]["rangeEnd"] = format!("{base}{end}").into();
+        }
+        self.node.write(file, conflist.to_string().as_bytes())
+    }
+
+    /// The process id of this node's policyd, as the test sees it.
+    pub fn policyd_pid(&self) -> Result<i32> {
+        self.node.pod_process("policyd run").context("find policyd")
     }
 
     /// Waits until the kubelet's own health check is answered.

@@ -76,13 +76,6 @@ impl Transport {
     }
 }
 
-impl Transport {
-    /// The transport header and what follows, without an IP header.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
 /// A TCP segment without flags; see [`Transport::syn`] and its like.
 pub fn tcp(source: u16, destination: u16) -> Transport {
     let mut bytes = ports(source, destination);

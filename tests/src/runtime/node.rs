@@ -210,6 +210,21 @@ impl Node {
         }
     }
 
+    /// The process in one of this node's pods whose command line contains this, its id as the test sees it.
+    pub fn pod_process(&self, command: &str) -> Result<i32> {
+        let read = |pid: &str, file: &str| {
+            fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default()
+        };
+        let processes = fs::read_dir("/proc").context("read /proc")?.flatten();
+        let mut pids = processes.filter_map(|process| process.file_name().into_string().ok());
+        let found = pids.find(|pid| {
+            read(pid, "cmdline").replace('\0', " ").contains(command)
+                && read(pid, "cgroup").contains(&format!("/{}/", self.cgroup))
+        });
+        let pid = found.and_then(|pid| pid.parse().ok());
+        pid.with_context(|| format!("find the process {command:?}: it does not run"))
+    }
+
     /// Runs `work` on a thread in the node's network namespace.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         in_namespace(Path::new(&format!("/proc/{}/ns/net", self.pid)), work)

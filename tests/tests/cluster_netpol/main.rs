@@ -9,11 +9,10 @@ mod scenarios;
 mod sctp;
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
 use podgate_tests::cluster::matrix::Matrix;
+use podgate_tests::cluster::shared::{self, Test};
 use podgate_tests::cluster::{Cluster, Options};
 
 use reach::{Scenario, Step};
@@ -25,48 +24,13 @@ struct Bench {
 }
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    // one cluster, one set of policies
-    arguments.test_threads = Some(1);
-    if arguments.list {
-        return libtest_mimic::run(&arguments, trials(None)).exit_code();
-    }
-    let bench = match Bench::start() {
-        Ok(bench) => Arc::new(bench),
-        Err(error) => {
-            eprintln!("{error:#}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let conclusion = libtest_mimic::run(&arguments, trials(Some(&bench)));
-    let ended = Arc::into_inner(bench).context("end the cluster: it is in use");
-    if let Err(error) = ended.and_then(|bench| bench.cluster.finish()) {
-        eprintln!("{error:#}");
-        return ExitCode::FAILURE;
-    }
-    conclusion.exit_code()
-}
-
-fn trials(bench: Option<&Arc<Bench>>) -> Vec<Trial> {
-    let all = scenarios::every_scenario().into_iter().map(|scenario| {
-        let bench = bench.cloned();
-        Trial::test(scenario.title(), move || match &bench {
-            Some(bench) => {
-                bench.play(&scenario).map_err(|error| Failed::from(format!("{error:#}")))
-            }
-            None => Ok(()),
-        })
+    let written = scenarios::every_scenario().into_iter().map(|scenario| {
+        Test::new(scenario.title(), move |bench: &mut Bench| bench.play(&scenario))
     });
     let sctp = sctp::every_scenario().into_iter().map(|scenario| {
-        let bench = bench.cloned();
-        Trial::test(scenario.title, move || match &bench {
-            Some(bench) => {
-                sctp::play(bench, &scenario).map_err(|error| Failed::from(format!("{error:#}")))
-            }
-            None => Ok(()),
-        })
+        Test::new(scenario.title, move |bench: &mut Bench| sctp::play(bench, &scenario))
     });
-    all.chain(sctp).collect()
+    shared::main(Bench::start, written.chain(sctp).collect(), |bench| bench.cluster.finish())
 }
 
 impl Bench {
@@ -107,23 +71,9 @@ impl Bench {
                 let expected = look.reach.allows(&case.from.id(), &case.to.id());
                 ensure!(expected == allowed, "the scenario and the oracle disagree on {case}");
             }
-            verdicts.push((
-                case.from.id(),
-                case.to.id(),
-                case.asked,
-                case.protocol,
-                case.port,
-                allowed,
-            ));
+            verdicts.push(allowed);
         }
-        self.matrix.expect("after the step", |case| {
-            let (from, to) = (case.from.id(), case.to.id());
-            verdicts.iter().any(|(f, t, asked, protocol, port, allowed)| {
-                (f, t, *asked, *protocol, *port)
-                    == (&from, &to, case.asked, case.protocol, case.port)
-                    && *allowed
-            })
-        })?;
+        self.matrix.expect_verdicts("after the step", &verdicts)?;
         Ok(())
     }
 

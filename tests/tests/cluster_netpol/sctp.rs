@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use podgate_tests::cluster::pods::Workload;
-use podgate_tests::packet::{self, protocol};
+use podgate_tests::packet::protocol;
 use podgate_tests::runtime::node::in_namespace;
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -101,10 +101,10 @@ fn reached(pods: &[Workload], port: u16) -> Result<BTreeSet<(String, String)>> {
     let receivers = pods.iter().map(open).collect::<Result<Vec<_>>>()?;
     for (index, (from, to)) in pairs(pods).enumerate() {
         let source = 20_000 + u16::try_from(index).context("too many pairs")?;
-        let packet = packet::sctp(source, port);
+        let packet = init(source, port);
         let sender = open(from)?;
         let to = SocketAddr::new(to.addresses[0], 0);
-        sender.send_to(packet.bytes(), &to.into()).context("send an INIT")?;
+        sender.send_to(&packet, &to.into()).context("send an INIT")?;
     }
     thread::sleep(LISTEN);
     let mut seen = BTreeSet::new();
@@ -121,6 +121,18 @@ fn reached(pods: &[Workload], port: u16) -> Result<BTreeSet<(String, String)>> {
         }
     }
     Ok(seen)
+}
+
+/// The beginning of an association. Whole and with its checksum: the nodes' connection tracking looks at it too, and
+/// kube-proxy has what is not understood there dropped.
+fn init(source: u16, port: u16) -> Vec<u8> {
+    let mut packet = [source.to_be_bytes(), port.to_be_bytes()].concat();
+    packet.extend([0; 8]);
+    // type, flags, length; initiate tag, window, streams each way, first number
+    packet.extend([1, 0, 0, 20, 0, 0, 0, 1, 0, 0, 0x20, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    let checksum = crc32c::crc32c(&packet).to_le_bytes();
+    packet[8..12].copy_from_slice(&checksum);
+    packet
 }
 
 /// A raw socket in a pod for everything of SCTP.
