@@ -1,5 +1,6 @@
 //! The control plane: etcd, API server, controllers, scheduler, on a node of their own without a runtime.
 
+use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
@@ -85,6 +86,8 @@ impl Control {
             format!("--client-ca-file={}", home("ca.crt")),
             format!("--kubelet-client-certificate={}", home("api.crt")),
             format!("--kubelet-client-key={}", home("api.key")),
+            // names of nodes lead nowhere
+            "--kubelet-preferred-address-types=InternalIP".into(),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             format!("--service-account-key-file={}", home("accounts.pub")),
             format!("--service-account-signing-key-file={}", home("accounts.key")),
@@ -102,7 +105,13 @@ impl Control {
 
     /// SIGKILL: connections break, watches end.
     pub fn kill_api(&mut self) -> Result<()> {
-        self.api.take().context("kill the API server: it does not run")?.kill()
+        self.api.take().context("kill the API server: it does not run")?.kill()?;
+        // its successor needs the port, which the kernel takes from the dead a little later
+        let closed = until(START, || {
+            let asked = self.node.inside(|| TcpStream::connect(network::API));
+            matches!(asked, Ok(Err(_)))
+        });
+        if closed { Ok(()) } else { bail!("kill the API server: its port is still open") }
     }
 
     /// The API server's process id, for a measurement.

@@ -176,6 +176,13 @@ impl Worker {
         tail(&log)
     }
 
+    /// Cuts the node off from the API server, or joins it again. Pods go on reaching other nodes.
+    pub fn partition(&self, cut: bool) -> Result<()> {
+        let verb = if cut { "add" } else { "del" };
+        let route = format!("ip route {verb} blackhole 172.30.0.1/32");
+        network::script(&self.node, &route).with_context(|| format!("{verb} the partition"))
+    }
+
     /// Leaves the pods to come only so many addresses of each family, so that they are soon used again.
     pub fn limit_addresses(&self, count: u8) -> Result<()> {
         let file = "conf/10-pods.conflist";
