@@ -35,7 +35,6 @@ pub(super) struct Attachment {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct File {
-    #[serde(default)]
     container_id: String,
     #[serde(default)]
     if_name: String,
@@ -115,4 +114,55 @@ fn parse(text: &[u8]) -> serde_json::Result<Attachment> {
         interfaces,
         addresses,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of containerd 1.6 (libcni 1.1), shortened where dots stand.
+    const CONTAINERD: &str = r#"{"kind":"cniCacheV1","containerId":"3b1c","config":"ewog","ifName":"eth0",
+        "networkName":"pods","cniArgs":[["IgnoreUnknown","1"],["K8S_POD_NAMESPACE","default"],
+        ["K8S_POD_NAME","a"],["K8S_POD_INFRA_CONTAINER_ID","3b1c"],["K8S_POD_UID","uid-of-a"]],
+        "capabilityArgs":{"dns":{},"io.kubernetes.cri.pod-annotations":{}},
+        "result":{"cniVersion":"1.0.0","dns":{},"interfaces":[
+          {"mac":"be:87","name":"cni0"},{"mac":"5a:3e","name":"veth7d"},
+          {"mac":"96:ab","name":"eth0","sandbox":"/var/run/netns/cni-1"}],
+        "ips":[{"address":"10.88.0.10/16","gateway":"10.88.0.1","interface":2},
+          {"address":"fd00::a/64","interface":2}],"routes":[{"dst":"0.0.0.0/0"}]}}"#;
+
+    #[test]
+    fn containerds_note_names_pod_container_and_interface() {
+        let found = parse(CONTAINERD.as_bytes()).unwrap();
+        let pod = PodRef { namespace: "default".into(), name: "a".into(), uid: "uid-of-a".into() };
+        assert_eq!(found.pod, Some(pod));
+        assert_eq!((found.container_id.as_str(), found.ifname.as_str()), ("3b1c", "eth0"));
+        assert_eq!(found.network, "pods");
+        assert_eq!(found.netns, BTreeSet::from(["/var/run/netns/cni-1".into()]));
+        assert_eq!(found.interfaces, BTreeSet::from(["eth0".to_owned()]));
+        let addresses: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["10.88.0.10", "fd00::a"]);
+    }
+
+    #[test]
+    fn later_libcni_names_the_namespace_and_podman_no_pod() {
+        let text = r#"{"kind":"cniCacheV1","containerId":"c","ifName":"eth0","networkName":"n",
+            "netns":"/run/netns/x","cniArgs":[["IgnoreUnknown","1"],["K8S_POD_NAME","tool"]]}"#;
+        let found = parse(text.as_bytes()).unwrap();
+        assert_eq!(found.pod, None);
+        assert_eq!(found.netns, BTreeSet::from(["/run/netns/x".into()]));
+        assert_eq!(found.interfaces, BTreeSet::from(["eth0".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_no_note_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path()), []);
+        let results = dir.path().join("results");
+        fs::create_dir(&results).unwrap();
+        fs::write(results.join("half"), "{\"kind\":").unwrap();
+        fs::write(results.join("pods-3b1c-eth0"), CONTAINERD).unwrap();
+        fs::write(results.join("list"), "[]").unwrap();
+        assert_eq!(read(dir.path()).len(), 1);
+    }
 }

@@ -112,3 +112,135 @@ pub(super) fn local_pods<'a>(index: &'a Index, node: &'a str) -> impl Iterator<I
         pod.node.as_deref() == Some(node) && pod.may_own_addresses() && !pod.addresses.is_empty()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use podgate_bpf::hostlink::Link;
+    use podgate_policy::index::Change;
+
+    use super::*;
+    use crate::adopt::cache::Attachment;
+    use crate::adopt::find::Inside;
+
+    fn pod(name: &str, addresses: &[&str]) -> Pod {
+        Pod {
+            key: ObjectKey::new("shop", name),
+            uid: "u1".into(),
+            created: 0,
+            labels: Default::default(),
+            addresses: addresses.iter().map(|each| each.parse().unwrap()).collect(),
+            ports: Vec::new().into(),
+            life: PodLife::Live,
+            host_network: false,
+            node: Some("n1".into()),
+        }
+    }
+
+    fn veth(addresses: &[&str], noted: Option<(&str, &str)>) -> Veth {
+        let attachment = noted.map(|(name, uid)| Attachment {
+            container_id: "c".into(),
+            ifname: "eth0".into(),
+            network: "pods".into(),
+            pod: Some(PodRef { namespace: "shop".into(), name: name.into(), uid: uid.into() }),
+            netns: BTreeSet::new(),
+            interfaces: BTreeSet::from(["eth0".to_owned()]),
+            addresses: vec!["10.0.0.8".parse().unwrap()],
+        });
+        Veth {
+            host: Link {
+                index: 7,
+                name: "veth7".into(),
+                kind: Some("veth".into()),
+                peer: Some(2),
+                peer_netns: Some(0),
+            },
+            inside: Some(Inside {
+                netns: "/run/netns/a".into(),
+                cookie: 5,
+                interface: "eth0".into(),
+                addresses: addresses.iter().map(|each| each.parse().unwrap()).collect(),
+                attachment,
+            }),
+        }
+    }
+
+    fn decide(pods: &[Pod], veth: &Veth) -> Finding {
+        let mut index = Index::new();
+        for pod in pods {
+            index.apply(Change::PodSet(pod.clone()));
+        }
+        identify(veth, &index, "n1", true)
+    }
+
+    #[test]
+    fn a_noted_pod_is_registered_as_its_plugin_would_have() {
+        let veth = veth(&["10.0.0.7", "10.0.0.8", "192.168.0.1"], Some(("web", "u1")));
+        let Finding::Pod { registration, settled } = decide(&[pod("web", &["10.0.0.7"])], &veth)
+        else {
+            panic!("it is a pod")
+        };
+        assert!(settled && registration.owner != 0 && registration.anti_spoofing);
+        assert_eq!(registration.startup, Startup::Watch);
+        assert_eq!((registration.ifindex, registration.netns_cookie), (7, 5));
+        assert_eq!(registration.container_id, "c");
+        assert_eq!(registration.interface, "eth0");
+        assert_eq!(registration.network, "pods");
+        // what somebody added inside is not the pod's to send from
+        let addresses: Vec<String> =
+            registration.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["10.0.0.7", "10.0.0.8"]);
+    }
+
+    #[test]
+    fn without_a_note_the_address_tells() {
+        let found = decide(&[pod("web", &["10.0.0.7"])], &veth(&["10.0.0.7"], None));
+        let Finding::Pod { registration, settled } = found else { panic!("it is a pod") };
+        assert!(!settled);
+        assert_eq!(
+            registration.pod.map(|pod| (pod.name, pod.uid)),
+            Some(("web".into(), "u1".into()))
+        );
+        let far = Pod { node: Some("n2".into()), ..pod("web", &["10.0.0.7"]) };
+        assert_eq!(decide(&[far], &veth(&["10.0.0.7"], None)), Finding::Stranger);
+        assert_eq!(decide(&[], &veth(&["10.0.0.7"], None)), Finding::Stranger);
+    }
+
+    #[test]
+    fn one_whose_policy_is_not_known_waits() {
+        let waits = |pods: &[Pod], uid: &str| match decide(
+            pods,
+            &veth(&["10.0.0.7"], Some(("web", uid))),
+        ) {
+            Finding::Waits { pod, reason } => {
+                assert_eq!(pod, ObjectKey::new("shop", "web"));
+                reason
+            }
+            other => panic!("{other:?}"),
+        };
+        assert!(waits(&[], "u1").contains("not known to any source"));
+        assert!(waits(&[pod("web", &["10.0.0.7"])], "u2").contains("has uid u1"));
+        assert!(waits(&[pod("web", &[])], "u1").contains("names no address"));
+    }
+
+    #[test]
+    fn whoever_has_no_gate_of_its_own_is_a_stranger() {
+        let noted = veth(&["10.0.0.7"], Some(("web", "u1")));
+        let host = Pod { host_network: true, ..pod("web", &["10.0.0.7"]) };
+        assert_eq!(decide(&[host], &noted), Finding::Stranger);
+        let over = Pod { life: PodLife::Finished, ..pod("web", &["10.0.0.7"]) };
+        assert_eq!(decide(&[over], &noted), Finding::Stranger);
+        // a further network's interface of the same pod
+        assert_eq!(decide(&[pod("web", &["10.9.0.7"])], &noted), Finding::Stranger);
+        let nowhere = Veth { inside: None, ..noted };
+        assert_eq!(decide(&[pod("web", &["10.0.0.7"])], &nowhere), Finding::Stranger);
+    }
+
+    #[test]
+    fn a_terminating_pod_is_not_settled() {
+        let ends = Pod { life: PodLife::Terminating, ..pod("web", &["10.0.0.7"]) };
+        let found = decide(&[ends], &veth(&["10.0.0.7"], Some(("web", "u1"))));
+        assert!(matches!(found, Finding::Pod { settled: false, .. }), "{found:?}");
+    }
+}

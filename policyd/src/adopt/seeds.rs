@@ -157,3 +157,173 @@ fn kind(protocol: u8, echo: FlowKind) -> FlowKind {
         _ => FlowKind::Plain,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use podgate_bpf::abi::FlowState;
+
+    use super::protocol::{ICMP, TCP, UDP};
+    use super::*;
+    use crate::adopt::conntrack::Sides;
+
+    const OWN: EndpointRef = EndpointRef { ifindex: 7, owner: 70 };
+    const OTHER: EndpointRef = EndpointRef { ifindex: 8, owner: 80 };
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    /// A connection, its answers, and what is made of it for pods 10.0.0.1 and 10.0.0.2 on a node 10.0.0.254.
+    fn seeds(tracked: Tracked, sockets: Sockets) -> Vec<Seed> {
+        let subject = |endpoint, address: &str| Subject {
+            endpoint,
+            addresses: vec![address.parse().unwrap()],
+            sockets: sockets.clone(),
+        };
+        let subjects = [subject(OWN, "10.0.0.1"), subject(OTHER, "10.0.0.2")];
+        let node = BTreeSet::from(["10.0.0.254".parse().unwrap()]);
+        Subjects::new(&subjects, &node).of_tracked(&tracked).collect()
+    }
+
+    fn tracked(protocol: u8, original: [&str; 2], reply: [&str; 2]) -> Tracked {
+        let sides = |[source, destination]: [&str; 2]| Sides {
+            source: at(source),
+            destination: at(destination),
+        };
+        let (original, reply) = (sides(original), sides(reply));
+        let state = FlowState::Established;
+        Tracked { protocol, original, reply, state, picked_up: false }
+    }
+
+    fn seed(endpoint: EndpointRef, pod: &str, peer: &str, direction: Direction) -> Seed {
+        Seed {
+            endpoint,
+            pod: at(pod),
+            peer: at(peer),
+            protocol: TCP,
+            kind: FlowKind::Plain,
+            direction,
+            state: FlowState::Established,
+            by_own_node: false,
+            translated_to: None,
+        }
+    }
+
+    #[test]
+    fn a_connection_of_two_pods_is_a_flow_at_each() {
+        let (client, server) = ("10.0.0.1:4000", "10.0.0.2:80");
+        let found = seeds(tracked(TCP, [client, server], [server, client]), Sockets::default());
+        let expected = [
+            seed(OWN, client, server, Direction::Egress),
+            seed(OTHER, server, client, Direction::Ingress),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_services_endpoint_is_what_policy_is_about() {
+        let (client, service, server) = ("10.0.0.1:4000", "10.96.0.1:80", "10.0.0.2:8080");
+        let found = seeds(tracked(TCP, [client, service], [server, client]), Sockets::default());
+        let expected = [
+            Seed {
+                translated_to: Some(at(server)),
+                ..seed(OWN, client, service, Direction::Egress)
+            },
+            seed(OTHER, server, client, Direction::Ingress),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn who_is_masqueraded_looks_like_the_node_and_is_not() {
+        // from outside through a node port, and from the node's own process: both arrive with the node's address
+        let outside = tracked(
+            TCP,
+            ["192.0.2.9:5000", "10.0.0.254:30080"],
+            ["10.0.0.2:80", "10.0.0.254:6000"],
+        );
+        let found = seeds(outside, Sockets::default());
+        assert_eq!(found, [seed(OTHER, "10.0.0.2:80", "10.0.0.254:6000", Direction::Ingress)]);
+        let own =
+            tracked(TCP, ["10.0.0.254:5000", "10.0.0.2:80"], ["10.0.0.2:80", "10.0.0.254:5000"]);
+        let found = seeds(own, Sockets::default());
+        let expected = seed(OTHER, "10.0.0.2:80", "10.0.0.254:5000", Direction::Ingress);
+        assert_eq!(found, [Seed { by_own_node: true, ..expected }]);
+    }
+
+    #[test]
+    fn a_pod_that_is_masqueraded_on_its_way_out_is_seen_before() {
+        let out =
+            tracked(UDP, ["10.0.0.1:4000", "192.0.2.9:53"], ["192.0.2.9:53", "10.0.0.254:4001"]);
+        let found = seeds(out, Sockets::default());
+        let expected = seed(OWN, "10.0.0.1:4000", "192.0.2.9:53", Direction::Egress);
+        assert_eq!(found, [Seed { protocol: UDP, ..expected }]);
+    }
+
+    #[test]
+    fn an_echos_identifier_is_the_pods_side_alone() {
+        let ping = tracked(ICMP, ["10.0.0.1:9", "192.0.2.9:9"], ["192.0.2.9:9", "10.0.0.254:11"]);
+        let expected = Seed {
+            protocol: ICMP,
+            kind: FlowKind::EchoByPod,
+            ..seed(OWN, "10.0.0.1:9", "192.0.2.9:0", Direction::Egress)
+        };
+        assert_eq!(seeds(ping, Sockets::default()), [expected]);
+    }
+
+    #[test]
+    fn what_tracking_met_in_its_midst_is_turned_round_by_the_sockets() {
+        let (server, client) = ("10.0.0.1:80", "192.0.2.9:5000");
+        // the kernel saw an answer of the pod first
+        let wrong = Tracked { picked_up: true, ..tracked(TCP, [server, client], [client, server]) };
+        let egress = seed(OWN, server, client, Direction::Egress);
+        assert_eq!(seeds(wrong, Sockets::default()), [egress], "nothing contradicts it");
+        let sockets = Sockets::of(&[(TCP, 80)], &[(TCP, server, client)]);
+        let ingress = seed(OWN, server, client, Direction::Ingress);
+        assert_eq!(seeds(wrong, sockets.clone()), [ingress]);
+        // one that saw the handshake is believed
+        let right = Tracked { picked_up: false, ..wrong };
+        assert_eq!(seeds(right, sockets), [egress]);
+    }
+
+    #[test]
+    fn untracked_sockets_tell_who_waited() {
+        let sockets = Sockets::of(
+            &[(TCP, 80)],
+            &[
+                (TCP, "10.0.0.1:80", "10.0.0.254:5000"),
+                (TCP, "10.0.0.1:4000", "10.0.0.2:80"),
+                (UDP, "10.0.0.1:40000", "10.0.0.2:53"),
+                (UDP, "10.0.0.1:53", "10.0.0.2:40000"),
+                (UDP, "10.0.0.1:53", "10.0.0.2:54"),
+                (TCP, "127.0.0.1:4000", "127.0.0.1:80"),
+                (TCP, "10.0.0.1:4001", "10.0.0.1:80"),
+            ],
+        );
+        let subject = Subject {
+            endpoint: OWN,
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            sockets: sockets.clone(),
+        };
+        let node = BTreeSet::from(["10.0.0.254".parse().unwrap()]);
+        let subjects = Subjects::new(std::slice::from_ref(&subject), &node);
+        let found: Vec<Option<(Direction, bool)>> = sockets
+            .connected
+            .iter()
+            .map(|socket| subjects.of_socket(&subject, socket))
+            .map(|seed| seed.map(|seed| (seed.direction, seed.by_own_node)))
+            .collect();
+        let expected = [
+            Some((Direction::Ingress, true)),
+            Some((Direction::Egress, false)),
+            Some((Direction::Egress, false)),
+            Some((Direction::Ingress, false)),
+            // two ports that somebody chose: who began is not to be seen
+            None,
+            // neither passes the gate
+            None,
+            None,
+        ];
+        assert_eq!(found, expected);
+    }
+}

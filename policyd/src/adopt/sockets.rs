@@ -125,3 +125,47 @@ fn ephemeral() -> Option<RangeInclusive<u16>> {
     let mut numbers = text.split_whitespace().map(str::parse);
     Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)
 }
+
+#[cfg(test)]
+impl Sockets {
+    /// Those that wait on a port, and those that are connected.
+    pub(super) fn of(waiting: &[(u8, u16)], connected: &[(u8, &str, &str)]) -> Self {
+        let connected = connected.iter().map(|(protocol, local, remote)| Connected {
+            protocol: *protocol,
+            local: local.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            state: FlowState::Established,
+        });
+        Self {
+            connected: connected.collect(),
+            waiting: waiting.iter().copied().collect(),
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn the_kernel_lists_what_this_process_has_open() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let served = listener.local_addr().unwrap();
+        let client = TcpStream::connect(served).unwrap();
+        let asks = UdpSocket::bind("[::1]:0").unwrap();
+        asks.connect("[::1]:9").unwrap();
+        let found = Sockets::read().unwrap();
+        let is = |protocol, local, remote| {
+            let of = Connected { protocol, local, remote, state: FlowState::Established };
+            found.connected.contains(&of)
+        };
+        let port = client.local_addr().unwrap();
+        assert!(is(TCP, port, served) && is(TCP, served, port));
+        assert!(is(UDP, asks.local_addr().unwrap(), asks.peer_addr().unwrap()));
+        assert_eq!(found.opener(TCP, served.port(), port.port()), Some(Direction::Ingress));
+        assert_eq!(found.opener(TCP, port.port(), served.port()), Some(Direction::Egress));
+    }
+}
