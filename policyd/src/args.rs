@@ -10,6 +10,7 @@ use podgate_bpf::loader::Sizes;
 
 use crate::install::{Install, MountBpffs, Uninstall};
 use crate::sources::SourceSpec;
+use crate::sync::services::ServiceMode;
 
 /// The node's daemon of podgate: keeps the kernel's policy maps in step with NetworkPolicies.
 #[derive(Debug, Parser)]
@@ -100,6 +101,14 @@ pub struct Run {
     /// How programs that somebody removed or overtook are attached again: auto, tcx or clsact
     #[arg(long, env = "PODGATE_ATTACH", default_value = "auto", value_name = "KIND")]
     pub attach: AttachMode,
+
+    /// What becomes of services
+    ///
+    /// translate: a pod's packet to a service goes to an endpoint that its gate picks, and policy judges that one.
+    /// leave: kube-proxy picks, behind the gate. Then a service's address is allowed only if every ready endpoint
+    /// behind it is, which is approximate: a service with mixed endpoints is denied whole.
+    #[arg(long, env = "PODGATE_SERVICES", value_enum, default_value_t)]
+    pub services: ServiceMode,
 
     /// How long an ADD waits for its policy before the plugin is told "pending"; keep it below the
     /// plugin's `policydTimeoutMs`

@@ -102,6 +102,7 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         node_name,
         state_dir,
         attach,
+        services,
         cni_wait_ms,
         reconcile_seconds,
         server,
@@ -116,7 +117,7 @@ pub async fn run(args: Run) -> Result<(), RunError> {
     let _only = only_one(&root.dir()).await?;
     make_state_dir(&state_dir)?;
 
-    let shared = Arc::new(Shared::new(gate, node));
+    let shared = Arc::new(Shared::new(gate, node, services));
     let durations = metrics::durations();
     let names: Vec<String> = sources.iter().map(ToString::to_string).collect();
     let all = names.iter().cloned().chain([LOCAL_SOURCE.to_owned()]);

@@ -90,6 +90,11 @@ pub fn table<'a>(
     entries
 }
 
+/// The value of an entry that answers for a service's address: the verdict, and the rule that says so or 0.
+pub fn left((verdict, rule): (u8, u32)) -> PolicyValue {
+    PolicyValue { rule, verdict, pad: [0; 3], hits: 0 }
+}
+
 /// The direction as the programs number it.
 pub fn direction(direction: Direction) -> abi::Direction {
     match direction {

@@ -16,7 +16,7 @@ use podgate_policy::model::ObjectKey;
 use crate::report::Reported;
 use crate::sources::SourceState;
 use crate::sources::kubernetes::Health;
-use crate::sync::services::Counts;
+use crate::sync::services::{Counts, ServiceMode};
 
 /// Shared by the writer, which fills it, and its readers.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Shared {
     pub gate: Arc<Gate>,
     /// This node's name.
     pub node: String,
+    /// What becomes of services.
+    pub services: ServiceMode,
     /// When policyd started.
     pub started: Instant,
     view: ArcSwap<View>,
@@ -122,10 +124,11 @@ impl EndpointState {
 
 impl Shared {
     /// Nothing known yet.
-    pub fn new(gate: Arc<Gate>, node: String) -> Self {
+    pub fn new(gate: Arc<Gate>, node: String, services: ServiceMode) -> Self {
         Self {
             gate,
             node,
+            services,
             started: Instant::now(),
             view: ArcSwap::default(),
             unenforced: ArcSwap::default(),

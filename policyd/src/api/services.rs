@@ -9,6 +9,7 @@ use podgate_policy::services::{Backend, BackendState, Balance, Frontend};
 
 use super::types::{ServiceEndpoint, ServiceFrontend, ServiceState};
 use super::{Api, Refusal};
+use crate::sync::services::ServiceMode;
 use crate::writer::Answers;
 
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<ServiceFrontend>>, Refusal> {
@@ -53,6 +54,9 @@ fn state(
     frontend: Frontend,
     balance: Option<&Balance>,
 ) -> (ServiceState, String) {
+    if answers.services.mode() == ServiceMode::Leave {
+        return (ServiceState::Alone, "--services leave: kube-proxy translates".to_owned());
+    }
     if let Some(reason) = answers.services.reason(frontend) {
         return (ServiceState::Degraded, reason.to_owned());
     }

@@ -13,6 +13,7 @@ use podgate_bpf::{Gate, Result};
 use podgate_policy::compile::{Class, EndpointId, RuleId};
 use podgate_policy::engine::Engine;
 
+use super::left::is_left;
 use super::{Installed, Kernel, MapState};
 use crate::encode::MapKey;
 
@@ -37,7 +38,8 @@ impl Kernel {
         for registration in &registrations {
             let (ifindex, owner) = (registration.ifindex, registration.owner);
             let Some(map) = maps.policy_map(ifindex)? else { continue };
-            let entries = map.entries()?;
+            let mut entries = map.entries()?;
+            entries.retain(|(key, _)| !is_left(key.class));
             if entries.iter().any(|(key, _)| key.owner != owner) {
                 // an earlier pod's, which had this ifindex: it never matches, the endpoint is as good as new
                 continue;
@@ -47,7 +49,7 @@ impl Kernel {
             shadow.tables.insert(endpoint, table.collect());
             installed.insert(endpoint, Installed { owner, map });
         }
-        for (address, class) in maps.peers()? {
+        for (address, class) in maps.peers()?.into_iter().filter(|(_, class)| !is_left(*class)) {
             shadow.hosts.insert(address, Class(class));
         }
         for ((address, length), class) in maps.nets()? {

@@ -11,6 +11,7 @@
 mod adopt;
 mod commit;
 mod keep;
+pub mod left;
 pub mod services;
 mod undo;
 

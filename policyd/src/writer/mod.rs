@@ -5,6 +5,7 @@
 
 mod endpoints;
 mod run;
+mod services;
 mod standing;
 mod waiting;
 

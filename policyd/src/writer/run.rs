@@ -15,7 +15,8 @@ use super::standing::Observe;
 use super::waiting::{Standing, Waiting};
 use super::{Answers, Message, Question};
 use crate::sources::Store;
-use crate::sync::services::ServiceSync;
+use crate::sync::left::LeftAlone;
+use crate::sync::services::{ServiceMode, ServiceSync};
 use crate::sync::{self, Adopted, Kernel, Owners};
 use crate::view::{Commits, Shared};
 
@@ -29,6 +30,7 @@ pub(super) struct Run {
     pub(super) endpoints: Endpoints,
     pub(super) kernel: Kernel,
     pub(super) services: ServiceSync,
+    pub(super) left: LeftAlone,
     pub(super) engine: Engine,
     /// What the engine said is different, and the maps may not say yet.
     pending: Touched,
@@ -60,7 +62,8 @@ impl Run {
         observe: Observe,
     ) -> podgate_bpf::Result<Self> {
         let Adopted { kernel, registrations, engine } = Kernel::adopt(shared.gate.clone())?;
-        let services = ServiceSync::adopt(shared.gate.clone(), &shared.node)?;
+        let services = ServiceSync::adopt(shared.gate.clone(), &shared.node, shared.services)?;
+        let left = LeftAlone::adopt(shared.gate.clone())?;
         let mut endpoints = Endpoints::default();
         endpoints.refresh_all(&shared.gate.maps)?;
         tracing::info!(
@@ -76,6 +79,7 @@ impl Run {
             endpoints,
             kernel,
             services,
+            left,
             engine,
             pending: Touched::default(),
             node_addresses: None,
@@ -265,10 +269,12 @@ impl Run {
         let held = self.follow_index(&owners);
         let change = sync::change(&self.engine, &self.pending, &owners);
         self.services.follow(self.shared.index_mut().services_mut());
-        self.services.retire();
+        if self.services.mode() == ServiceMode::Translate {
+            self.services.retire();
+        }
         let outcome = self.kernel.commit(&change, &owners, &held);
-        self.services.extend();
-        if self.services.take_changed() {
+        let Self { services, left, endpoints, engine, .. } = self;
+        if super::services::commit(services, left, engine.compiled(), endpoints) {
             self.shared.gate.maps.control().bump_epoch();
         }
         self.litter |= self.services.is_littered();
@@ -300,7 +306,7 @@ impl Run {
                 "cannot change the classes of addresses, the last policies stay in force"
             );
         }
-        if outcome.is_complete() && self.services.is_complete() {
+        if outcome.is_complete() && self.services.is_complete() && self.left.is_complete() {
             (self.retry, self.delay) = (None, RETRY.0);
         } else {
             self.commits.incomplete += 1;

@@ -40,7 +40,12 @@ impl Run {
             rules: tables.values().map(BTreeMap::len).sum(),
             commits: self.commits,
             services: self.services.counts(),
-            service_problems: self.services.problems(),
+            service_problems: self
+                .services
+                .problems()
+                .into_iter()
+                .chain(self.left.problem())
+                .collect(),
         }
     }
 

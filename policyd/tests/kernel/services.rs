@@ -216,6 +216,84 @@ fn the_api_tells_what_pods_reach_by_a_service() {
     });
 }
 
+/// Whether a pod's gate lets a packet to a service's address through, untranslated.
+fn lets(node: &Node, at: &podgate_bpf::maps::Registration, port: u16) -> bool {
+    use podgate_bpf::abi::PolicyKey;
+    let class = node.maps().peers().unwrap().get(&"10.96.0.1".parse().unwrap()).copied();
+    let map = node.maps().policy_map(at.ifindex).unwrap().unwrap();
+    let key = |class| PolicyKey {
+        prefixlen: 96,
+        owner: at.owner,
+        class,
+        direction: podgate_bpf::abi::Direction::Egress as u8,
+        protocol: 6,
+        port: port.to_be_bytes(),
+    };
+    let found = class.and_then(|class| map.get(&key(class)).unwrap());
+    found.or_else(|| map.get(&key(0)).unwrap()).is_some_and(|value| value.verdict == 1)
+}
+
+#[test]
+fn services_left_alone_are_allowed_if_every_endpoint_is() {
+    on_a_node(|node| {
+        let pods = [
+            pod("shop/web", "app: web", "10.0.0.1"),
+            pod("shop/free", "app: free", "10.0.0.9"),
+            pod("shop/api-1", "app: api", "10.0.0.2"),
+            pod("shop/api-2", "app: api, old: 'yes'", "10.0.0.3"),
+        ];
+        node.manifest("pods.yaml", &pods.concat());
+        node.manifest("api.yaml", &service("api", "10.96.0.1", ", selector: {app: api}"));
+        let egress = |rule: &str| {
+            format!(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{namespace: shop, name: web}}\n\
+                 spec: {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{rule}]}}\n"
+            )
+        };
+        // the port of the pods, not of the service; and everybody on port 80, which is the service's alone
+        let pods_of = |label: &str| {
+            format!(
+                "{{to: [{{podSelector: {{matchLabels: {{{label}}}}}}}], ports: [{{port: 8080}}]}}"
+            )
+        };
+        node.manifest("policy.yaml", &egress(&pods_of("app: api")));
+        let (web, free) =
+            (node.endpoint("shop/web", "10.0.0.1"), node.endpoint("shop/free", "10.0.0.9"));
+        let translating = node.policyd();
+        node.ready();
+        assert!(entry(node, "10.96.0.1").is_some() && !lets(node, &web, 80));
+        translating.kill();
+
+        let leaving = node.policyd_with(&["--services", "leave"]);
+        node.ready();
+        eventually("its maps are emptied", || entry(node, "10.96.0.1").is_none().then_some(()));
+        assert!(lets(node, &web, 80) && lets(node, &free, 80));
+        assert!(!lets(node, &web, 8080), "that is the pods' port");
+        assert_eq!(node.get("/v1/services")[0]["state"], "alone");
+
+        // one of the two endpoints: not the service, whatever a rule for everybody says of its port
+        for rule in [pods_of("old: 'yes'"), "{ports: [{port: 80}]}".to_owned()] {
+            node.manifest("policy.yaml", &egress(&rule));
+            eventually(&format!("{rule} denies"), || (!lets(node, &web, 80)).then_some(()));
+            node.manifest("policy.yaml", &egress(&pods_of("app: api")));
+            eventually("both are allowed", || lets(node, &web, 80).then_some(()));
+        }
+        // the other endpoint goes away, and what is left is allowed
+        node.manifest("policy.yaml", &egress(&pods_of("old: 'yes'")));
+        eventually("one is not allowed", || (!lets(node, &web, 80)).then_some(()));
+        node.manifest("pods.yaml", &[&pods[0..2], &pods[3..]].concat().concat());
+        eventually("the other is", || lets(node, &web, 80).then_some(()));
+        leaving.kill();
+
+        let _again = node.policyd();
+        node.ready();
+        becomes(node, "10.96.0.1", &["10.0.0.3"], &[]);
+        assert!(!lets(node, &web, 80) && lets(node, &free, 80));
+        let left = node.maps().peers().unwrap().into_values().filter(|class| *class >= 0xF800_0000);
+        assert_eq!(left.count(), 0);
+    });
+}
+
 fn metrics() -> String {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect("127.0.0.1:9898").unwrap();

@@ -10,8 +10,10 @@
 
 mod catalog;
 mod derive;
+mod left;
 mod table;
 
 pub use catalog::Catalog;
 pub use derive::complete;
+pub use left::{LeftAnswer, answer_left};
 pub use table::{Backend, BackendState, Balance, Dispute, Frontend, ServiceTable};

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use clap::ValueEnum;
 use podgate_bpf::abi::BackendState;
 use podgate_bpf::services::{Frontend, ServiceEntry};
 use podgate_bpf::{Gate, Result};
@@ -22,6 +23,16 @@ pub use plan::{ServiceState, Step, Wanted};
 
 /// Steps of cleaning up that are taken without a look at new events.
 const AT_ONCE: usize = 256;
+
+/// What becomes of services: `--services`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ServiceMode {
+    /// Translated at the gate, so that the endpoint is judged.
+    #[default]
+    Translate,
+    /// Left to kube-proxy. A service's address is allowed only if every ready endpoint behind it is.
+    Leave,
+}
 
 /// What the services come to, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +51,7 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct ServiceSync {
     gate: Arc<Gate>,
+    mode: ServiceMode,
     table: ServiceTable,
     shadow: ServiceState,
     /// Frontends that the maps may not hold as the table says.
@@ -59,7 +71,7 @@ pub struct ServiceSync {
 impl ServiceSync {
     /// Takes over what an earlier policyd left in the maps. Changes nothing: what is not wanted any more goes with the
     /// first commit, when every source has spoken.
-    pub fn adopt(gate: Arc<Gate>, node: &str) -> Result<Self> {
+    pub fn adopt(gate: Arc<Gate>, node: &str, mode: ServiceMode) -> Result<Self> {
         let maps = gate.maps.services();
         let shadow = ServiceState {
             services: maps.services()?,
@@ -72,6 +84,7 @@ impl ServiceSync {
             ids.chain(shadow.backends.keys().map(|(id, _)| *id)).collect();
         Ok(Self {
             gate,
+            mode,
             table: ServiceTable::new(node),
             pending: shadow.services.keys().copied().collect(),
             degraded: BTreeMap::new(),
@@ -165,6 +178,11 @@ impl ServiceSync {
         !self.littered.is_empty()
     }
 
+    /// Whether services are translated.
+    pub fn mode(&self) -> ServiceMode {
+        self.mode
+    }
+
     /// What the services lead to.
     pub fn table(&self) -> &ServiceTable {
         &self.table
@@ -202,6 +220,9 @@ impl ServiceSync {
     }
 
     fn wanted(&self, frontend: &Frontend) -> Option<Wanted> {
+        if self.mode == ServiceMode::Leave {
+            return None;
+        }
         let balance = self.table.get(&of_map(frontend)?)?;
         let backends = balance.backends.iter().map(|(backend, state)| {
             let policy::Backend { address, port } = *backend;
