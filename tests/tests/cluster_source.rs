@@ -214,6 +214,14 @@ fn an_outage_costs_nothing_that_is_known_and_hides_nothing_afterwards() -> Resul
     let (web, client) = (site.pod("web")?, site.pod("client")?);
     site.deny("closed", "web")?;
     site.deny("clients", "client")?;
+    site.apply(&[
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "vault"}}),
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": "all", "namespace": "vault"},
+            "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
+        }),
+    ])?;
     let policyd = launch(&site)?;
     site.add(&web)?;
     await_standing(&policyd, "web", "enforced", &["shop/closed"])?;
@@ -230,6 +238,10 @@ fn an_outage_costs_nothing_that_is_known_and_hides_nothing_afterwards() -> Resul
     let stranger = Pod { namespace: "shop".into(), name: "stranger".into(), uid: "nobody".into() };
     site.add(&stranger)?;
     await_standing(&policyd, "stranger", "pending", &[])?;
+    // unless its labels do not matter: the policies of its namespace select every pod
+    let kept = Pod { namespace: "vault".into(), name: "kept".into(), uid: "mirrored".into() };
+    site.add(&kept)?;
+    await_standing(&policyd, "kept", "enforced", &["vault/all"])?;
 
     // policyd neither sees the server come back nor what is deleted then
     policyd.daemon.freeze()?;

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use podgate_policy::index::{Change, Index};
-use podgate_policy::model::ObjectKey;
+use podgate_policy::model::{ObjectKey, Pod};
 
 use super::{Kind, Object, ObjectId, Rank, Update};
 
@@ -22,6 +22,8 @@ pub struct Store {
     /// Pods that no source knows any more but that have an interface here: the index keeps them until
     /// [`Store::release`], for their containers may still run (semantics 11, force-deleted pods).
     lingering: BTreeSet<ObjectKey>,
+    /// Pods that no source knows yet: the index holds a stand-in for each.
+    assumed: BTreeSet<ObjectKey>,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,7 @@ impl Store {
             believed: BTreeMap::new(),
             waiting: BTreeMap::new(),
             lingering: BTreeSet::new(),
+            assumed: BTreeSet::new(),
         }
     }
 
@@ -128,6 +131,39 @@ impl Store {
         self.lingering.remove(pod) && index.apply(Change::PodGone(pod.clone()))
     }
 
+    /// Whether there is any stand-in.
+    pub fn assumes(&self) -> bool {
+        !self.assumed.is_empty()
+    }
+
+    /// Whether the index holds a stand-in for this pod.
+    pub fn assumed(&self, pod: &ObjectKey) -> bool {
+        self.assumed.contains(pod)
+    }
+
+    /// Makes these the stand-ins for pods that no source knows; a source's own version always replaces
+    /// them. True if the index changed.
+    pub fn assume(&mut self, pods: Vec<Pod>, index: &mut Index) -> bool {
+        let mut changed = false;
+        let mut gone = std::mem::take(&mut self.assumed);
+        for pod in pods {
+            let key = pod.key.clone();
+            // a lingering pod is better known than any stand-in
+            if !gone.remove(&key) && index.pod(&key).is_some() {
+                continue;
+            }
+            self.assumed.insert(key.clone());
+            if index.apply(Change::PodSet(pod)) {
+                tracing::warn!(%key, "an unknown pod, and no API server to ask: policies that select all pods of its namespace hold for it");
+                changed = true;
+            }
+        }
+        for key in gone {
+            changed |= index.apply(Change::PodGone(key));
+        }
+        changed
+    }
+
     fn set(&mut self, rank: Rank, object: Object, index: &mut Index) -> bool {
         let id = object.id();
         self.sources[rank.0].given.insert(id.clone());
@@ -145,6 +181,7 @@ impl Store {
         }
         if let ObjectId::Pod(key) = &id {
             self.lingering.remove(key);
+            self.assumed.remove(key);
         }
         self.believed.insert(id, rank);
         index.apply(object.into())
@@ -300,6 +337,31 @@ mod tests {
         assert!(!world.take(1, Update::Replace(vec![pod("two")])));
         assert!(!world.take(1, gone()));
         assert!(world.take(0, Update::Replace(Vec::new())));
+        assert_eq!(label(&world.index), None);
+    }
+
+    #[test]
+    fn a_stand_in_yields_to_the_pod_itself() {
+        let mut world = World::new();
+        let Object::Pod(stand_in) = pod("assumed") else { panic!() };
+        let assume = |world: &mut World, pods: &[&Pod]| {
+            let pods = pods.iter().map(|pod| (*pod).clone()).collect();
+            world.store.assume(pods, &mut world.index)
+        };
+        assert!(assume(&mut world, &[&stand_in]));
+        assert!(!assume(&mut world, &[&stand_in]), "nothing new");
+        assert_eq!(label(&world.index).as_deref(), Some("assumed"));
+        assert!(assume(&mut world, &[]));
+        assert_eq!(label(&world.index), None);
+
+        assume(&mut world, &[&stand_in]);
+        let real = Update::Change { set: vec![pod("real")], gone: Vec::new() };
+        assert!(world.take(0, real));
+        assert!(!world.store.assumes());
+        assert!(!assume(&mut world, &[&stand_in]), "what a source says is believed");
+        assert!(!assume(&mut world, &[]));
+        assert_eq!(label(&world.index).as_deref(), Some("real"));
+        assert!(world.take(0, gone()));
         assert_eq!(label(&world.index), None);
     }
 

@@ -3,6 +3,7 @@
 //! It takes every message that is waiting, then commits once: a burst costs one look at each thing that changed
 //! and one RCU grace period, and a lone event waits for nothing.
 
+mod assume;
 mod endpoints;
 mod run;
 mod services;

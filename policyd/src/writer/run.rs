@@ -40,7 +40,7 @@ pub(super) struct Run {
     barriers: Vec<oneshot::Sender<()>>,
     questions: Vec<Question>,
     /// Something changed that the maps do not say yet.
-    dirty: bool,
+    pub(super) dirty: bool,
     /// A first commit has put in force what the sources say.
     pub(super) ready: bool,
     pub(super) degraded: BTreeMap<EndpointId, String>,
@@ -125,6 +125,7 @@ impl Run {
             if self.retry.is_some_and(|at| at <= Instant::now()) {
                 (self.retry, self.retrying, self.dirty) = (None, true, true);
             }
+            self.assume();
             if self.dirty && self.store.synced() {
                 self.commit();
             }

@@ -83,6 +83,12 @@ impl Health {
         self.lock().clone()
     }
 
+    /// Whether the server has answered for pods and does not any more.
+    pub fn is_away(&self) -> bool {
+        let away = |watch: &Watch| watch.heard.is_some() && matches!(watch.link, Link::Lost { .. });
+        self.lock().get(&Kind::Pod).is_some_and(away)
+    }
+
     /// Somebody needs to know what is new: whoever waits before asking again asks now.
     pub fn hurry(&self) {
         self.wake.notify_waiters();
