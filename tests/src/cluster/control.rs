@@ -1,10 +1,10 @@
 //! The control plane: etcd, API server, controllers, scheduler, on a node of their own without a runtime.
 
-use std::net::TcpStream;
+use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::api::Admin;
 use super::certs::Authority;
@@ -106,12 +106,10 @@ impl Control {
     /// SIGKILL: connections break, watches end.
     pub fn kill_api(&mut self) -> Result<()> {
         self.api.take().context("kill the API server: it does not run")?.kill()?;
-        // its successor needs the port, which the kernel takes from the dead a little later
-        let closed = until(START, || {
-            let asked = self.node.inside(|| TcpStream::connect(network::API));
-            matches!(asked, Ok(Err(_)))
-        });
-        if closed { Ok(()) } else { bail!("kill the API server: its port is still open") }
+        // the kernel may still be taking its sockets down, and the next one wants the port
+        let free = || self.node.inside(|| TcpListener::bind("[::]:6443").is_ok()).unwrap_or(false);
+        ensure!(until(START, free), "kill the API server: its port is not free");
+        Ok(())
     }
 
     /// The API server's process id, for a measurement.
