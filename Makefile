@@ -102,6 +102,7 @@ bench: setup-test ## what a packet, and a chained ADD, cost on this machine (roo
 	@scripts/preflight.sh
 	@$(MAKE) build
 	@$(ROOT_CARGO) test -q -p podgate-bpf --test cost -- --nocapture
+	@$(ROOT_CARGO) bench -q --profile dev -p podgate-tests --bench services
 	@$(ROOT_CARGO) bench -q --profile dev -p podgate-tests --bench add_latency
 
 .PHONY: clean
