@@ -344,3 +344,51 @@ fn the_runtime_never_finds_nothing_and_never_half_a_file() {
     let (looks, gated) = reader.join().unwrap();
     assert!(looks > 100 && gated, "{looks} looks, gated {gated}");
 }
+
+#[test]
+fn a_link_that_leads_nowhere_is_told_and_nothing_else_is_edited() {
+    let node = Node::new();
+    std::os::unix::fs::symlink("/nonexistent/elsewhere", node.path("conf/05-link.conflist"))
+        .unwrap();
+    node.write("10-pods.conflist", LIST);
+    let done = node.once(&[]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(told(&done).contains("05-link.conflist cannot take podgate"), "{}", told(&done));
+    assert_eq!(node.read("10-pods.conflist"), LIST);
+}
+
+#[test]
+fn a_file_behind_a_link_is_edited_where_it_is() {
+    let node = Node::new();
+    fs::create_dir(node.path("real")).unwrap();
+    fs::write(node.path("real/list"), LIST).unwrap();
+    std::os::unix::fs::symlink("../real/list", node.path("conf/10-pods.conflist")).unwrap();
+    assert!(node.once(&[]).status.success());
+    assert!(node.path("conf/10-pods.conflist").is_symlink(), "the link was replaced");
+    assert!(fs::read_to_string(node.path("real/list")).unwrap().contains("podgate"));
+}
+
+#[test]
+fn a_quarrel_over_the_file_is_told_and_slows_down() {
+    let node = Node::new();
+    node.write("10-pods.conflist", LIST);
+    let watch = node.watch(&[]);
+    let gated = || node.read("10-pods.conflist").contains("podgate");
+    let mut latencies = Vec::new();
+    for _ in 0..20 {
+        eventually("the entry is put in", gated);
+        node.write("10-pods.conflist", LIST);
+        let written = Instant::now();
+        eventually("the entry is put back", gated);
+        latencies.push(written.elapsed());
+    }
+    latencies.sort();
+    eprintln!("put back after {:?}, the longest {:?}", latencies[9], latencies[19]);
+    // from now on it takes its time
+    node.write("10-pods.conflist", LIST);
+    thread::sleep(Duration::from_millis(500));
+    assert!(!gated(), "it goes on quarrelling");
+    eventually("the entry is put back all the same", gated);
+    let log = watch.stop();
+    assert!(log.contains("another program undoes podgate's edits"), "{log}");
+}

@@ -2,7 +2,8 @@
 //!
 //! containerd and CRI-O read `.conf`, `.conflist` and `.json`, sorted by name, hidden ones too, and take the first.
 //! They part at one that cannot be read: CRI-O goes on to the next, containerd stays "not ready" until it is mended.
-//! So does this one go on: the next is what CRI-O uses, and containerd uses none.
+//! So does this one go on: the next is what CRI-O uses, and containerd uses none. It does not go past one that only
+//! it cannot open, since what a runtime makes of that is not known.
 
 use super::conflist::{Conflist, from_conf};
 
@@ -61,7 +62,11 @@ pub fn choose(files: &[Candidate]) -> (Active, Vec<String>) {
     for file in &files {
         let name = file.name.clone();
         let outcome = match &file.text {
-            Err(reason) => Err(reason.clone()),
+            // the runtime may well read it: a link that leads out of a container's mount
+            Err(reason) => {
+                let reason = format!("it cannot be read from here: {reason}");
+                return (Active::Refused { name, reason }, passed);
+            }
             Ok(text) if name.ends_with(".conflist") => Conflist::parse(text)
                 .map(|list| {
                     (list.refusal(), Active::List { name: name.clone(), text: text.clone() })
@@ -164,7 +169,6 @@ mod tests {
             file("10-half.conflist", "{\"name\":\"n\",\"plug"),
             file("20-empty.conflist", r#"{"name":"n","plugins":[]}"#),
             file("30-list.conf", LIST),
-            Candidate { name: "40-locked.conf".into(), text: Err("permission denied".into()) },
         ];
         assert_eq!(chosen(&files), "none");
         files.push(file("50-good.conflist", LIST));
@@ -174,7 +178,6 @@ mod tests {
             "10-half.conflist is no CNI configuration: EOF while parsing",
             "20-empty.conflist is no CNI configuration: its list of plugins is empty",
             "30-list.conf is no CNI configuration: it has no type (a list belongs into a .conflist)",
-            "40-locked.conf is no CNI configuration: permission denied",
         ] {
             assert!(told.contains(part), "{told}");
         }
@@ -187,6 +190,9 @@ mod tests {
         assert!(told.starts_with("10-a.conflist: its cniVersion is 0.2.0"), "{told}");
         let none = r#"{"name":"n","type":"bridge"}"#;
         assert!(chosen(&[file("10-a.conf", none)]).contains("its cniVersion is 0.1.0"));
+        let unread = Candidate { name: "10-a.conflist".into(), text: Err("no such file".into()) };
+        let told = chosen(&[unread, file("20-b.conflist", LIST)]);
+        assert_eq!(told, "10-a.conflist: it cannot be read from here: no such file");
         let lo = r#"{"cniVersion":"1.0.0","name":"lo","type":"loopback"}"#;
         assert!(chosen(&[file("99-lo.conf", lo)]).contains("makes an interface for pods"));
     }

@@ -25,8 +25,9 @@ const LONGEST: Duration = Duration::from_millis(300);
 const RECHECK: Duration = Duration::from_secs(10);
 /// The same while something is missing.
 const RETRY: Duration = Duration::from_secs(1);
-/// So many edits in [`WINDOW`] mean that another program undoes each one: then each waits for [`RECHECK`].
-const QUARREL: usize = 5;
+/// So many edits in [`WINDOW`] mean that another program undoes each one: then each waits for [`TRUCE`].
+const QUARREL: usize = 20;
+const TRUCE: Duration = Duration::from_secs(2);
 const WINDOW: Duration = Duration::from_secs(60);
 /// How long `--once` waits for another to end.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -163,11 +164,11 @@ impl Watch {
             vec![format!(
                 "another program undoes podgate's edits of {}: putting the entry back only every {} s",
                 self.dirs[0].display(),
-                RECHECK.as_secs()
+                TRUCE.as_secs()
             )],
             true,
         );
-        RECHECK
+        TRUCE
     }
 
     /// One pass; says what is new. When to look again, if earlier than usual.

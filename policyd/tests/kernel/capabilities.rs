@@ -138,3 +138,21 @@ fn installing_needs_no_capability() {
         eventually("the binary is placed", || node.path("bin/podgate").exists().then_some(()));
     });
 }
+
+#[test]
+fn a_bpffs_is_mounted_where_there_is_none() {
+    on_a_node(|node| {
+        let at = node.path("empty");
+        std::fs::create_dir(&at).unwrap();
+        for _ in 0..2 {
+            let mount = std::process::Command::new(env!("CARGO_BIN_EXE_policyd"))
+                .args(["mount-bpffs".as_ref(), "--at".as_ref(), at.as_os_str()])
+                .status();
+            assert!(mount.unwrap().success());
+        }
+        let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap();
+        let here = |line: &&str| line.contains(&format!(" {} bpf ", at.display()));
+        assert_eq!(mounts.lines().filter(here).count(), 1, "{mounts}");
+        nix::mount::umount(&at).unwrap();
+    });
+}
