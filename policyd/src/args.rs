@@ -57,9 +57,10 @@ pub struct Run {
     ///
     /// kubernetes is the cluster that this pod runs in, or outside of a pod the one of the user's kubeconfig;
     /// kubernetes:PATH the one of this kubeconfig. dir:PATH is a directory of manifests (*.yaml, *.yml,
-    /// *.json), watched. Of two sources that give
-    /// the same pod or namespace the first is believed; policies of all sources apply. Policies given to the
-    /// API are one more source.
+    /// *.json), watched; there a service without EndpointSlices gets its endpoints from the pods of the same
+    /// directory that it selects and whose status says their addresses, and one without a clusterIP an address of
+    /// 10.96.0.0/16. Of two sources that give the same pod, namespace or service the first is believed; policies of
+    /// all sources apply. Policies given to the API are one more source.
     #[arg(
         long = "source",
         required = true,

@@ -211,6 +211,50 @@ fn mistakes_exit_2_and_name_their_place() {
 }
 
 #[test]
+fn services_have_columns_and_endpoints_that_differ_show() {
+    let (manifests, _) = world("services");
+    let matrix = out(&podgatectl(&["matrix", "--manifests", &manifests]));
+    assert!(matrix.contains("svc:shop/store on 5432/TCP"), "{matrix}");
+    assert!(matrix.contains("~ it depends on the endpoint that is picked"), "{matrix}");
+    let matrix = out(&podgatectl(&["matrix", "--manifests", &manifests, "--port", "53/UDP"]));
+    assert!(matrix.contains("svc:infra/dns") && !matrix.contains("svc:shop"), "{matrix}");
+
+    let explain = |from: &str, to: &str, port: &str| {
+        podgatectl(&[
+            "explain",
+            "--manifests",
+            &manifests,
+            "--from",
+            from,
+            "--to",
+            to,
+            "--port",
+            port,
+        ])
+    };
+    let output = explain("shop/web", "svc:shop/store", "5432");
+    let text = out(&output);
+    assert!(text.starts_with("shop/web -> svc:shop/store on 5432/TCP: deny"), "{text}");
+    let ways: Vec<&str> = text.lines().skip(1).collect();
+    assert!(ways[0].contains(":5432/TCP -> 10.9.0.41:5432: egress at shop/web"), "{text}");
+    assert!(
+        ways[1].contains(":5432/TCP -> 10.9.0.42:5432: denied at shop/store-archive"),
+        "{text}"
+    );
+
+    for (from, to, port, says) in [
+        ("8.8.8.8", "svc:infra/dns", "53/UDP", "explain --from: must be a pod"),
+        ("shop/web", "svc:infra/dns", "54/UDP", "service infra/dns has no port 54/UDP"),
+        ("shop/web", "svc:infra/dns", "ICMP", "a service has ports"),
+        ("svc:infra/dns", "shop/web", "80", "svc:infra/dns is a service: it sends nothing itself"),
+    ] {
+        let output = explain(from, to, port);
+        assert_eq!(output.status.code(), Some(2), "{says}: {}", out(&output));
+        assert!(err(&output).contains(says), "{says}: {}", err(&output));
+    }
+}
+
+#[test]
 fn mistakes_in_manifests_exit_2() {
     let (_dir, manifests, file) = own(&TWO_PODS.replace("ipBlock", "ipBlok"), &json!([]));
     let output = podgatectl(&["check", "--manifests", &manifests, "--probes", &file]);

@@ -8,8 +8,8 @@ use podgate_bpf::abi::Mode;
 
 use super::Api;
 use super::types::{
-    EndpointCounts, Enforcement, MapCounts, ObjectCounts, SourceStatus, Status, UnenforcedPod,
-    WatchStatus,
+    EndpointCounts, Enforcement, MapCounts, ObjectCounts, ServiceCounts, SourceStatus, Status,
+    UnenforcedPod, WatchStatus,
 };
 use crate::sources::SourceState;
 use crate::sources::kubernetes::{Health, Link};
@@ -103,6 +103,11 @@ pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
         sources: view.sources.iter().map(source).collect(),
         endpoints: count_endpoints(&view),
         objects: count_objects(&api.shared),
+        services: ServiceCounts {
+            frontends: view.services.frontends,
+            endpoints: view.services.backends,
+            degraded: view.services.degraded,
+        },
         maps: count_entries(&view),
         commits: view.commits.count,
         last_commit: view.commits.last.as_secs_f64(),

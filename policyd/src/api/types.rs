@@ -58,6 +58,8 @@ pub struct Status {
     pub endpoints: EndpointCounts,
     /// Objects known.
     pub objects: ObjectCounts,
+    /// Services that are translated.
+    pub services: ServiceCounts,
     /// Entries of the maps that all endpoints share, and of all policy maps.
     pub maps: MapCounts,
     /// Commits since policyd started.
@@ -136,6 +138,17 @@ pub struct ObjectCounts {
     pub namespaces: usize,
     /// Of every source.
     pub policies: usize,
+}
+
+/// Services that are translated, as the kernel's maps have them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceCounts {
+    /// Their addresses and ports.
+    pub frontends: usize,
+    /// Endpoints behind those, each once for each frontend.
+    pub endpoints: usize,
+    /// Frontends that the maps do not hold as they should.
+    pub degraded: usize,
 }
 
 /// Map entries.

@@ -104,7 +104,18 @@ impl Matrix {
             text += &format!("   {} packets and tables disagree", printer.mark(Mark::Disputed));
         }
         match (self.columns.first(), uniform) {
-            (Some(column), true) => text += &format!("   on {}", ports(&column.wires)),
+            (Some(column), true) => {
+                text += &format!("   on {}", ports(&column.wires));
+                // the others have a row that says their name
+                let rest = names.iter().enumerate().skip(if numbered {
+                    world.seats.len()
+                } else {
+                    names.len()
+                });
+                for (number, name) in rest {
+                    text += &format!("\n{:>4}  {name}", number + 1);
+                }
+            }
             _ if numbered => {
                 for (number, (name, column)) in names.iter().zip(&self.columns).enumerate() {
                     text += &format!("\n{:>4}  {name} on {}", number + 1, ports(&column.wires));

@@ -17,7 +17,11 @@ use super::{Ended, Failure};
 pub(super) fn explain(printer: &Printer, dir: &Path, asked: &Explain) -> Result<Ended, Failure> {
     let probe = Probe::new(asked.from.clone(), asked.to.clone(), asked.port);
     let world = World::load(dir, std::slice::from_ref(&probe))?;
-    let flag = |field| if field == "src" { "--from" } else { "--to" };
+    let flag = |field| match field {
+        "src" => "--from",
+        "dst" => "--to",
+        _ => "--port",
+    };
     let judged = world
         .judge(&probe)
         .map_err(|(field, cause)| format!("explain {}: {cause}", flag(field)))?;

@@ -64,6 +64,11 @@ fn asking_and_steering() {
 #[test]
 fn services_are_listed_explained_and_seen() {
     let lab = Standing::start("services");
+    let status = lab.says(&["status"]);
+    assert!(
+        status.contains("8 addresses and ports translated to 14 endpoints, 0 degraded"),
+        "{status}"
+    );
     let listed = lab.says(&["services"]);
     assert!(listed.contains("infra/dns") && listed.contains("10.96.0.10:53/UDP"), "{listed}");
     assert!(listed.contains("infra/dns-2 (10.9.0.12:5353)"), "{listed}");

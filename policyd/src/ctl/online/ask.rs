@@ -40,13 +40,14 @@ fn describe(printer: &Printer, status: &Status) -> String {
         Enforcement::Audit => "audit: denied packets pass and are reported",
         Enforcement::Off => "off: denied packets pass",
     };
-    let Status { endpoints, objects, maps, .. } = status;
+    let Status { endpoints, objects, services, maps, .. } = status;
     // writing to a String cannot fail
     let _ = write!(
         text,
         "enforcement  {mode}\n\
          endpoints    {} enforced, {} pending, {} degraded\n\
          knows        {} pods, {} namespaces, {} policies\n\
+         services     {} addresses and ports translated to {} endpoints, {} degraded\n\
          maps         {} addresses, {} prefixes, {} rules\n\
          commits      {} (epoch {}), the last took {:.1} ms\n\
          up           {} s\n\
@@ -57,6 +58,9 @@ fn describe(printer: &Printer, status: &Status) -> String {
         objects.pods,
         objects.namespaces,
         objects.policies,
+        services.frontends,
+        services.endpoints,
+        services.degraded,
         maps.peers,
         maps.nets,
         maps.rules,
