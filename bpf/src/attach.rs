@@ -14,6 +14,7 @@ use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder};
 
 use crate::filters::Filter;
 use crate::loader::reroute_libbpf_log;
+use crate::netlink::Netlink;
 use crate::pins::{FROM_POD, TO_POD};
 use crate::typed::errno;
 use crate::{Error, Gate, Result, filters, sys};
@@ -96,7 +97,8 @@ impl Gate {
     /// first priority. Where both would do, clsact attaches a hundred times quicker: two TCX links wait for two RCU
     /// grace periods with the RTNL lock held, for every pod in turn (27 ms against 0.2 where it was tried).
     pub fn attach(&self, ifindex: u32, mode: AttachMode) -> Result<Attached> {
-        if let Ok(attached) = self.verify(ifindex) {
+        let route = open_route(ifindex, "attach")?;
+        if let Ok(attached) = self.verify_over(&route, ifindex) {
             let wanted = match mode {
                 AttachMode::Auto => attached,
                 AttachMode::Tcx => Attached::Tcx,
@@ -107,26 +109,28 @@ impl Gate {
             }
         }
         match mode {
-            AttachMode::Tcx => self.attach_as(ifindex, Attached::Tcx),
-            AttachMode::Clsact => self.attach_as(ifindex, Attached::Clsact),
+            AttachMode::Tcx => self.attach_as(&route, ifindex, Attached::Tcx),
+            AttachMode::Clsact => self.attach_as(&route, ifindex, Attached::Clsact),
             AttachMode::Auto if has_foreign_tcx(self, ifindex)? => {
-                self.attach_as(ifindex, Attached::Tcx)
+                self.attach_as(&route, ifindex, Attached::Tcx)
             }
-            AttachMode::Auto => self.attach_as(ifindex, Attached::Clsact).or_else(|clsact| {
-                self.attach_as(ifindex, Attached::Tcx).map_err(|tcx| Error::Attach {
-                    verb: "attach",
-                    ifindex,
-                    reason: format!("{clsact}; {tcx}"),
+            AttachMode::Auto => {
+                self.attach_as(&route, ifindex, Attached::Clsact).or_else(|clsact| {
+                    self.attach_as(&route, ifindex, Attached::Tcx).map_err(|tcx| Error::Attach {
+                        verb: "attach",
+                        ifindex,
+                        reason: format!("{clsact}; {tcx}"),
+                    })
                 })
-            }),
+            }
         }
     }
 
-    fn attach_as(&self, ifindex: u32, kind: Attached) -> Result<Attached> {
-        let stood = self.is_at(ifindex);
+    fn attach_as(&self, route: &Netlink, ifindex: u32, kind: Attached) -> Result<Attached> {
+        let stood = self.is_at_over(route, ifindex);
         let done = match kind {
-            Attached::Tcx => self.attach_tcx(ifindex, stood),
-            Attached::Clsact => self.attach_clsact(ifindex),
+            Attached::Tcx => self.attach_tcx(route, ifindex, stood),
+            Attached::Clsact => self.attach_clsact(route, ifindex),
         };
         if let Err(error) = done {
             // What stood before stays, as it is: half a gate is better than none.
@@ -137,7 +141,7 @@ impl Gate {
         }
         // The kind that was there before, if it was the other, goes last: a gate is never missing.
         match kind {
-            Attached::Tcx => self.detach_clsact(ifindex)?,
+            Attached::Tcx => self.detach_clsact(route, ifindex)?,
             Attached::Clsact => self.detach_tcx(ifindex)?,
         }
         Ok(kind)
@@ -145,15 +149,19 @@ impl Gate {
 
     /// Whether anything of ours is at the interface, in whatever state.
     pub fn is_at(&self, ifindex: u32) -> bool {
+        open_route(ifindex, "look at").is_ok_and(|route| self.is_at_over(&route, ifindex))
+    }
+
+    fn is_at_over(&self, route: &Netlink, ifindex: u32) -> bool {
         HOOKS.iter().any(|hook| {
             sys::open_pin(&self.root.link(ifindex, hook.program)).is_ok()
-                || our_filters(ifindex, hook).is_ok_and(|handles| !handles.is_empty())
+                || our_filters(route, ifindex, hook).is_ok_and(|handles| !handles.is_empty())
         })
     }
 
-    fn attach_tcx(&self, ifindex: u32, stood: bool) -> Result<()> {
+    fn attach_tcx(&self, route: &Netlink, ifindex: u32, stood: bool) -> Result<()> {
         // A link cannot be moved to the front: it is cut and made anew. Filters stand in meanwhile.
-        if stood && let Err(error) = self.attach_clsact(ifindex) {
+        if stood && let Err(error) = self.attach_clsact(route, ifindex) {
             tracing::warn!(ifindex, %error, "gate is open while its links are renewed");
         }
         HOOKS.iter().try_for_each(|hook| self.attach_tcx_hook(ifindex, hook))
@@ -179,16 +187,16 @@ impl Gate {
         sys::pin(link.as_fd(), &pin).map_err(fault)
     }
 
-    fn attach_clsact(&self, ifindex: u32) -> Result<()> {
+    fn attach_clsact(&self, route: &Netlink, ifindex: u32) -> Result<()> {
         reroute_libbpf_log();
-        require_clsact(ifindex, "attach")?;
+        require_clsact(route, ifindex, "attach")?;
         for hook in &HOOKS {
             let fault = |e: libbpf_rs::Error| Error::Attach {
                 verb: "attach",
                 ifindex,
                 reason: format!("clsact {}: {}", hook.program, errno(&e)),
             };
-            let old = our_filters(ifindex, hook).map_err(|e| Error::Attach {
+            let old = our_filters(route, ifindex, hook).map_err(|e| Error::Attach {
                 verb: "attach",
                 ifindex,
                 reason: format!("clsact {}: {e}", hook.program),
@@ -222,7 +230,7 @@ impl Gate {
     /// is fine.
     pub fn detach(&self, ifindex: u32) -> Result<()> {
         let tcx = self.detach_tcx(ifindex);
-        self.detach_clsact(ifindex)?;
+        self.detach_clsact(&open_route(ifindex, "detach")?, ifindex)?;
         tcx
     }
 
@@ -242,7 +250,7 @@ impl Gate {
         Ok(())
     }
 
-    fn detach_clsact(&self, ifindex: u32) -> Result<()> {
+    fn detach_clsact(&self, route: &Netlink, ifindex: u32) -> Result<()> {
         reroute_libbpf_log();
         for hook in &HOOKS {
             let fault = |reason: String| Error::Attach {
@@ -251,7 +259,7 @@ impl Gate {
                 reason: format!("clsact {}: {reason}", hook.program),
             };
             // The qdisc itself stays: others may have filters on it.
-            for handle in our_filters(ifindex, hook).map_err(|e| fault(e.to_string()))? {
+            for handle in our_filters(route, ifindex, hook).map_err(|e| fault(e.to_string()))? {
                 let mut filter = self.filter(ifindex, hook, handle);
                 filter.detach().map_err(|e| fault(errno(&e).to_string()))?;
             }
@@ -276,6 +284,10 @@ impl Gate {
     /// How the gate of an interface is attached, or what is wrong with it: a program that is missing, not ours
     /// or not the first of its hook.
     pub fn verify(&self, ifindex: u32) -> Result<Attached> {
+        self.verify_over(&open_route(ifindex, "verify")?, ifindex)
+    }
+
+    fn verify_over(&self, route: &Netlink, ifindex: u32) -> Result<Attached> {
         let fault = |reason: String| Error::Attach { verb: "verify", ifindex, reason };
         let io_fault = |e: io::Error| fault(e.to_string());
         let mut kinds = Vec::with_capacity(2);
@@ -296,11 +308,11 @@ impl Gate {
                 let place = if tcx.contains(&ours) { "behind" } else { "missing, and there is" };
                 return Err(fault(format!("{name} is {place} TCX program {first}")));
             }
-            let filters = filters::list(ifindex, hook.parent).map_err(io_fault)?;
+            let filters = filters::list(route, ifindex, hook.parent).map_err(io_fault)?;
             let Some(first) = filters.first() else {
                 return Err(fault(format!("{name} is not attached")));
             };
-            require_clsact(ifindex, "verify")?;
+            require_clsact(route, ifindex, "verify")?;
             if !is_ours(first) {
                 return Err(fault(format!(
                     "{name} is not the first filter: that is priority {} handle {:#x}",
@@ -329,6 +341,7 @@ impl Gate {
 
     /// Puts this build's programs into a gate that stands: links are updated, filters replaced, in place.
     pub(crate) fn renew(&self, ifindex: u32) -> Result<()> {
+        let route = &open_route(ifindex, "renew")?;
         for hook in &HOOKS {
             let fault = |reason: String| Error::Attach {
                 verb: "renew",
@@ -339,7 +352,7 @@ impl Gate {
                 sys::link_update(link.as_fd(), self.program(hook))
                     .map_err(|e| fault(e.to_string()))?;
             }
-            for handle in our_filters(ifindex, hook).map_err(|e| fault(e.to_string()))? {
+            for handle in our_filters(route, ifindex, hook).map_err(|e| fault(e.to_string()))? {
                 let mut filter = self.filter(ifindex, hook, handle);
                 filter.replace(true).attach().map_err(|e| fault(errno(&e).to_string()))?;
             }
@@ -350,8 +363,9 @@ impl Gate {
 
 /// Whether a filter of ours is at the interface; also where no pin is left to open a [`Gate`] by.
 pub fn has_filters(ifindex: u32) -> Result<bool> {
+    let route = &open_route(ifindex, "look at")?;
     for hook in &HOOKS {
-        let found = our_filters(ifindex, hook).map_err(|e| Error::Attach {
+        let found = our_filters(route, ifindex, hook).map_err(|e| Error::Attach {
             verb: "look at",
             ifindex,
             reason: e.to_string(),
@@ -363,10 +377,14 @@ pub fn has_filters(ifindex: u32) -> Result<bool> {
     Ok(false)
 }
 
+fn open_route(ifindex: u32, verb: &'static str) -> Result<Netlink> {
+    filters::open().map_err(|e| Error::Attach { verb, ifindex, reason: e.to_string() })
+}
+
 /// Refuses an interface whose ingress hook another qdisc holds: filters for egress would land at ingress there.
-fn require_clsact(ifindex: u32, verb: &'static str) -> Result<()> {
+fn require_clsact(route: &Netlink, ifindex: u32, verb: &'static str) -> Result<()> {
     let fault = |reason| Error::Attach { verb, ifindex, reason };
-    match filters::ingress_qdisc(ifindex).map_err(|e| fault(e.to_string()))?.as_deref() {
+    match filters::ingress_qdisc(route, ifindex).map_err(|e| fault(e.to_string()))?.as_deref() {
         None | Some("clsact") => Ok(()),
         Some(kind) => Err(fault(format!(
             "clsact: there is a qdisc of kind {kind}, which has no egress hook (another plugin's, such as \
@@ -380,8 +398,8 @@ fn is_ours(filter: &Filter) -> bool {
 }
 
 /// The handles of our filters at a hook, in order. No such interface: none.
-fn our_filters(ifindex: u32, hook: &Hook) -> io::Result<Vec<u32>> {
-    match filters::list(ifindex, hook.parent) {
+fn our_filters(route: &Netlink, ifindex: u32, hook: &Hook) -> io::Result<Vec<u32>> {
+    match filters::list(route, ifindex, hook.parent) {
         Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(Vec::new()),
         found => {
             Ok(found?.iter().filter(|filter| is_ours(filter)).map(|filter| filter.handle).collect())

@@ -79,7 +79,7 @@ impl Events {
         let fault = |e: libbpf_rs::Error| Error::io("open ring", "events", errno(&e));
         let mut builder = RingBufferBuilder::new();
         builder
-            .add(maps.events(), move |bytes| {
+            .add(maps.events()?, move |bytes| {
                 if let Some(event) = Event::parse(bytes) {
                     tell(event);
                 }

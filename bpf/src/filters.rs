@@ -15,12 +15,18 @@ pub(crate) struct Filter {
     pub(crate) handle: u32,
 }
 
+/// A socket to ask over. It is of the network namespace that the thread is in, so it is not kept beyond one question
+/// of the caller's.
+pub(crate) fn open() -> io::Result<Netlink> {
+    Netlink::open(NETLINK_ROUTE)
+}
+
 /// Lists the filters under `parent` of an interface, in the order in which they run; none where there is no qdisc
 /// for them.
-pub(crate) fn list(ifindex: u32, parent: u32) -> io::Result<Vec<Filter>> {
+pub(crate) fn list(route: &Netlink, ifindex: u32, parent: u32) -> io::Result<Vec<Filter>> {
     let mut message = TcMessage::with_index(ifindex as i32);
     message.header.parent = TcHandle::from(parent);
-    let found = dump(RouteNetlinkMessage::GetTrafficFilter(message))?;
+    let found = dump(route, RouteNetlinkMessage::GetTrafficFilter(message))?;
     // tcm_info: priority in the upper half, protocol in the lower. A chain is announced by a message without a
     // filter in it, which has no handle.
     Ok(found
@@ -32,10 +38,10 @@ pub(crate) fn list(ifindex: u32, parent: u32) -> io::Result<Vec<Filter>> {
 
 /// The kind of the qdisc that holds the ingress hook of an interface: `clsact`, `ingress` (which has no
 /// egress hook, whatever the parent of a filter says), or none.
-pub(crate) fn ingress_qdisc(ifindex: u32) -> io::Result<Option<String>> {
+pub(crate) fn ingress_qdisc(route: &Netlink, ifindex: u32) -> io::Result<Option<String>> {
     const INGRESS: u32 = 0xffff_0000;
     let message = TcMessage::with_index(ifindex as i32);
-    let found = dump(RouteNetlinkMessage::GetQueueDiscipline(message))?;
+    let found = dump(route, RouteNetlinkMessage::GetQueueDiscipline(message))?;
     let held = found
         .into_iter()
         .find(|tc| tc.header.index == ifindex as i32 && u32::from(tc.header.handle) == INGRESS);
@@ -47,8 +53,8 @@ pub(crate) fn ingress_qdisc(ifindex: u32) -> io::Result<Option<String>> {
     }))
 }
 
-fn dump(message: RouteNetlinkMessage) -> io::Result<Vec<TcMessage>> {
-    let found = Netlink::open(NETLINK_ROUTE)?.list(message)?;
+fn dump(route: &Netlink, message: RouteNetlinkMessage) -> io::Result<Vec<TcMessage>> {
+    let found = route.list(message)?;
     let tc = |message| match message {
         RouteNetlinkMessage::NewTrafficFilter(tc) | RouteNetlinkMessage::NewQueueDiscipline(tc) => {
             Some(tc)

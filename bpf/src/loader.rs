@@ -1,5 +1,7 @@
 //! Loading the programs once per boot, and opening what is pinned ever after.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -99,8 +101,23 @@ pub struct Gate {
 impl Gate {
     /// Opens what is pinned; [`Error::NotLoaded`] if any of it is missing.
     pub fn open(root: &PinRoot) -> Result<Self> {
+        let gate = Self::open_as_needed(root)?;
+        gate.maps.open_all()?;
+        Ok(gate)
+    }
+
+    /// As [`Gate::open`], but most maps are opened, and looked at, when they are first asked for. For the plugin, each of
+    /// whose calls is a process of its own.
+    pub fn open_as_needed(root: &PinRoot) -> Result<Self> {
+        // one look at the directory, instead of one at each of two dozen names
+        let there: BTreeSet<_> = fs::read_dir(root.dir())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.file_name())
+            .collect();
         let missing =
-            PINNED.iter().chain(&[FROM_POD, TO_POD]).find(|name| !root.path(name).exists());
+            PINNED.iter().chain(&[FROM_POD, TO_POD]).find(|name| !there.contains(OsStr::new(name)));
         if let Some(name) = missing {
             return Err(Error::NotLoaded { path: root.path(name) });
         }
@@ -109,7 +126,7 @@ impl Gate {
                 .map_err(|e| Error::io("open pin", root.path(name).display().to_string(), e))
         };
         Ok(Self {
-            maps: Maps::open(root)?,
+            maps: Maps::pinned(root)?,
             root: root.clone(),
             from_pod: program(FROM_POD)?,
             to_pod: program(TO_POD)?,
@@ -119,17 +136,30 @@ impl Gate {
     /// Opens what is pinned, or loads and pins it. One process at a time loads, under the lock of the root. A
     /// directory that an earlier loader left half written is completed: maps that are there are used.
     pub fn open_or_load(root: &PinRoot, sizes: &Sizes) -> Result<Self> {
-        match Self::open(root) {
+        Self::or_load(root, sizes, Self::open)
+    }
+
+    /// As [`Gate::open_or_load`], for the plugin: see [`Gate::open_as_needed`].
+    pub fn open_as_needed_or_load(root: &PinRoot, sizes: &Sizes) -> Result<Self> {
+        Self::or_load(root, sizes, Self::open_as_needed)
+    }
+
+    fn or_load(
+        root: &PinRoot,
+        sizes: &Sizes,
+        open: impl Fn(&PinRoot) -> Result<Self>,
+    ) -> Result<Self> {
+        match open(root) {
             Err(Error::NotLoaded { .. }) => {}
             opened => return opened,
         }
         let _lock = root.lock()?;
-        match Self::open(root) {
+        match open(root) {
             Err(Error::NotLoaded { .. }) => {}
             opened => return opened,
         }
         load(root, sizes)?;
-        Self::open(root)
+        open(root)
     }
 
     /// As [`Gate::open_or_load`], and where the pinned programs are another build's puts this one's in their place.

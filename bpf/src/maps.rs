@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::abi::{
     Addr, ClassValue, ControlRecord, Counter, EndpointRecord, Flow, Flow4Key, Flow6Key, Frag,
@@ -16,7 +16,7 @@ use crate::handshake::EndpointRef;
 pub use crate::registration::{PodRef, Registration};
 use crate::services::ServiceMaps;
 use crate::sys::SharedControl;
-use crate::typed::{TypedMap, errno, write_error};
+use crate::typed::{PinnedMap, TypedMap, errno, write_error};
 use crate::{Error, PinRoot, Result};
 
 /// Most entries one endpoint's policy map may hold; it grows as needed, so the bound costs nothing.
@@ -25,11 +25,11 @@ pub const POLICY_MAP_MAX: u32 = 1 << 20;
 /// A prefix: address and length.
 pub type Net = (IpAddr, u8);
 
-/// All pinned maps, open.
+/// All pinned maps.
 #[derive(Debug)]
 pub struct Maps {
     endpoints: TypedMap<u32, EndpointRecord>,
-    policies: MapHandle,
+    policies: PinnedMap,
     peers4: TypedMap<Peer4Key, ClassValue>,
     peers6: TypedMap<Peer6Key, ClassValue>,
     nets4: TypedMap<Net4Key, ClassValue>,
@@ -37,9 +37,10 @@ pub struct Maps {
     node_addrs: TypedMap<Addr, NodeAddr>,
     flows4: TypedMap<Flow4Key, Flow>,
     flows6: TypedMap<Flow6Key, Flow>,
+    frags: TypedMap<FragKey, Frag>,
     services: ServiceMaps,
-    counters: MapHandle,
-    events: MapHandle,
+    counters: PinnedMap,
+    events: PinnedMap,
     control: Control,
 }
 
@@ -65,63 +66,48 @@ pub(crate) const PINNED: &[&str] = &[
     "events",
 ];
 
-/// Opens a pin and holds it against what this build takes it for.
-pub(crate) fn open_pin(
-    root: &PinRoot,
-    name: &str,
-    kind: MapType,
-    key: usize,
-    value: usize,
-) -> Result<MapHandle> {
-    let path = root.path(name);
-    let map = MapHandle::from_pinned_path(&path)
-        .map_err(|e| Error::io("open pin", path.display().to_string(), errno(&e)))?;
-    let shape = [
-        ("type", u32::from(map.map_type()), u32::from(kind)),
-        ("key size", map.key_size(), key as u32),
-        ("value size", map.value_size(), value as u32),
-    ];
-    match shape.into_iter().find(|(_, found, wanted)| found != wanted) {
-        None => Ok(map),
-        Some((field, found, wanted)) => Err(Error::Mismatch { path, field, found, wanted }),
-    }
-}
-
-pub(crate) fn open_typed<K, V>(
-    root: &PinRoot,
-    name: &'static str,
-    kind: MapType,
-) -> Result<TypedMap<K, V>>
-where
-    K: IntoBytes + FromBytes + Immutable + Copy,
-    V: IntoBytes + FromBytes + Immutable + Copy,
-{
-    open_pin(root, name, kind, size_of::<K>(), size_of::<V>()).map(|map| TypedMap::new(name, map))
-}
-
 impl Maps {
-    pub(crate) fn open(root: &PinRoot) -> Result<Self> {
+    /// All of them, none opened yet but the one that is mapped into memory.
+    pub(crate) fn pinned(root: &PinRoot) -> Result<Self> {
         const WORD: usize = size_of::<u32>();
-        let control = open_pin(root, "control", MapType::Array, WORD, size_of::<ControlRecord>())?;
-        let shared = SharedControl::map(control.as_fd())
+        let pin = |name, kind, key, value| PinnedMap::new(root, name, kind, key, value);
+        let control = pin("control", MapType::Array, WORD, size_of::<ControlRecord>());
+        let shared = SharedControl::map(control.handle()?.as_fd())
             .map_err(|e| Error::io("map into memory", "control", e))?;
-        // nobody in user space reads it, but the programs take it for this
-        open_pin(root, "frags", MapType::LruHash, size_of::<FragKey>(), size_of::<Frag>())?;
         Ok(Self {
-            endpoints: open_typed(root, "endpoints", MapType::Hash)?,
-            policies: open_pin(root, "policies", MapType::HashOfMaps, WORD, WORD)?,
-            peers4: open_typed(root, "peers4", MapType::Hash)?,
-            peers6: open_typed(root, "peers6", MapType::Hash)?,
-            nets4: open_typed(root, "nets4", MapType::LpmTrie)?,
-            nets6: open_typed(root, "nets6", MapType::LpmTrie)?,
-            node_addrs: open_typed(root, "node_addrs", MapType::Hash)?,
-            flows4: open_typed(root, "flows4", MapType::LruHash)?,
-            flows6: open_typed(root, "flows6", MapType::LruHash)?,
-            services: ServiceMaps::open(root)?,
-            counters: open_pin(root, "counters", MapType::PercpuArray, WORD, size_of::<Counter>())?,
-            events: open_pin(root, "events", MapType::RingBuf, 0, 0)?,
+            endpoints: TypedMap::pinned(root, "endpoints", MapType::Hash),
+            policies: pin("policies", MapType::HashOfMaps, WORD, WORD),
+            peers4: TypedMap::pinned(root, "peers4", MapType::Hash),
+            peers6: TypedMap::pinned(root, "peers6", MapType::Hash),
+            nets4: TypedMap::pinned(root, "nets4", MapType::LpmTrie),
+            nets6: TypedMap::pinned(root, "nets6", MapType::LpmTrie),
+            node_addrs: TypedMap::pinned(root, "node_addrs", MapType::Hash),
+            flows4: TypedMap::pinned(root, "flows4", MapType::LruHash),
+            flows6: TypedMap::pinned(root, "flows6", MapType::LruHash),
+            frags: TypedMap::pinned(root, "frags", MapType::LruHash),
+            services: ServiceMaps::pinned(root),
+            counters: pin("counters", MapType::PercpuArray, WORD, size_of::<Counter>()),
+            events: pin("events", MapType::RingBuf, 0, 0),
             control: Control::new(shared),
         })
+    }
+
+    /// Opens every one: what the programs and this build take a map for must be the same, also where nobody in user
+    /// space reads it.
+    pub(crate) fn open_all(&self) -> Result<()> {
+        self.endpoints.handle()?;
+        self.policies.handle()?;
+        self.peers4.handle()?;
+        self.peers6.handle()?;
+        self.nets4.handle()?;
+        self.nets6.handle()?;
+        self.node_addrs.handle()?;
+        self.flows4.handle()?;
+        self.flows6.handle()?;
+        self.frags.handle()?;
+        self.services.open_all()?;
+        self.counters.handle()?;
+        self.events.handle().map(drop)
     }
 
     /// The epoch and the switches.
@@ -136,11 +122,11 @@ impl Maps {
 
     /// Reads all counters.
     pub fn counters(&self) -> Result<Counters> {
-        Counters::read(&self.counters)
+        Counters::read(self.counters.handle()?)
     }
 
-    pub(crate) fn events(&self) -> &MapHandle {
-        &self.events
+    pub(crate) fn events(&self) -> Result<&MapHandle> {
+        self.events.handle()
     }
 
     /// Writes a registration. Bumps the epoch: flows that an earlier pod of this ifindex left are then
@@ -207,7 +193,7 @@ impl Maps {
 
     /// Addresses that count as the node's own.
     pub fn node_addrs(&self) -> Result<BTreeSet<IpAddr>> {
-        Ok(self.node_addrs.keys().into_iter().map(IpAddr::from).collect())
+        Ok(self.node_addrs.keys()?.into_iter().map(IpAddr::from).collect())
     }
 
     /// Adds an address of the node.
@@ -319,37 +305,34 @@ impl Maps {
             _ => {}
         }
         let keys: Vec<u8> = maps.iter().flat_map(|(ifindex, _)| ifindex.to_ne_bytes()).collect();
-        let fds: Vec<u8> = maps
-            .iter()
-            .flat_map(|(_, map)| map.map.handle().as_fd().as_raw_fd().to_ne_bytes())
-            .collect();
-        let done = self.policies.update_batch(
-            &keys,
-            &fds,
-            maps.len() as u32,
-            MapFlags::ANY,
-            MapFlags::ANY,
-        );
+        let mut fds: Vec<u8> = Vec::with_capacity(maps.len() * size_of::<i32>());
+        for (_, map) in maps {
+            fds.extend(map.map.handle()?.as_fd().as_raw_fd().to_ne_bytes());
+        }
+        let policies = self.policies.handle()?;
+        let done =
+            policies.update_batch(&keys, &fds, maps.len() as u32, MapFlags::ANY, MapFlags::ANY);
         match done {
             Ok(()) => Ok(()),
             Err(e) if errno(&e).raw_os_error() == Some(ENOTSUPP) => {
                 maps.iter().try_for_each(|(ifindex, map)| self.install_policy_map(*ifindex, map))
             }
-            Err(e) => Err(write_error("policies", self.policies.max_entries(), &e)),
+            Err(e) => Err(write_error("policies", policies.max_entries(), &e)),
         }
     }
 
     fn install_policy_map(&self, ifindex: u32, map: &PolicyMap) -> Result<()> {
-        let fd = map.map.handle().as_fd().as_raw_fd();
-        self.policies
+        let fd = map.map.handle()?.as_fd().as_raw_fd();
+        let policies = self.policies.handle()?;
+        policies
             .update(&ifindex.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
-            .map_err(|e| write_error("policies", self.policies.max_entries(), &e))
+            .map_err(|e| write_error("policies", policies.max_entries(), &e))
     }
 
     /// Takes policy maps out of force; missing ones are fine.
     pub fn remove_policy_maps(&self, ifindexes: &[u32]) -> Result<()> {
         for ifindex in ifindexes {
-            match self.policies.delete(ifindex.as_bytes()).map_err(|e| errno(&e)) {
+            match self.policies.handle()?.delete(ifindex.as_bytes()).map_err(|e| errno(&e)) {
                 Ok(()) => {}
                 Err(cause) if cause.raw_os_error() == Some(nix::libc::ENOENT) => {}
                 Err(cause) => return Err(Error::io("write map", "policies", cause)),
@@ -363,6 +346,7 @@ impl Maps {
         let mut id = 0_u32;
         let found = self
             .policies
+            .handle()?
             .lookup_into(ifindex.as_bytes(), id.as_mut_bytes(), MapFlags::ANY)
             .map_err(|e| Error::io("read map", "policies", errno(&e)))?;
         Ok(found.then_some(id))
@@ -385,6 +369,7 @@ impl Maps {
     pub fn installed_policy_maps(&self) -> Result<Vec<u32>> {
         Ok(self
             .policies
+            .handle()?
             .keys()
             .filter_map(|key| key.try_into().ok().map(u32::from_ne_bytes))
             .collect())

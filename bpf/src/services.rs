@@ -12,7 +12,6 @@ use crate::abi::{
     AffinityKey, AffinityValue, BackendKey, BackendRecord, BackendState, BackendValue, Service4Key,
     Service6Key, ServiceValue, SlotKey,
 };
-use crate::maps::{open_pin, open_typed};
 use crate::typed::TypedMap;
 use crate::{PinRoot, Result};
 
@@ -95,31 +94,34 @@ impl From<&Frontend> for Key {
     }
 }
 
-/// The maps, open. Their only writer is policyd's writer thread.
+/// The maps. Their only writer is policyd's writer thread.
 #[derive(Debug)]
 pub struct ServiceMaps {
     services4: TypedMap<Service4Key, ServiceValue>,
     services6: TypedMap<Service6Key, ServiceValue>,
     slots: TypedMap<SlotKey, BackendRecord>,
     backends: TypedMap<BackendKey, BackendValue>,
+    /// Read by the programs alone.
+    affinity: TypedMap<AffinityKey, AffinityValue>,
 }
 
 impl ServiceMaps {
-    pub(crate) fn open(root: &PinRoot) -> Result<Self> {
-        // Nobody in user space reads it, but the programs take it for this.
-        open_pin(
-            root,
-            "affinity",
-            MapType::LruHash,
-            size_of::<AffinityKey>(),
-            size_of::<AffinityValue>(),
-        )?;
-        Ok(Self {
-            services4: open_typed(root, "services4", MapType::Hash)?,
-            services6: open_typed(root, "services6", MapType::Hash)?,
-            slots: open_typed(root, "slots", MapType::Hash)?,
-            backends: open_typed(root, "backends", MapType::Hash)?,
-        })
+    pub(crate) fn pinned(root: &PinRoot) -> Self {
+        Self {
+            services4: TypedMap::pinned(root, "services4", MapType::Hash),
+            services6: TypedMap::pinned(root, "services6", MapType::Hash),
+            slots: TypedMap::pinned(root, "slots", MapType::Hash),
+            backends: TypedMap::pinned(root, "backends", MapType::Hash),
+            affinity: TypedMap::pinned(root, "affinity", MapType::LruHash),
+        }
+    }
+
+    pub(crate) fn open_all(&self) -> Result<()> {
+        self.services4.handle()?;
+        self.services6.handle()?;
+        self.slots.handle()?;
+        self.backends.handle()?;
+        self.affinity.handle().map(drop)
     }
 
     /// Adds or changes a frontend. Every slot below `entry.count` must hold a backend by now.

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::sync::OnceLock;
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::{Error, Result};
+use crate::{Error, PinRoot, Result};
 
 /// The errno behind a libbpf-rs error. Its `kind()` lacks ENOSPC and its `source()` leaves the io::Error out,
 /// so the number is taken from where std prints it.
@@ -28,11 +29,59 @@ pub(crate) fn write_error(map: &'static str, max_entries: u32, error: &libbpf_rs
     }
 }
 
+/// A pinned map, opened when it is first asked for: the plugin, of which each ADD is a process, needs few of them.
+#[derive(Debug)]
+pub(crate) struct PinnedMap {
+    root: PinRoot,
+    name: &'static str,
+    kind: MapType,
+    key: usize,
+    value: usize,
+    opened: OnceLock<MapHandle>,
+}
+
+impl PinnedMap {
+    pub(crate) fn new(
+        root: &PinRoot,
+        name: &'static str,
+        kind: MapType,
+        key: usize,
+        value: usize,
+    ) -> Self {
+        Self { root: root.clone(), name, kind, key, value, opened: OnceLock::new() }
+    }
+
+    /// Opens the pin, the first time, and holds it against what this build takes it for.
+    pub(crate) fn handle(&self) -> Result<&MapHandle> {
+        if let Some(opened) = self.opened.get() {
+            return Ok(opened);
+        }
+        let path = self.root.path(self.name);
+        let map = MapHandle::from_pinned_path(&path)
+            .map_err(|e| Error::io("open pin", path.display().to_string(), errno(&e)))?;
+        let shape = [
+            ("type", u32::from(map.map_type()), u32::from(self.kind)),
+            ("key size", map.key_size(), self.key as u32),
+            ("value size", map.value_size(), self.value as u32),
+        ];
+        match shape.into_iter().find(|(_, found, wanted)| found != wanted) {
+            None => Ok(self.opened.get_or_init(|| map)),
+            Some((field, found, wanted)) => Err(Error::Mismatch { path, field, found, wanted }),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Source {
+    Pinned(PinnedMap),
+    Opened(MapHandle),
+}
+
 /// A map of the kernel with plain keys and values.
 #[derive(Debug)]
 pub(crate) struct TypedMap<K, V> {
     name: &'static str,
-    handle: MapHandle,
+    source: Source,
     types: PhantomData<fn(K) -> V>,
 }
 
@@ -45,33 +94,44 @@ where
     pub(crate) fn new(name: &'static str, handle: MapHandle) -> Self {
         debug_assert_eq!(handle.key_size() as usize, size_of::<K>());
         debug_assert_eq!(handle.value_size() as usize, size_of::<V>());
-        Self { name, handle, types: PhantomData }
+        Self { name, source: Source::Opened(handle), types: PhantomData }
     }
 
-    pub(crate) fn handle(&self) -> &MapHandle {
-        &self.handle
+    /// A pinned one.
+    pub(crate) fn pinned(root: &PinRoot, name: &'static str, kind: MapType) -> Self {
+        let pinned = PinnedMap::new(root, name, kind, size_of::<K>(), size_of::<V>());
+        Self { name, source: Source::Pinned(pinned), types: PhantomData }
+    }
+
+    pub(crate) fn handle(&self) -> Result<&MapHandle> {
+        match &self.source {
+            Source::Opened(handle) => Ok(handle),
+            Source::Pinned(pinned) => pinned.handle(),
+        }
     }
 
     pub(crate) fn get(&self, key: &K) -> Result<Option<V>> {
         let mut value = V::new_zeroed();
-        self.handle
+        self.handle()?
             .lookup_into(key.as_bytes(), value.as_mut_bytes(), MapFlags::ANY)
             .map(|found| found.then_some(value))
             .map_err(|e| Error::io("read map", self.name, errno(&e)))
     }
 
     pub(crate) fn set(&self, key: &K, value: &V) -> Result<()> {
-        self.handle
+        let handle = self.handle()?;
+        handle
             .update(key.as_bytes(), value.as_bytes(), MapFlags::ANY)
-            .map_err(|e| write_error(self.name, self.handle.max_entries(), &e))
+            .map_err(|e| write_error(self.name, handle.max_entries(), &e))
     }
 
     /// Writes the value of a key that is there; false if it is not.
     pub(crate) fn change(&self, key: &K, value: &V) -> Result<bool> {
-        match self.handle.update(key.as_bytes(), value.as_bytes(), MapFlags::EXIST) {
+        let handle = self.handle()?;
+        match handle.update(key.as_bytes(), value.as_bytes(), MapFlags::EXIST) {
             Ok(()) => Ok(true),
             Err(e) if errno(&e).raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),
-            Err(e) => Err(write_error(self.name, self.handle.max_entries(), &e)),
+            Err(e) => Err(write_error(self.name, handle.max_entries(), &e)),
         }
     }
 
@@ -86,23 +146,25 @@ where
         if count == 0 {
             return Ok(());
         }
-        self.handle
+        let handle = self.handle()?;
+        handle
             .update_batch(&keys, &values, count, MapFlags::ANY, MapFlags::ANY)
-            .map_err(|e| write_error(self.name, self.handle.max_entries(), &e))
+            .map_err(|e| write_error(self.name, handle.max_entries(), &e))
     }
 
     /// Writes an entry unless there is one; says whether it did.
     pub(crate) fn add(&self, key: &K, value: &V) -> Result<bool> {
-        match self.handle.update(key.as_bytes(), value.as_bytes(), MapFlags::NO_EXIST) {
+        let handle = self.handle()?;
+        match handle.update(key.as_bytes(), value.as_bytes(), MapFlags::NO_EXIST) {
             Ok(()) => Ok(true),
             Err(e) if errno(&e).raw_os_error() == Some(nix::libc::EEXIST) => Ok(false),
-            Err(e) => Err(write_error(self.name, self.handle.max_entries(), &e)),
+            Err(e) => Err(write_error(self.name, handle.max_entries(), &e)),
         }
     }
 
     /// Whether there was something to remove.
     pub(crate) fn remove(&self, key: &K) -> Result<bool> {
-        match self.handle.delete(key.as_bytes()) {
+        match self.handle()?.delete(key.as_bytes()) {
             Ok(()) => Ok(true),
             Err(e) => match errno(&e) {
                 cause if cause.raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),
@@ -111,14 +173,15 @@ where
         }
     }
 
-    pub(crate) fn keys(&self) -> Vec<K> {
-        self.handle.keys().filter_map(|bytes| K::read_from_bytes(&bytes).ok()).collect()
+    pub(crate) fn keys(&self) -> Result<Vec<K>> {
+        let keys = self.handle()?.keys();
+        Ok(keys.filter_map(|bytes| K::read_from_bytes(&bytes).ok()).collect())
     }
 
     /// A snapshot; entries that change meanwhile may be missing. Only for maps whose one writer asks.
     pub(crate) fn entries(&self) -> Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
-        for key in self.keys() {
+        for key in self.keys()? {
             if let Some(value) = self.get(&key)? {
                 entries.push((key, value));
             }

@@ -74,7 +74,7 @@ impl<'a> Standing<'a> {
 
 /// Opens the pins if they are there. `None`: nobody has ever loaded the programs, so nothing stands.
 pub fn open(places: &Places) -> Result<Option<Gate>, CniError> {
-    match Gate::open(&PinRoot::new(&places.bpf_root)) {
+    match Gate::open_as_needed(&PinRoot::new(&places.bpf_root)) {
         Ok(gate) => Ok(Some(gate)),
         Err(BpfError::NotLoaded { path }) => {
             debug!(pin = %path.display(), "no gate has ever stood");

@@ -32,7 +32,7 @@ pub(super) fn add(
     let pod = args::pod(&attachment.args)?;
     let found = ends::find(&prev, attachment, netns)?;
 
-    let gate = Gate::open_or_load(&PinRoot::new(&places.bpf_root), &settings.sizes)
+    let gate = Gate::open_as_needed_or_load(&PinRoot::new(&places.bpf_root), &settings.sizes)
         .map_err(|e| CniError::new(Code::Load, "open gates").because(chain(&e)))?;
     add_node_addresses(&gate, &found.node_addresses);
     let mut standing = Standing::new(&gate);
