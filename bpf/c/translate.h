@@ -8,6 +8,13 @@
 
 #define PG_TC_REDIRECT 7
 
+/* Not verdicts: what a packet's way leads to next. */
+#define PG_PLAIN (-2)	/* no service has to do with it */
+#define PG_STALE (-3)	/* its service view is no good any more: choose anew */
+#define PG_ASK (-4)	/* a service has to do with it */
+#define PG_HAIRPIN (-5) /* it is for pg_known_hairpin */
+#define PG_SEND (-6)	/* it passes, translated as the view in the scratch says */
+
 static __always_inline void pg_view_of(struct pg_view *view, const struct pg_flow *flow)
 {
 	view->other = flow->other;

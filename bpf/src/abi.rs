@@ -19,16 +19,6 @@ pub const POLICY_PREFIX_ANY: u32 = 72;
 pub const POLICY_PREFIX_PROTOCOL: u32 = 80;
 /// Prefix bits for one port.
 pub const POLICY_PREFIX_PORT: u32 = 96;
-/// Flow was allowed as the own node's.
-pub const FLOW_BY_OWN_NODE: u8 = 1;
-/// Service view: the key is (pod, service), `other` the endpoint.
-pub const FLOW_SERVICE: u8 = 8;
-/// Endpoint view: the key is (pod, endpoint), `other` the service.
-pub const FLOW_ENDPOINT: u8 = 16;
-/// With [`FLOW_SERVICE`]: the endpoint is the pod itself.
-pub const FLOW_HAIRPIN: u8 = 32;
-/// Somebody else translates it; judged with `other` as its peer.
-pub const FLOW_FOREIGN: u8 = 64;
 /// Slots of the counters per direction.
 pub const REASON_COUNT: u32 = 32;
 /// Reasons from here on are denials.
@@ -159,32 +149,6 @@ c_enum! {
 }
 
 c_enum! {
-    /// How far a flow is (`enum pg_flow_state`).
-    FlowState: u8 {
-        /// Only its opener has spoken.
-        New = 0 => "new",
-        /// Both ends have.
-        Established = 1 => "established",
-        /// TCP: one end has sent FIN.
-        Closing = 2 => "closing",
-        /// TCP: both have, or one RST.
-        Closed = 3 => "closed",
-        /// Policy no longer allows it.
-        Cut = 4 => "cut",
-    }
-}
-
-c_enum! {
-    /// What becomes of a service's endpoint (`enum pg_backend_state`).
-    BackendState: u32 {
-        /// May be picked for new flows.
-        Ready = 1 => "ready",
-        /// Keeps the flows it has, is not picked.
-        Serving = 2 => "serving",
-    }
-}
-
-c_enum! {
     /// Things worth counting that are no verdicts.
     Note: u32 {
         /// An allowed flow could not be remembered.
@@ -217,6 +181,12 @@ macro_rules! mirror {
         pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
     };
 }
+
+mod flows;
+mod services;
+
+pub use flows::*;
+pub use services::*;
 
 mirror! {
     /// `struct pg_counter`.
@@ -370,234 +340,6 @@ mirror! {
     NodeAddr {
         /// Zero.
         pad: u32,
-    }
-}
-
-mirror! {
-    /// `struct pg_flow4_key`.
-    Flow4Key {
-        /// Host veth.
-        ifindex: u32,
-        /// Pod's side, network order.
-        pod: [u8; 4],
-        /// Peer's side.
-        peer: [u8; 4],
-        /// Network order; identifier of an echo; 0 without ports.
-        pod_port: [u8; 2],
-        /// Network order.
-        peer_port: [u8; 2],
-        /// IP protocol.
-        protocol: u8,
-        /// `enum pg_flow_kind`.
-        kind: u8,
-        /// Zero.
-        pad: [u8; 2],
-    }
-}
-
-mirror! {
-    /// `struct pg_flow6_key`.
-    Flow6Key {
-        /// Host veth.
-        ifindex: u32,
-        /// Pod's side.
-        pod: Addr,
-        /// Peer's side.
-        peer: Addr,
-        /// Network order; identifier of an echo; 0 without ports.
-        pod_port: [u8; 2],
-        /// Network order.
-        peer_port: [u8; 2],
-        /// IP protocol.
-        protocol: u8,
-        /// `enum pg_flow_kind`.
-        kind: u8,
-        /// Zero.
-        pad: [u8; 2],
-    }
-}
-
-mirror! {
-    /// `struct pg_flow`.
-    Flow {
-        /// Of its last judgement.
-        epoch: u32,
-        /// Coarse seconds.
-        expires: u32,
-        /// The endpoint's.
-        owner: u32,
-        /// That allowed it.
-        rule: u32,
-        /// [`Direction`] of its first packet.
-        direction: u8,
-        /// `enum pg_flow_state`.
-        state: u8,
-        /// `FLOW_*`.
-        flags: u8,
-        /// Zero.
-        pad: u8,
-        /// The other view's peer, where the flags say that there is one.
-        other: Addr,
-        /// Network order.
-        other_port: [u8; 2],
-        /// The pod's port in the other view; network order.
-        own_port: [u8; 2],
-    }
-}
-
-mirror! {
-    /// `struct pg_frag_key`.
-    FragKey {
-        /// Host veth.
-        ifindex: u32,
-        /// Datagram's identification.
-        id: u32,
-        /// As in the packet.
-        source: Addr,
-        /// As in the packet.
-        destination: Addr,
-        /// IP protocol.
-        protocol: u8,
-        /// [`Direction`].
-        direction: u8,
-        /// Zero.
-        pad: [u8; 2],
-    }
-}
-
-mirror! {
-    /// `struct pg_frag`.
-    Frag {
-        /// Coarse seconds.
-        expires: u32,
-        /// Network order.
-        pod_port: [u8; 2],
-        /// Network order.
-        peer_port: [u8; 2],
-        /// `enum pg_flow_kind`.
-        kind: u8,
-        /// [`Verdict`].
-        verdict: u8,
-        /// IP protocol.
-        protocol: u8,
-        /// `FLOW_SERVICE`, `FLOW_ENDPOINT`, `FLOW_HAIRPIN`: it is translated.
-        flags: u8,
-        /// As in [`Flow`].
-        other: Addr,
-        /// As in [`Flow`].
-        other_port: [u8; 2],
-        /// As in [`Flow`].
-        own_port: [u8; 2],
-    }
-}
-
-mirror! {
-    /// `struct pg_service4_key`.
-    Service4Key {
-        /// Network order.
-        addr: [u8; 4],
-        /// Network order.
-        port: [u8; 2],
-        /// IP protocol.
-        protocol: u8,
-        /// Zero.
-        pad: u8,
-    }
-}
-
-mirror! {
-    /// `struct pg_service6_key`.
-    Service6Key {
-        /// Network order.
-        addr: Addr,
-        /// Network order.
-        port: [u8; 2],
-        /// IP protocol.
-        protocol: u8,
-        /// Zero.
-        pad: u8,
-    }
-}
-
-mirror! {
-    /// `struct pg_service`.
-    ServiceValue {
-        /// Not 0.
-        id: u32,
-        /// Slots that may be picked.
-        count: u32,
-        /// 0: none.
-        affinity_seconds: u32,
-        /// Zero.
-        pad: u32,
-    }
-}
-
-mirror! {
-    /// `struct pg_slot_key`.
-    SlotKey {
-        /// The service's number.
-        service: u32,
-        /// From 0.
-        slot: u32,
-    }
-}
-
-mirror! {
-    /// `struct pg_backend`.
-    BackendRecord {
-        /// IPv4 is mapped.
-        addr: Addr,
-        /// Network order.
-        port: [u8; 2],
-        /// Zero.
-        pad: [u8; 2],
-    }
-}
-
-mirror! {
-    /// `struct pg_backend_key`.
-    BackendKey {
-        /// The service's number.
-        service: u32,
-        /// IPv4 is mapped.
-        addr: Addr,
-        /// Network order.
-        port: [u8; 2],
-        /// Zero.
-        pad: [u8; 2],
-    }
-}
-
-mirror! {
-    /// `struct pg_backend_value`.
-    BackendValue {
-        /// [`BackendState`].
-        state: u32,
-    }
-}
-
-mirror! {
-    /// `struct pg_affinity_key`.
-    AffinityKey {
-        /// The service's number.
-        service: u32,
-        /// The pod's address; IPv4 is mapped.
-        client: Addr,
-    }
-}
-
-mirror! {
-    /// `struct pg_affinity`.
-    AffinityValue {
-        /// The endpoint's.
-        addr: Addr,
-        /// Network order.
-        port: [u8; 2],
-        /// Zero.
-        pad: [u8; 2],
-        /// Coarse seconds.
-        seen: u32,
     }
 }
 

@@ -258,20 +258,18 @@ fn contract() -> String {
         }
     }
     let open = ObjectBuilder::default().open_memory(OBJECT).expect("open the object");
-    for map in open.maps() {
-        let name = map.name().to_string_lossy().into_owned();
-        if name == "limiter" || name == "scratch" || name.contains('.') {
-            continue; // not pinned
-        }
-        writeln!(
-            text,
-            "map {name}: {:?}, key {}, value {}",
-            map.map_type(),
-            map.key_size(),
-            map.value_size()
-        )
-        .unwrap();
-    }
+    // the compiler has them in the order of their first use
+    let mut maps: Vec<String> = open
+        .maps()
+        .filter_map(|map| {
+            let name = map.name().to_string_lossy().into_owned();
+            let pinned = name != "limiter" && name != "scratch" && !name.contains('.');
+            let (kind, key, value) = (map.map_type(), map.key_size(), map.value_size());
+            pinned.then(|| format!("map {name}: {kind:?}, key {key}, value {value}"))
+        })
+        .collect();
+    maps.sort();
+    writeln!(text, "{}", maps.join("\n")).unwrap();
     text
 }
 

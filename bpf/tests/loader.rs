@@ -8,8 +8,10 @@ mod packet;
 #[path = "../../tests/src/sandbox.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod sandbox;
+#[path = "loader/services.rs"]
+mod services;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -18,14 +20,11 @@ use std::{env, fs};
 use libbpf_rs::{MapCore, MapHandle, MapType, Program, libbpf_sys};
 use podgate_bpf::abi::Direction::{Egress, Ingress};
 use podgate_bpf::abi::{
-    Addr, BackendState, Direction, Flow, Flow4Key, Flow6Key, FlowState, POLICY_PREFIX_ANY,
-    PolicyKey, PolicyValue, Reason, Startup, Verdict,
+    Direction, POLICY_PREFIX_ANY, PolicyKey, PolicyValue, Reason, Startup, Verdict,
 };
 use podgate_bpf::attach::{AttachMode, Attached};
-use podgate_bpf::clock::coarse_now;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::Registration;
-use podgate_bpf::services::{Backend, Frontend, ServiceEntry};
 use podgate_bpf::testrun::Context;
 use podgate_bpf::{Error, Gate, PinRoot};
 use sandbox::{Veth, pin_dir, trial};
@@ -55,10 +54,10 @@ fn main() -> ExitCode {
             ("load: sizes are honoured, and kept", sizes),
             ("load: a full map says so", full),
             ("maps: what is written is read", maps),
-            ("services: what is written is read", services),
-            ("services: batches, and a full map", services_in_batches),
-            ("flows: one that lives is not overwritten", seeds),
-            ("clock: user space tells the programs' time", clock),
+            ("services: what is written is read", services::services),
+            ("services: batches, and a full map", services::services_in_batches),
+            ("flows: one that lives is not overwritten", services::seeds),
+            ("clock: user space tells the programs' time", services::clock),
             ("unload: nothing is left", unloads),
             ("replace: gates and flows stay", replaces),
             ("replace: where nothing was loaded", replaces_nothing),
@@ -384,142 +383,6 @@ fn maps() {
     assert!(maps.policy_map(5).unwrap().is_none());
     maps.remove_policy_maps(&[6, 7, 8]).unwrap();
     assert_eq!(maps.installed_policy_maps().unwrap(), [0; 0]);
-}
-
-fn backend(n: u32) -> Backend {
-    let [_, _, high, low] = n.to_be_bytes();
-    Backend { address: std::net::IpAddr::from([10, 1, high, low]), port: 8080 }
-}
-
-fn services() {
-    let gate = Gate::open_or_load(&root(), &small()).unwrap();
-    let maps = gate.maps.services();
-    let at =
-        |address: &str, port| Frontend { address: address.parse().unwrap(), port, protocol: 6 };
-    let entry = |id, count| ServiceEntry { id, count, affinity_seconds: 10_800 };
-    // the same number in both families, ports whose bytes differ, an address that only looks like IPv4
-    let wanted: BTreeMap<_, _> = [
-        (at("10.96.0.10", 53), entry(1, 2)),
-        (Frontend { protocol: 17, ..at("10.96.0.10", 53) }, entry(2, 3)),
-        (at("10.96.0.10", 0x3500), entry(3, 4)),
-        (at("fd00:10:96::a", 53), entry(4, 5)),
-        (at("::ffff:10.96.0.10", 53), entry(u32::MAX, u32::MAX)),
-    ]
-    .into();
-    for (frontend, entry) in &wanted {
-        maps.set_service(frontend, *entry).unwrap();
-    }
-    assert_eq!(maps.services().unwrap(), wanted);
-    maps.set_service(&at("10.96.0.10", 53), entry(1, 9)).unwrap();
-    assert_eq!(maps.services().unwrap()[&at("10.96.0.10", 53)], entry(1, 9));
-    for frontend in wanted.keys().chain(wanted.keys()) {
-        maps.remove_service(frontend).unwrap();
-    }
-    assert_eq!(maps.services().unwrap(), BTreeMap::new());
-
-    let six = Backend { address: "fd00::7".parse().unwrap(), port: 53 };
-    maps.set_slot(1, 0, backend(7)).unwrap();
-    maps.set_slot(1, 1, six).unwrap();
-    maps.set_slot(1, 0, backend(8)).unwrap();
-    assert_eq!(maps.slots().unwrap(), [((1, 0), backend(8)), ((1, 1), six)].into());
-    maps.set_backend(1, six, BackendState::Ready).unwrap();
-    maps.set_backend(1, backend(8), BackendState::Ready).unwrap();
-    maps.set_backend(1, six, BackendState::Serving).unwrap();
-    let states = [((1, backend(8)), BackendState::Ready), ((1, six), BackendState::Serving)];
-    assert_eq!(maps.backends().unwrap(), states.into());
-    for _ in 0..2 {
-        maps.remove_slot(1, 0).unwrap();
-        maps.remove_backend(1, six).unwrap();
-    }
-    assert_eq!(maps.slots().unwrap(), [((1, 1), six)].into());
-    assert_eq!(maps.backends().unwrap(), [states[0]].into());
-}
-
-fn services_in_batches() {
-    let gate = Gate::open_or_load(&root(), &Sizes { backends: 1000, ..small() }).unwrap();
-    let maps = gate.maps.services();
-    maps.set_slots(&[]).unwrap();
-    maps.set_backends(&[]).unwrap();
-    let slots: Vec<_> = (0..1000).map(|n| (5, n, backend(n))).collect();
-    let backends: Vec<_> = (0..1000).map(|n| (5, backend(n), BackendState::Ready)).collect();
-    maps.set_slots(&slots).unwrap();
-    maps.set_backends(&backends).unwrap();
-    let read = maps.slots().unwrap();
-    assert!(read.into_iter().eq(slots.iter().map(|&(id, slot, backend)| ((id, slot), backend))));
-    assert_eq!(maps.backends().unwrap().len(), 1000);
-    for full in [maps.set_slots(&[(6, 0, backend(0))]), maps.set_slot(6, 0, backend(0))] {
-        let told = full.unwrap_err();
-        assert!(matches!(told, Error::Full { map: "slots", max_entries: 1000 }), "{told}");
-    }
-    let told = maps.set_backend(6, backend(0), BackendState::Ready).unwrap_err();
-    assert!(matches!(told, Error::Full { map: "backends", .. }), "{told}");
-}
-
-/// A flow from the pod, and its key in either family.
-fn seed(ifindex: u32) -> (Flow4Key, Flow6Key, Flow) {
-    let [pod, peer] = ["fd00::5", "fd00::9"]
-        .map(|address| Addr::from(address.parse::<std::net::IpAddr>().unwrap()));
-    let ports = (1_u16.to_be_bytes(), 2_u16.to_be_bytes());
-    let v4 = Flow4Key {
-        ifindex,
-        pod: [10, 0, 0, 5],
-        peer: [10, 0, 0, 9],
-        pod_port: ports.0,
-        peer_port: ports.1,
-        protocol: 17,
-        kind: 0,
-        pad: [0; 2],
-    };
-    let v6 = Flow6Key {
-        ifindex,
-        pod,
-        peer,
-        pod_port: ports.0,
-        peer_port: ports.1,
-        protocol: 17,
-        kind: 0,
-        pad: [0; 2],
-    };
-    let flow = Flow {
-        epoch: 0,
-        expires: coarse_now() + 60,
-        owner: 77,
-        rule: 3,
-        direction: Egress as u8,
-        state: FlowState::Established as u8,
-        flags: 0,
-        pad: 0,
-        other: Addr { bytes: [0; 16] },
-        other_port: [0; 2],
-        own_port: [0; 2],
-    };
-    (v4, v6, flow)
-}
-
-fn seeds() {
-    let gate = Gate::open_or_load(&root(), &small()).unwrap();
-    let (v4, v6, flow) = seed(5);
-    let later = Flow { rule: 4, ..flow };
-    assert!(gate.maps.seed_flow4(&v4, &flow).unwrap());
-    assert!(!gate.maps.seed_flow4(&v4, &later).unwrap());
-    assert!(gate.maps.seed_flow6(&v6, &flow).unwrap());
-    assert!(!gate.maps.seed_flow6(&v6, &later).unwrap());
-    assert_eq!(gate.maps.flows4().unwrap(), [(v4, flow)]);
-    assert_eq!(gate.maps.flows6().unwrap(), [(v6, flow)]);
-}
-
-fn clock() {
-    let gate = Gate::open_or_load(&root(), &small()).unwrap();
-    let veth = Veth::new().unwrap();
-    gate.maps.register(&registration(veth.ifindex)).unwrap();
-    let policy = gate.maps.new_policy_map(&[everything(77)]).unwrap();
-    gate.maps.install_policy_maps(&[(veth.ifindex, &policy)]).unwrap();
-    assert_eq!(send(&gate, veth.ifindex, Ingress), (-1, 0));
-    let (_, flow) = gate.maps.flows4().unwrap()[0];
-    let ahead = flow.expires.wrapping_sub(coarse_now());
-    // a new datagram flow lives for 60; the two clocks may be a few apart
-    assert!((55..=65).contains(&ahead), "{ahead}");
-    veth.delete().unwrap();
 }
 
 /// An entry that allows everything to the pod.

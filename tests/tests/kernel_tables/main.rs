@@ -16,9 +16,12 @@ mod identity;
 mod modes;
 mod policy;
 mod prelude;
+mod service_clashes;
 mod service_errors;
 mod service_flows;
+mod service_policies;
 mod service_spread;
+mod service_steps;
 mod services;
 mod startup;
 mod tcp;
@@ -43,6 +46,8 @@ fn main() -> std::process::ExitCode {
             events::tables(),
             services::tables(),
             service_flows::tables(),
+            service_clashes::tables(),
+            service_policies::tables(),
             service_spread::tables(),
             service_errors::tables(),
             hairpin::tables(),

@@ -1,0 +1,150 @@
+//! Flows, and what the first fragment of a datagram said.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::Addr;
+
+/// Flow was allowed as the own node's.
+pub const FLOW_BY_OWN_NODE: u8 = 1;
+/// Service view: the key is (pod, service), `other` the endpoint.
+pub const FLOW_SERVICE: u8 = 8;
+/// Endpoint view: the key is (pod, endpoint), `other` the service.
+pub const FLOW_ENDPOINT: u8 = 16;
+/// With [`FLOW_SERVICE`]: the endpoint is the pod itself.
+pub const FLOW_HAIRPIN: u8 = 32;
+/// Somebody else translates it; judged with `other` as its peer.
+pub const FLOW_FOREIGN: u8 = 64;
+
+c_enum! {
+    /// How far a flow is (`enum pg_flow_state`).
+    FlowState: u8 {
+        /// Only its opener has spoken.
+        New = 0 => "new",
+        /// Both ends have.
+        Established = 1 => "established",
+        /// TCP: one end has sent FIN.
+        Closing = 2 => "closing",
+        /// TCP: both have, or one RST.
+        Closed = 3 => "closed",
+        /// Policy no longer allows it.
+        Cut = 4 => "cut",
+    }
+}
+
+mirror! {
+    /// `struct pg_flow4_key`.
+    Flow4Key {
+        /// Host veth.
+        ifindex: u32,
+        /// Pod's side, network order.
+        pod: [u8; 4],
+        /// Peer's side.
+        peer: [u8; 4],
+        /// Network order; identifier of an echo; 0 without ports.
+        pod_port: [u8; 2],
+        /// Network order.
+        peer_port: [u8; 2],
+        /// IP protocol.
+        protocol: u8,
+        /// `enum pg_flow_kind`.
+        kind: u8,
+        /// Zero.
+        pad: [u8; 2],
+    }
+}
+
+mirror! {
+    /// `struct pg_flow6_key`.
+    Flow6Key {
+        /// Host veth.
+        ifindex: u32,
+        /// Pod's side.
+        pod: Addr,
+        /// Peer's side.
+        peer: Addr,
+        /// Network order; identifier of an echo; 0 without ports.
+        pod_port: [u8; 2],
+        /// Network order.
+        peer_port: [u8; 2],
+        /// IP protocol.
+        protocol: u8,
+        /// `enum pg_flow_kind`.
+        kind: u8,
+        /// Zero.
+        pad: [u8; 2],
+    }
+}
+
+mirror! {
+    /// `struct pg_flow`.
+    Flow {
+        /// Of its last judgement.
+        epoch: u32,
+        /// Coarse seconds.
+        expires: u32,
+        /// The endpoint's.
+        owner: u32,
+        /// That allowed it.
+        rule: u32,
+        /// [`Direction`] of its first packet.
+        direction: u8,
+        /// `enum pg_flow_state`.
+        state: u8,
+        /// `FLOW_*`.
+        flags: u8,
+        /// Zero.
+        pad: u8,
+        /// The other view's peer, where the flags say that there is one.
+        other: Addr,
+        /// Network order.
+        other_port: [u8; 2],
+        /// The pod's port in the other view; network order.
+        own_port: [u8; 2],
+    }
+}
+
+mirror! {
+    /// `struct pg_frag_key`.
+    FragKey {
+        /// Host veth.
+        ifindex: u32,
+        /// Datagram's identification.
+        id: u32,
+        /// As in the packet.
+        source: Addr,
+        /// As in the packet.
+        destination: Addr,
+        /// IP protocol.
+        protocol: u8,
+        /// [`Direction`].
+        direction: u8,
+        /// Zero.
+        pad: [u8; 2],
+    }
+}
+
+mirror! {
+    /// `struct pg_frag`.
+    Frag {
+        /// Coarse seconds.
+        expires: u32,
+        /// Network order.
+        pod_port: [u8; 2],
+        /// Network order.
+        peer_port: [u8; 2],
+        /// `enum pg_flow_kind`.
+        kind: u8,
+        /// [`Verdict`].
+        verdict: u8,
+        /// IP protocol.
+        protocol: u8,
+        /// `FLOW_SERVICE`, `FLOW_ENDPOINT`, `FLOW_HAIRPIN`: it is translated.
+        flags: u8,
+        /// As in [`Flow`].
+        other: Addr,
+        /// As in [`Flow`].
+        other_port: [u8; 2],
+        /// As in [`Flow`].
+        own_port: [u8; 2],
+    }
+}

@@ -1,0 +1,167 @@
+//! Flows that would look the same to one endpoint, and clients that keep theirs.
+
+use podgate_tests::kernel::{Lab, NEXT};
+
+use crate::prelude::*;
+use crate::service_steps::*;
+
+pub(crate) fn tables() -> Vec<Table> {
+    let mut tables = both(clashes);
+    tables.extend(both(affinity));
+    tables
+}
+
+fn clashes(f: Family) -> Vec<Table> {
+    let two = if f.icmp == ICMP { "10.96.0.11" } else { "fd00:10:96::b" };
+    let world = || {
+        World::open().service(domain_service(f, &[f.peer])).service(Service::new(
+            two,
+            53,
+            UDP,
+            &[(f.peer, 5353)],
+        ))
+    };
+    let direct = || udp(40000, 5353).between(f.pod, f.peer);
+    vec![
+        table(f.named("clash: one socket, two services, one endpoint"), world())
+            .out(ask(f, f.peer), AllowPolicy)
+            .then("the second leaves from another port", move |lab| {
+                let frame = udp(40000, 53).between(f.pod, two).frame();
+                let first = lab.send(Egress, &frame, 0);
+                assert_eq!((first.action, first.reason()), (NEXT, Some(AllowPolicy)), "{first:?}");
+                let (port, to, _) = left(f, &first.packet);
+                assert!(port >= 32768 && port != 40000 && to == 5353, "{port} {to}");
+                assert_eq!(first.packet, udp(port, 5353).between(f.pod, f.peer).frame());
+                let again = lab.send(Egress, &frame, 0);
+                assert_eq!((again.reason(), &again.packet), (Some(AllowFlow), &first.packet));
+                // each answer comes from the service that was asked, to the port that asked
+                let back = lab.send(Ingress, &udp(5353, port).between(f.peer, f.pod).frame(), 9);
+                assert_eq!(back.packet, udp(53, 40000).between(two, f.pod).frame());
+            })
+            .back(answer(f, f.peer)),
+        table(f.named("clash: a flow of the pod's own to the endpoint, then the service"), world())
+            .from_pod(direct(), AllowPolicy)
+            .then("the service's leaves from another port", move |lab| {
+                let met = lab.send(Egress, &ask(f, f.peer).0.frame(), 0);
+                let (port, _, _) = left(f, &met.packet);
+                assert_ne!(port, 40000);
+                let back = lab.send(Ingress, &udp(5353, port).between(f.peer, f.pod).frame(), 9);
+                assert_eq!(back.packet, answer(f, f.peer).1.frame());
+            })
+            .to_pod(udp(5353, 40000).between(f.peer, f.pod), AllowFlow)
+            .from_pod(direct(), AllowFlow),
+        table(f.named("clash: the service, then a flow of the pod's own to the endpoint"), world())
+            .out(ask(f, f.peer), AllowPolicy)
+            .from_pod(direct(), DenyPortTaken)
+            .out(ask(f, f.peer), AllowFlow)
+            .back(answer(f, f.peer))
+            .then("185 s pass", |lab| lab.age_flows(185))
+            .from_pod(direct(), AllowPolicy)
+            .to_pod(udp(5353, 40000).between(f.peer, f.pod), AllowFlow),
+        table(
+            f.named("clash: a connection of the pod's own after the service's has ended"),
+            World::open().service(web_service(f, &[f.peer])),
+        )
+        .connects(f, f.peer)
+        .from_pod(tcp(40000, 8080).syn().between(f.pod, f.peer), DenyPortTaken)
+        .out(to(f, f.peer, Transport::rst), AllowFlow)
+        .from_pod(tcp(40000, 8080).ack().between(f.pod, f.peer), DenyPortTaken)
+        .from_pod(tcp(40000, 8080).syn().between(f.pod, f.peer), AllowPolicy)
+        .to_pod(tcp(8080, 40000).syn_ack().between(f.peer, f.pod), AllowFlow)
+        .then("the service's leaves from another port", move |lab| {
+            let syn = tcp(40000, 80).syn().between(f.pod, f.service).frame();
+            let met = lab.send(Egress, &syn, 0);
+            let (port, _, _) = left(f, &met.packet);
+            assert!(met.reason() == Some(AllowPolicy) && port != 40000, "{met:?}");
+        }),
+        table(f.named("clash: another endpoint before another port"), {
+            World::open().service(many(f, 20))
+        })
+        .from_pod(tcp(40000, 8080).syn().between(f.pod, f.peer), AllowPolicy)
+        .then("a hundred connections from that port", move |lab| {
+            let syn = tcp(40000, 80).syn().between(f.pod, f.service).frame();
+            for _ in 0..100 {
+                let met = lab.send(Egress, &syn, 0);
+                let (port, _, to) = left(f, &met.packet);
+                let peer = to == left(f, &tcp(1, 1).between(f.pod, f.peer).frame()).2;
+                assert!(port == 40000 && !peer, "{met:?}");
+                let rst = tcp(40000, 80).rst().between(f.pod, f.service).frame();
+                assert_eq!(lab.send(Egress, &rst, 0).reason(), Some(AllowFlow));
+            }
+        }),
+        table(f.named("clash: what the pod may not reach is no clash"), {
+            World::isolated().service(domain_service(f, &[f.peer]))
+        })
+        .from_pod(ask(f, f.peer).0, DenyPolicy)
+        .from_pod(direct(), DenyPolicy),
+    ]
+}
+
+fn affinity(f: Family) -> Vec<Table> {
+    let sticky = move |count| many(f, count).affinity(100);
+    let choice = move |lab: &Lab, port| {
+        let met = lab.send(Egress, &tcp(port, 80).syn().between(f.pod, f.service).frame(), 0);
+        assert_eq!(met.reason(), Some(AllowPolicy), "{met:?}");
+        left(f, &met.packet).2
+    };
+    let age = |lab: &Lab, seconds: u32| {
+        let map = lab.map("affinity");
+        use libbpf_rs::{MapCore as _, MapFlags};
+        for key in map.keys().collect::<Vec<_>>() {
+            let mut value = map.lookup(&key, MapFlags::ANY).unwrap().unwrap();
+            let seen = u32::from_ne_bytes(value[20..24].try_into().unwrap());
+            value[20..24].copy_from_slice(&(seen - seconds).to_ne_bytes());
+            map.update(&key, &value, MapFlags::ANY).unwrap();
+        }
+    };
+    let world = || World::open().service(sticky(99));
+    vec![
+        table(f.named("affinity: a client keeps its endpoint"), world()).then(
+            "50 flows",
+            move |lab| {
+                let first = choice(lab, 1000);
+                for port in 1001..1050 {
+                    assert_eq!(choice(lab, port), first, "port {port}");
+                    age(lab, 90); // each new flow begins the time anew
+                }
+            },
+        ),
+        table(f.named("affinity: it ends with its time"), world()).then(
+            "flows far apart",
+            move |lab| {
+                let choices: std::collections::BTreeSet<_> = (1000..1020)
+                    .map(|port| {
+                        let choice = choice(lab, port);
+                        age(lab, 103);
+                        choice
+                    })
+                    .collect();
+                assert!(choices.len() > 5, "{choices:?}");
+            },
+        ),
+        table(f.named("affinity: an endpoint that drains, or goes, is not kept"), world()).then(
+            "its endpoint drains",
+            move |lab| {
+                let first = choice(lab, 1000);
+                let mut service = sticky(99);
+                let octets = |ip: std::net::IpAddr| match ip {
+                    std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+                    std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
+                };
+                let at = service.ready.iter().position(|b| octets(b.address) == first).unwrap();
+                let drained = service.ready.swap_remove(at);
+                service.serving.push(drained);
+                lab.serve(1, &service);
+                let second = choice(lab, 1001);
+                assert_ne!(second, first);
+                assert_eq!(choice(lab, 1002), second);
+            },
+        ),
+        table(f.named("affinity: none, and flows spread"), World::open().service(many(f, 99)))
+            .then("flows", move |lab| {
+                let choices: std::collections::BTreeSet<_> =
+                    (1000..1050).map(|port| choice(lab, port)).collect();
+                assert!(choices.len() > 20, "{}", choices.len());
+            }),
+    ]
+}
