@@ -67,3 +67,54 @@ enum Value {
     Gauge(f64),
     Counter(u64),
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use prometheus_client::collector::Collector;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::sources::Kind;
+
+    #[derive(Debug)]
+    struct Server(Arc<Health>);
+
+    impl Collector for Server {
+        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            encode(&self.0, &mut encoder)
+        }
+    }
+
+    #[test]
+    fn each_watch_says_how_it_stands() {
+        let health = Arc::new(Health::new("kubernetes".into()));
+        health.listing(Kind::Pod);
+        health.heard(Kind::Pod);
+        health.listing(Kind::Policy);
+        health.failed(Kind::Policy, "list: refused".into());
+        health.failed(Kind::Policy, "list: refused".into());
+        let mut registry = Registry::with_prefix("podgate");
+        registry.register_collector(Box::new(Server(health)));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"podgate_source_connected{source="kubernetes",kind="pods"} 1.0"#,
+            r#"podgate_source_connected{source="kubernetes",kind="policies"} 0.0"#,
+            r#"podgate_source_connected{source="kubernetes",kind="services"} 0.0"#,
+            r#"podgate_source_lists_total{source="kubernetes",kind="pods"} 1"#,
+            r#"podgate_source_errors_total{source="kubernetes",kind="policies"} 2"#,
+            r#"podgate_source_errors_total{source="kubernetes",kind="pods"} 0"#,
+            r#"podgate_source_refused{source="kubernetes",kind="pods"} 0.0"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        let silence = |kind: &str| {
+            let start =
+                format!("podgate_source_silence_seconds{{source=\"kubernetes\",kind=\"{kind}\"}}");
+            text.lines().any(|line| line.starts_with(&start))
+        };
+        assert!(silence("pods") && !silence("policies"), "{text}");
+    }
+}
