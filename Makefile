@@ -98,12 +98,15 @@ fmt: setup-lint ## format the Rust and the C in place
 	clang-format -i $(BPF_SOURCES)
 
 .PHONY: bench
-bench: setup-test ## what a packet, and a chained ADD, cost on this machine (root)
+bench: setup-test ## what a packet, a chained ADD and an event of the cluster cost on this machine (root)
 	@scripts/preflight.sh
 	@$(MAKE) build
 	@$(ROOT_CARGO) test -q -p podgate-bpf --test cost -- --nocapture
 	@$(ROOT_CARGO) bench -q --profile dev -p podgate-tests --bench services
 	@$(ROOT_CARGO) bench -q --profile dev -p podgate-tests --bench add_latency
+	@$(CARGO) bench -q -p podgate-policy --bench growth
+	@$(CARGO) bench -q -p podgate-policy --bench engine
+	@$(ROOT_CARGO) bench -q --profile dev -p podgate-tests --bench event_to_map
 
 .PHONY: clean
 clean: ## remove what was built

@@ -1,6 +1,6 @@
 //! The endpoints of this node as the registry has them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use podgate_bpf::maps::{Maps, Registration};
@@ -11,6 +11,10 @@ use podgate_policy::model::ObjectKey;
 #[derive(Debug, Default)]
 pub(super) struct Endpoints {
     known: BTreeMap<EndpointId, Arc<Registration>>,
+    /// The pods of those, with how many interfaces each has.
+    pods: HashMap<ObjectKey, usize>,
+    /// Since [`Endpoints::take_changed`].
+    changed: bool,
 }
 
 /// What a comparison with the registry found.
@@ -45,10 +49,15 @@ impl Endpoints {
 
     /// Whether the pod has an interface here.
     pub(super) fn has(&self, pod: &ObjectKey) -> bool {
-        self.known.values().any(|registration| pod_of(registration).as_ref() == Some(pod))
+        self.pods.contains_key(pod)
     }
 
-    /// What the compiler is told, by id.
+    /// Whether anything is different from the last time.
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// What the engine is told, by id.
     pub(super) fn compile_input(&self) -> Vec<Endpoint> {
         let endpoint = |(id, registration): (&EndpointId, &Arc<Registration>)| Endpoint {
             id: *id,
@@ -94,7 +103,20 @@ impl Endpoints {
             if now.as_ref().is_none_or(|now| now.owner != before.owner) {
                 delta.gone.push(id);
             }
-            delta.left.extend(pod_of(before));
+            let pod = pod_of(before);
+            if let Some(count) = pod.as_ref().and_then(|pod| self.pods.get_mut(pod)) {
+                *count -= 1;
+            }
+            delta.left.extend(pod);
+        }
+        self.changed = true;
+        if let Some(pod) = now.as_ref().and_then(pod_of) {
+            *self.pods.entry(pod).or_default() += 1;
+        }
+        for pod in &delta.left {
+            if self.pods.get(pod) == Some(&0) {
+                self.pods.remove(pod);
+            }
         }
         match now {
             Some(registration) => self.known.insert(id, Arc::new(registration)),

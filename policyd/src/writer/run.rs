@@ -319,6 +319,7 @@ impl Run {
         }
         tracing::debug!(
             steps = outcome.steps,
+            swapped = outcome.swapped,
             endpoints = owners.len(),
             micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             "committed"
@@ -330,7 +331,9 @@ impl Run {
     /// not worth another try before the next retry.
     fn follow_index(&mut self, owners: &Owners) -> BTreeMap<EndpointId, String> {
         let first = self.commits.count == 0;
-        self.engine.set_endpoints(self.endpoints.compile_input());
+        if self.endpoints.take_changed() {
+            self.engine.set_endpoints(self.endpoints.compile_input());
+        }
         let changes = self.shared.index_mut().take_changes();
         let fresh = self.engine.update(&self.shared.index(), changes);
         let retries = std::mem::take(&mut self.retrying);

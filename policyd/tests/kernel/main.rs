@@ -12,6 +12,7 @@ mod commits;
 mod degraded;
 mod flows;
 mod kill;
+mod limits;
 mod node;
 mod programming;
 mod reconcile;

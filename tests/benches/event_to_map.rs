@@ -1,0 +1,168 @@
+//! How long an event takes to be in the kernel's maps: 10,000 pods, 1,000 policies, 110 endpoints; the real writer,
+//! real maps. A lone event is sent, and the answer awaited that what was sent before is in force. Then a burst.
+//! Needs root.
+//!
+//! cargo bench --profile dev -p podgate-tests --bench event_to_map
+
+#[path = "../../policyd/core/benches/cluster/mod.rs"]
+mod cluster;
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use podgate_bpf::abi::Startup;
+use podgate_bpf::loader::Sizes;
+use podgate_bpf::maps::{PodRef, Registration};
+use podgate_bpf::{Gate, PinRoot};
+use podgate_policy::model::{Namespace, Policy};
+use podgate_tests::sandbox;
+use policyd::sources::{Object, ObjectId, Rank, Update};
+use policyd::view::Shared;
+use policyd::writer::{Handle, Message, Writer};
+
+use cluster::Cluster;
+
+/// Events of each kind.
+const EVENTS: usize = 500;
+
+fn main() -> Result<()> {
+    let root = PinRoot::new(sandbox::pin_dir());
+    let gate = Arc::new(Gate::open_or_load(&root, &Sizes::default()).context("load the programs")?);
+    let measured = measure(gate);
+    Gate::unload(&root).context("unload the programs")?;
+    measured
+}
+
+struct Timed {
+    handle: Handle,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Timed {
+    fn send(&self, update: Update) -> Result<()> {
+        Ok(self.handle.send(Message::Source(Rank(0), update))?)
+    }
+
+    fn settle(&self) -> Result<()> {
+        Ok(self.runtime.block_on(self.handle.settled())?)
+    }
+
+    fn each(&self, kind: &str, updates: Vec<Update>) -> Result<()> {
+        let mut times = Vec::with_capacity(updates.len());
+        for update in updates {
+            let started = Instant::now();
+            self.send(update)?;
+            self.settle()?;
+            times.push(started.elapsed());
+            // a lone event finds a writer that sleeps
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        times.sort_unstable();
+        let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+        println!("  {kind:<22} p50 {:>9.1?}  p99 {:>9.1?}  max {:>9.1?}", at(50), at(99), at(100));
+        Ok(())
+    }
+}
+
+fn set(object: Object) -> Update {
+    Update::Change { set: vec![object], gone: Vec::new() }
+}
+
+fn measure(gate: Arc<Gate>) -> Result<()> {
+    let (pods, policies) = (10_000, 1_000);
+    let cluster = Cluster::new(pods, policies);
+    for endpoint in &cluster.endpoints {
+        let pod = endpoint.pod.clone().context("an endpoint without a pod")?;
+        // no interface has these numbers: nothing is attached, only maps are written
+        let ifindex = 1_000_000 + endpoint.id.0;
+        gate.maps.register(&Registration {
+            ifindex,
+            owner: ifindex,
+            startup: Startup::Hold,
+            anti_spoofing: true,
+            addresses: endpoint.addresses.clone(),
+            netns_cookie: 0,
+            container_id: format!("c{ifindex}"),
+            interface: "eth0".into(),
+            host_interface: format!("v{ifindex}"),
+            network: "bench".into(),
+            pod: Some(PodRef {
+                namespace: pod.namespace.to_string(),
+                name: pod.name.to_string(),
+                uid: String::new(),
+            }),
+            netns: String::new(),
+        })?;
+    }
+    let shared = Arc::new(Shared::new(gate.clone(), "bench".into()));
+    let writer = Writer::start(shared.clone(), ["bench".to_owned()], |_| {})?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let timed = Timed { handle: writer.handle(), runtime };
+
+    let namespaces = cluster.namespaces.iter().cloned().map(Object::Namespace);
+    let all = (0..cluster.size()).map(|number| Object::Pod(cluster.pod(number)));
+    let all = namespaces.chain(all).chain(cluster.policies.iter().cloned().map(Object::Policy));
+    let all: Vec<Object> = all.collect();
+    let started = Instant::now();
+    timed.send(Update::Replace(all))?;
+    timed.settle()?;
+    let view = shared.view();
+    ensure!(view.ready && view.problems().is_empty(), "not in force: {:?}", view.problems());
+    println!(
+        "{pods} pods, {policies} policies, {} endpoints: in force after {:.1?}; {} addresses, {} prefixes, {} classes, {} map entries; {} MiB at most",
+        view.endpoints.len(),
+        started.elapsed(),
+        view.peers,
+        view.nets,
+        view.classes,
+        view.rules,
+        peak()? / 1024,
+    );
+
+    let new: Vec<_> = (0..EVENTS).map(|number| cluster.new_pod(number)).collect();
+    let gone = new
+        .iter()
+        .map(|pod| Update::Change { set: Vec::new(), gone: vec![ObjectId::Pod(pod.key.clone())] });
+    let gone = gone.collect();
+    timed.each("a pod comes", new.into_iter().map(|pod| set(Object::Pod(pod))).collect())?;
+    timed.each("a pod goes", gone)?;
+    let relabelled = (0..EVENTS).map(|number| set(Object::Pod(cluster.relabelled(number))));
+    timed.each("a pod's label changes", relabelled.collect())?;
+    let edited = (0..EVENTS).map(|number| set(policy(cluster.edited(number))));
+    timed.each("a policy changes", edited.collect())?;
+    let namespaces = (0..EVENTS).map(|number| {
+        let namespace = cluster.namespaces[number * 31 % cluster.namespaces.len()].clone();
+        let mut labels = namespace.labels.clone();
+        labels.insert("stage".into(), ["prod", "dev"][number % 2].into());
+        set(Object::Namespace(Namespace { labels, ..namespace }))
+    });
+    timed.each("a namespace relabelled", namespaces.collect())?;
+
+    let commits = shared.view().commits.count;
+    let burst: Vec<_> =
+        (2_000..3_000).map(|number| set(Object::Pod(cluster.new_pod(number)))).collect();
+    let started = Instant::now();
+    for update in burst {
+        timed.send(update)?;
+    }
+    timed.settle()?;
+    println!(
+        "  1,000 pods in one burst: {:.1?}, {} commits",
+        started.elapsed(),
+        shared.view().commits.count - commits
+    );
+    Ok(())
+}
+
+fn policy(policy: Policy) -> Object {
+    Object::Policy(policy)
+}
+
+/// The most memory this process ever had, KiB.
+fn peak() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).context("no VmHWM")?;
+    Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
+}
