@@ -19,6 +19,7 @@ use podgate_bpf::{Gate, PinRoot};
 use podgate_policy::model::{Namespace, Policy};
 use podgate_tests::sandbox;
 use policyd::sources::{Object, ObjectId, Rank, Update};
+use policyd::sync::services::ServiceMode;
 use policyd::view::Shared;
 use policyd::writer::{Handle, Message, Writer};
 
@@ -96,7 +97,7 @@ fn measure(gate: Arc<Gate>) -> Result<()> {
             netns: String::new(),
         })?;
     }
-    let shared = Arc::new(Shared::new(gate.clone(), "bench".into()));
+    let shared = Arc::new(Shared::new(gate.clone(), "bench".into(), ServiceMode::default()));
     let writer = Writer::start(shared.clone(), ["bench".to_owned()], |_| {})?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let timed = Timed { handle: writer.handle(), runtime };

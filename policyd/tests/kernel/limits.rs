@@ -15,6 +15,7 @@ use podgate_policy::model::{
 };
 use podgate_policy::selector::{Operator, Requirement, Selector};
 use policyd::sources::{Object, Rank, Update};
+use policyd::sync::services::ServiceMode;
 use policyd::view::{EndpointState, Shared};
 use policyd::writer::{Message, Writer};
 
@@ -33,7 +34,7 @@ struct Writing {
 impl Writing {
     fn on(node: &Node) -> Self {
         let gate = Arc::new(Gate::open(&PinRoot::new(node.root.root())).unwrap());
-        let shared = Arc::new(Shared::new(gate, "n1".into()));
+        let shared = Arc::new(Shared::new(gate, "n1".into(), ServiceMode::default()));
         let writer = Writer::start(shared.clone(), ["test".to_owned()], |_| {}).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         Self { shared, writer, runtime }
