@@ -87,3 +87,89 @@ fn give_back(dir: &Path, single: &str) -> Result<Vec<String>, InstallError> {
     }
     Ok(done)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::install::Entry;
+
+    const SINGLE: &str = "{ \"cniVersion\": \"1.0.0\", \"name\": \"n\", \"type\": \"ptp\" }\n";
+    const LIST: &str =
+        "{\"cniVersion\":\"1.0.0\",\"name\":\"n\",\"plugins\":[{\"type\":\"bridge\"}]}";
+
+    fn gated(list: &str) -> String {
+        Conflist::parse(list).unwrap().with(&Entry::default()).unwrap()
+    }
+
+    /// Restores a directory that holds these files, twice, and has what is then there.
+    fn restored(files: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        restore(dir.path()).unwrap();
+        assert_eq!(restore(dir.path()).unwrap(), [""; 0], "the second time it did something");
+        let read = |entry: fs::DirEntry| {
+            let text = fs::read_to_string(entry.path()).unwrap();
+            (entry.file_name().into_string().unwrap(), text)
+        };
+        fs::read_dir(dir.path()).unwrap().map(|entry| read(entry.unwrap())).collect()
+    }
+
+    fn files(files: &[(&str, &str)]) -> BTreeMap<String, String> {
+        files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_entry_leaves_every_file_and_nothing_else_changes() {
+        let half = "{\"name\":\"n\",\"plugins\":[{\"type\":\"podgate\"}";
+        let only_us = "{\"name\":\"n\",\"plugins\":[{\"type\":\"podgate\"}]}";
+        let before = [
+            ("10-a.conflist", &*gated(LIST)),
+            ("20-b.conflist", &*gated(LIST)),
+            ("30-half.conflist", half),
+            ("40-us.conflist", only_us),
+            ("50-other.conf", SINGLE),
+            ("calico-kubeconfig", "podgate"),
+        ];
+        let mut after = before;
+        (after[0].1, after[1].1) = (LIST, LIST);
+        assert_eq!(restored(&before), files(&after));
+    }
+
+    #[test]
+    fn a_single_plugin_gets_its_file_back() {
+        let list = gated(&from_conf(SINGLE).unwrap());
+        let kept = ("10-a.conf.before-podgate", SINGLE);
+        let back = files(&[("10-a.conf", SINGLE)]);
+        assert_eq!(restored(&[kept, ("10-a.conflist", &list)]), back);
+        // install was killed before the file was out of the way, uninstall after it was back
+        assert_eq!(restored(&[("10-a.conf", SINGLE), ("10-a.conflist", &list)]), back);
+        // under the name that it gets where the usual one is taken
+        let taken = ("10-a.conflist", LIST);
+        assert_eq!(
+            restored(&[kept, ("10-a.conf-podgate.conflist", &list), taken]),
+            files(&[("10-a.conf", SINGLE), taken])
+        );
+        let json = [("10-a.json.before-podgate", SINGLE), ("10-a.conflist", &list)];
+        assert_eq!(restored(&json), files(&[("10-a.json", SINGLE)]));
+    }
+
+    #[test]
+    fn what_somebody_has_changed_since_stays_changed() {
+        let kept = ("10-a.conf.before-podgate", SINGLE);
+        // the list was edited
+        let edited = from_conf(SINGLE).unwrap().replace("ptp", "bridge");
+        let list = gated(&edited);
+        assert_eq!(
+            restored(&[kept, ("10-a.conflist", &list)]),
+            files(&[("10-a.conflist", &edited)])
+        );
+        // the primary has written its file anew, and nobody has turned it again
+        let list = gated(&from_conf(SINGLE).unwrap());
+        let newer = ("10-a.conf", "{\"cniVersion\":\"1.0.0\",\"name\":\"n\",\"type\":\"bridge\"}");
+        assert_eq!(restored(&[kept, ("10-a.conflist", &list), newer]), files(&[newer]));
+    }
+}
