@@ -225,28 +225,30 @@ fn mixed(lab: &Lab, family: Family) {
     }
     serve(lab, family, &servers.iter().collect::<Vec<_>>());
     let listeners = servers.each_ref().map(|pod| listen(&pod.net, pod.address(family), PORT));
-    let patience = Duration::from_millis(500);
+    // One SYN a dial: its retransmission, after a second, would choose again.
+    let (dials, patience) = (40, Duration::from_millis(500));
+    let drain = || listeners.each_ref().map(is_dialled);
     let mut reached = [0_u64; 3];
-    let mut refused_dials = 0;
-    for _ in 0..40 {
-        // one SYN only: its retransmission would choose again
+    for _ in 0..dials {
+        drain(); // one that came too late for the last dial's patience
         match dial(&client.net, service(family), patience) {
             Ok(_) => {
-                let at = (0..3).filter(|n| is_dialled(&listeners[*n])).collect::<Vec<_>>();
-                let [at] = at[..] else { panic!("one listener is reached, not {at:?}") };
-                reached[at] += 1;
+                let connected = drain();
+                assert_eq!(connected.iter().filter(|one| **one).count(), 1, "{connected:?}");
+                for (count, connected) in reached.iter_mut().zip(connected) {
+                    *count += u64::from(connected);
+                }
             }
-            Err(e) => {
-                assert_eq!(e.kind(), ErrorKind::TimedOut);
-                refused_dials += 1;
-            }
+            Err(e) => assert_eq!(e.kind(), ErrorKind::TimedOut),
         }
     }
+    let (passed, denied) = (lab.count(Egress, Reason::AllowPolicy), refused(lab, Egress));
     // 40 throws of a die with three sides: beyond four standard deviations
-    assert!(reached[0] > 1 && reached[1] > 1 && refused_dials > 1, "{reached:?} {refused_dials}");
-    assert_eq!(reached[2], 0);
-    assert_eq!(refused(lab, Egress), refused_dials, "{:?}", lab.counted());
-    assert_eq!(lab.count(Egress, Reason::AllowPolicy), reached[0] + reached[1]);
+    assert!(reached[0] > 1 && reached[1] > 1 && denied > 1, "{reached:?}, {denied} denied");
+    assert_eq!(reached[2], 0, "the endpoint that is not allowed is reached");
+    // on a slow machine one that passed may not have connected in time
+    assert!(reached[0] + reached[1] <= passed, "{reached:?}, {passed} passed");
+    assert_eq!(passed + denied, dials, "each is judged once: {:?}", lab.counted());
 }
 
 fn closed(lab: &Lab, family: Family) {
