@@ -108,6 +108,12 @@ bench: setup-test ## what a packet, a chained ADD and an event of the cluster co
 	@$(CARGO) bench -q -p podgate-policy --bench engine
 	@$(ROOT_CARGO) bench -q --profile dev -p podgate-tests --bench event_to_map
 
+.PHONY: bench-cluster
+bench-cluster: setup-test ## policyd against a real API server with thousands of pods: memory, CPU, latency (root)
+	@scripts/preflight.sh runtime
+	@$(MAKE) build
+	@PODGATE_CLUSTER_BIN=$$(scripts/cluster-programs.sh) $(ROOT_CARGO) bench -q --profile dev -p podgate-tests --bench cluster_scale
+
 .PHONY: clean
 clean: ## remove what was built
 	$(CARGO) clean

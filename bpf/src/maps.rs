@@ -224,6 +224,15 @@ impl Maps {
         .map(drop)
     }
 
+    /// The class of one exact address, if it has any.
+    pub fn peer(&self, address: IpAddr) -> Result<Option<u32>> {
+        let value = match address {
+            IpAddr::V4(ip) => self.peers4.get(&Peer4Key::new(ip)),
+            IpAddr::V6(_) => self.peers6.get(&Peer6Key { addr: address.into() }),
+        };
+        Ok(value?.map(|value| value.class))
+    }
+
     /// All exact addresses and their classes.
     pub fn peers(&self) -> Result<BTreeMap<IpAddr, u32>> {
         let v4 = self

@@ -33,6 +33,7 @@ pub struct Control {
     /// Its node.
     pub node: Node,
     authority: Authority,
+    controllers: Controllers,
     api: Option<Daemon>,
     // in the order in which they should end
     _others: Vec<Daemon>,
@@ -57,7 +58,7 @@ impl Control {
             ],
         )?;
         let mut others = vec![node.start_daemon("etcd", etcd)?];
-        let mut control = Self { node, authority, api: None, _others: Vec::new() };
+        let mut control = Self { node, authority, controllers, api: None, _others: Vec::new() };
         control.start_api()?;
         if controllers == Controllers::Run {
             others.extend(control.start_controllers()?);
@@ -98,6 +99,11 @@ impl Control {
             // a test that kills it does not wait for watches to end
             "--shutdown-delay-duration=0s".into(),
         ];
+        let mut arguments = arguments.to_vec();
+        if self.controllers == Controllers::Absent {
+            // nobody makes the accounts that it asks for
+            arguments.push("--disable-admission-plugins=ServiceAccount".into());
+        }
         let command = programs::command(&self.node, "kube-apiserver", &arguments)?;
         self.api = Some(self.node.start_daemon("kube-apiserver", command)?);
         Ok(())
