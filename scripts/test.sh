@@ -45,7 +45,7 @@ run_tier() {
         PODGATE_IMAGE=$(realpath "$logs/..")/image/podgate.tar
         local version
         version=$(awk '$1 == "newTag:" { print $2 }' deploy/kustomize/base/kustomization.yaml)
-        scripts/image.sh "$PODGATE_BIN_DIR" "ghcr.io/podgate/podgate:$version" "$PODGATE_IMAGE" || return
+        scripts/image.sh "${PODGATE_BIN_DIR:?make test-cluster sets it}" "ghcr.io/podgate/podgate:$version" "$PODGATE_IMAGE" || return
         export PODGATE_CLUSTER_BIN PODGATE_IMAGE
         ;;
     esac
