@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -11,7 +10,6 @@ use super::control::{Control, tail};
 use super::{Options, Proxy, network, programs};
 use crate::runtime::holder::HOME;
 use crate::runtime::program::Daemon;
-use crate::runtime::wait::until;
 use crate::runtime::{Node, cgroup};
 
 /// A running worker.
@@ -70,11 +68,6 @@ impl Worker {
         Ok(())
     }
 
-    /// SIGKILL: its pods go on.
-    pub fn kill_kubelet(&mut self) -> Result<()> {
-        self.kubelet.take().context("kill the kubelet: it does not run")?.kill()
-    }
-
     /// Ends it and looks whether anything of it is left.
     pub fn finish(self) -> Result<()> {
         drop((self.kubelet, self.proxy));
@@ -89,15 +82,6 @@ impl Worker {
             }
         }
         Ok(())
-    }
-
-    /// Puts the manifest of a static pod in place, or takes it away: no API server is asked.
-    pub fn static_pod(&self, name: &str, manifest: Option<&serde_json::Value>) -> Result<()> {
-        let file = format!("static/{name}.json");
-        match manifest {
-            Some(manifest) => self.node.write(&file, manifest.to_string().as_bytes()),
-            None => fs::remove_file(self.node.home(&file)).context("remove a static pod"),
-        }
     }
 
     fn write_configuration(&self, control: &Control, options: Options) -> Result<()> {
@@ -207,16 +191,6 @@ impl Worker {
     /// The process id of this node's policyd, as the test sees it.
     pub fn policyd_pid(&self) -> Result<i32> {
         self.node.pod_process("policyd run").context("find policyd")
-    }
-
-    /// Waits until the kubelet's own health check is answered.
-    pub fn await_kubelet(&mut self, limit: Duration) -> Result<()> {
-        let up = until(limit, || {
-            let asked = self.node.inside(|| std::net::TcpStream::connect("127.0.0.1:10248"));
-            matches!(asked, Ok(Ok(_))) || self.check().is_err()
-        });
-        self.check()?;
-        if up { Ok(()) } else { bail!("wait for {}'s kubelet: {}", self.name, self.log("kubelet")) }
     }
 }
 
