@@ -155,6 +155,63 @@ async fn a_list_whose_rest_has_expired_begins_anew_and_finds_what_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_list_whose_token_is_rejected_begins_anew_and_finds_what_is_gone() {
+    let world = World::start(|server| {
+        let first = Page {
+            items: vec![pod("a", "x", "3"), pod("b", "x", "4")],
+            version: "9",
+            next: Some("more"),
+        };
+        let anew = Page {
+            items: vec![pod("b", "y", "5"), pod("c", "x", "6")],
+            version: "7",
+            next: Some("other"),
+        };
+        let rest = Page { items: vec![pod("d", "x", "2")], version: "7", next: None };
+        server.script(Of::Pods, [first, Status(400, "BadRequest"), anew, rest]);
+    });
+    world.watching().await;
+    // "a" was in the first attempt alone
+    assert_eq!(world.pods(), ["b", "c", "d"]);
+    assert_eq!(world.app("b"), "y");
+    assert_eq!(tokens(&world), ["", "more", "", "other"]);
+    assert_eq!(world.watch(Kind::Pod).lists, 2);
+    assert_eq!(world.watch(Kind::Pod).errors, 1);
+    assert_eq!(world.server.watches(Of::Pods)[0].query["resourceVersion"], "7");
+    assert_eq!(world.problems(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_whose_rest_fails_eight_times_in_a_row_begins_anew() {
+    let world = World::start(|server| {
+        let page = |name, next| Page { items: vec![pod(name, "x", "3")], version: "9", next };
+        let fails = |times, code, reason| (0..times).map(move |_| Status(code, reason));
+        server.script(Of::Pods, [page("a", Some("second"))]);
+        // what went wrong before a page that came does not count
+        server.script(Of::Pods, fails(7, 504, "Timeout"));
+        server.script(Of::Pods, [page("b", Some("third"))]);
+        // nor does what goes wrong without a token
+        server.script(Of::Pods, fails(8 + 9, 500, "InternalError"));
+        server.script(Of::Pods, [page("b", Some("last")), Status(500, "InternalError")]);
+        server.script(Of::Pods, [page("c", None)]);
+    });
+    world.watching().await;
+    assert_eq!(world.pods(), ["b", "c"]);
+    let asked = [("", 1), ("second", 7 + 1), ("third", 8), ("", 9 + 1), ("last", 2)];
+    let asked: Vec<_> =
+        asked.into_iter().flat_map(|(token, times)| vec![token.to_owned(); times]).collect();
+    assert_eq!(tokens(&world), asked);
+    assert_eq!(world.watch(Kind::Pod).lists, 2);
+    assert_eq!(world.problems(), "");
+}
+
+/// Of each list of pods that was asked for, the token; nothing for a first page.
+fn tokens(world: &World) -> Vec<String> {
+    let lists = world.server.lists(Of::Pods);
+    lists.iter().map(|asked| asked.query.get("continue").cloned().unwrap_or_default()).collect()
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_deleted_in_the_gap_is_found_by_the_next_whole_list_and_not_before() {
     let world = World::start(|server| {
         let both =

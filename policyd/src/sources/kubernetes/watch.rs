@@ -30,7 +30,8 @@ const ANSWER: Duration = Duration::from_secs(60);
 const SILENCE: Duration = Duration::from_secs(150);
 /// How long the server is asked to keep a watch open, in seconds; spread, so that the nodes do not all come again at once.
 const OPEN: std::ops::Range<u32> = 200..290;
-/// A version at which so many watches failed one after the other, without an event, is given up.
+/// A version at which so many watches failed one after the other, without an event, is given up; so is the
+/// rest of a list that was asked for so often in vain.
 const FAILURES: u32 = 8;
 /// How soon somebody who hurries can make the server be asked again.
 const HURRY: Duration = Duration::from_secs(1);
@@ -101,9 +102,11 @@ impl Watcher {
         self.health.listing(kind);
         self.feed.begin();
         let mut token = None;
+        let mut failures = 0;
         loop {
             match self.page::<S>(token.as_deref()).await {
                 Ok(page) => {
+                    failures = 0;
                     self.heard();
                     let items = page.items.iter().flatten().map(|kept| &kept.value);
                     let update = self.feed.page(items);
@@ -117,8 +120,12 @@ impl Watcher {
                     token = Some(page.metadata.r#continue);
                 }
                 Err(error) => {
-                    if is_expired(&error) && token.take().is_some() {
-                        // the rest of this list cannot be had any more
+                    failures += 1;
+                    let lost = is_expired(&error) || is_rejected(&error) || failures >= FAILURES;
+                    if lost && token.take().is_some() {
+                        // The rest of this list cannot be had any more. Not every server says so with 410: one whose
+                        // etcd came back from an older snapshot answers the token with 400, 500 or 504 for ever.
+                        failures = 0;
                         self.health.listing(kind);
                         self.feed.begin();
                     }
@@ -276,6 +283,11 @@ fn silent(waited: Duration) -> Error {
 /// 410: the version, or the rest of the list, is too old for the server.
 fn is_expired(error: &Error) -> bool {
     matches!(error, Error::Api(status) if status.code == 410 || status.reason == "Expired")
+}
+
+/// 4xx: asked the same again, the server answers the same, unless it only has too much to do.
+fn is_rejected(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if (400..500).contains(&status.code) && status.code != 429)
 }
 
 /// For people: the chain of causes, each once.
