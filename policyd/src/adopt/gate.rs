@@ -299,8 +299,15 @@ fn undo_failed(
     (registration, result)
 }
 
+/// Takes the gate away from a pod that is still watched: one that is not is enforced, whatever failed to say so.
 fn undo(gate: &Gate, endpoint: EndpointRef) {
-    if let Err(error) = gate.take_away(endpoint) {
+    let undone = gate.maps.registration(endpoint.ifindex).and_then(|found| match found {
+        Some(found) if found.owner == endpoint.owner && found.startup == Startup::Watch => {
+            gate.take_away(endpoint)
+        }
+        _ => Ok(()),
+    });
+    if let Err(error) = undone {
         // it is watched, so it is open as it was; the next round finds it
         tracing::warn!(ifindex = endpoint.ifindex, %error, "cannot undo the adoption of a pod");
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use podgate_bpf::maps::{POLICY_MAP_MAX, PolicyMap};
 use podgate_policy::compile::{Class, EndpointId, RuleId};
-use podgate_policy::diff::{Step, TableChange};
+use podgate_policy::diff::{EntryKey, Step, TableChange};
 
 use super::keep::{self, Moves};
 use super::undo::Undo;
@@ -24,13 +24,15 @@ pub(super) struct Commit<'a> {
     undo: Undo,
     /// Worked out when the first endpoint fails.
     moves: Option<Moves>,
+    /// The transient classes of the plan, each with the class whose members pass through it.
+    twins: BTreeMap<Class, Class>,
     outcome: Outcome,
 }
 
 impl<'a> Commit<'a> {
     pub(super) fn new(kernel: &'a mut Kernel, change: &'a MapChange, owners: &'a Owners) -> Self {
         let (undo, outcome) = (Undo::default(), Outcome::default());
-        Self { kernel, change, owners, undo, moves: None, outcome }
+        Self { kernel, change, owners, undo, moves: None, twins: BTreeMap::new(), outcome }
     }
 
     pub(super) fn run(
@@ -38,6 +40,7 @@ impl<'a> Commit<'a> {
         steps: Vec<Step<MapKey>>,
         held: BTreeMap<EndpointId, String>,
     ) -> Outcome {
+        self.twins = twins(&steps);
         held.into_iter().for_each(|(endpoint, reason)| self.fail(endpoint, reason));
         self.refuse_oversized();
         self.take(steps);
@@ -140,6 +143,9 @@ impl<'a> Commit<'a> {
 
         let mut tables = Vec::new();
         for (endpoint, steps) in many {
+            if self.outcome.degraded.contains_key(&endpoint) {
+                continue;
+            }
             let Some(table) = self.kernel.shadow.tables.get(&endpoint) else { continue };
             let mut entries = table.clone();
             for step in &steps {
@@ -239,13 +245,29 @@ impl<'a> Commit<'a> {
     /// The endpoint's new entries cannot all be there: goes back to its last complete policy.
     fn fail(&mut self, endpoint: EndpointId, reason: String) {
         self.outcome.degraded.insert(endpoint, reason);
-        let Some(last) = self.undo.table(&self.kernel.shadow, endpoint) else { return };
+        let Some(mut last) = self.undo.table(&self.kernel.shadow, endpoint) else { return };
+        if last.keys().any(|key| key.class().is_transient()) {
+            // of an earlier commit; what a commit that stopped left in such a class still needs its entries
+            let shadow = &self.kernel.shadow;
+            let in_use: BTreeSet<Class> = shadow
+                .hosts
+                .values()
+                .chain(shadow.nets.iter().map(|(_, class)| class))
+                .copied()
+                .collect();
+            last.retain(|key, _| !key.class().is_transient() || in_use.contains(&key.class()));
+        }
         let moves = match self.moves.take() {
             Some(moves) => moves,
             None => self.moves(),
         };
-        let kept = keep::translate(&last, &moves, self.kernel.highest);
+        let mut kept = keep::translate(&last, &moves, self.kernel.highest);
         self.moves = Some(moves);
+        for (twin, class) in &self.twins {
+            let mut column = MapKey::column(&last, *class);
+            column.extend(MapKey::column(&kept, *class));
+            kept.extend(column.into_iter().map(|(key, rule)| (key.with_class(*twin), rule)));
+        }
 
         let Some(installed) = self.kernel.installed.get(&endpoint) else { return };
         let now = self.kernel.shadow.tables.get(&endpoint).cloned().unwrap_or_default();
@@ -296,4 +318,29 @@ impl<'a> Commit<'a> {
         }
         moves
     }
+}
+
+/// The transient classes that members pass through, each with the class in which they end.
+fn twins(steps: &[Step<MapKey>]) -> BTreeMap<Class, Class> {
+    let (mut hosts, mut nets) = (BTreeMap::new(), BTreeMap::new());
+    let mut twins = BTreeMap::new();
+    for step in steps {
+        let (twin, class) = match step {
+            Step::SetHost { address, class } if class.is_transient() => {
+                hosts.insert(*address, *class);
+                continue;
+            }
+            Step::SetNet { prefix, class } if class.is_transient() => {
+                nets.insert(*prefix, *class);
+                continue;
+            }
+            Step::SetHost { address, class } => (hosts.remove(address), class),
+            Step::SetNet { prefix, class } => (nets.remove(prefix), class),
+            _ => continue,
+        };
+        if let Some(twin) = twin {
+            twins.insert(twin, *class);
+        }
+    }
+    twins
 }

@@ -134,7 +134,7 @@ impl LeftAlone {
         changed: &mut bool,
     ) -> Result<()> {
         let maps = &self.gate.maps;
-        let mut removals = Vec::new();
+        let (mut removals, mut failed) = (Vec::new(), None);
         for (endpoint, owner) in endpoints {
             let Some(map) = maps.policy_map(endpoint.id.0)? else { continue };
             let entries = map.entries()?.into_iter();
@@ -144,12 +144,18 @@ impl LeftAlone {
             let wanted = wanted(endpoint, *owner);
             for (key, value) in wanted.iter().filter(|(key, value)| present.get(key) != Some(value))
             {
-                map.set(key, &encode::left(*value))?;
-                *changed = true;
+                match map.set(key, &encode::left(*value)) {
+                    Ok(()) => *changed = true,
+                    // the others' answers do not wait for this one
+                    Err(error) => drop(failed.get_or_insert(error)),
+                }
             }
             let gone: Vec<PolicyKey> =
                 present.into_keys().filter(|key| !wanted.contains_key(key)).collect();
             removals.push((map, gone));
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         for (address, class) in classes {
             if self.classes.get(address) != Some(class) {

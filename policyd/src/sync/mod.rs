@@ -21,7 +21,7 @@ use std::sync::Arc;
 use podgate_bpf::Gate;
 use podgate_bpf::maps::PolicyMap;
 use podgate_policy::compile::{Compiled, EndpointId, RuleId, RuleOrigin};
-use podgate_policy::diff::{Change, State, TableChange, plan};
+use podgate_policy::diff::{Change, EntryKey, State, TableChange, plan};
 use podgate_policy::engine::{Engine, Part, Touched};
 
 use crate::encode::{self, MapKey};
@@ -84,6 +84,20 @@ impl Kernel {
     /// What the maps hold.
     pub fn shadow(&self) -> &MapState {
         &self.shadow
+    }
+
+    /// Adds the members that a commit which stopped left in a transient class, and the tables with entries for one:
+    /// the change that is still to come need not name them.
+    pub fn add_stranded(&self, pending: &mut Touched) {
+        let MapState { hosts, nets, tables } = &self.shadow;
+        let stranded = hosts.iter().filter(|(_, class)| class.is_transient());
+        pending.hosts.extend(stranded.map(|(address, _)| *address));
+        let stranded = nets.iter().filter(|(_, class)| class.is_transient());
+        pending.nets.extend(stranded.map(|(prefix, _)| *prefix));
+        let transient =
+            |table: &BTreeMap<MapKey, RuleId>| table.keys().any(|key| key.class().is_transient());
+        let named = tables.iter().filter(|(_, table)| transient(table));
+        named.for_each(|(endpoint, _)| pending.table(*endpoint));
     }
 
     /// Forgets an endpoint whose registration is gone. Its policy map, if nobody removed it, no longer matches

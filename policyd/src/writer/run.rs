@@ -272,6 +272,10 @@ impl Run {
         self.services.follow(self.shared.index_mut().services_mut());
         if self.services.mode() == ServiceMode::Translate {
             self.services.retire();
+            if self.services.is_unused() {
+                // the first ones: a policy that came before them would judge packets by the services' addresses
+                self.services.extend();
+            }
         }
         let outcome = self.kernel.commit(&change, &owners, &held);
         let Self { services, left, endpoints, engine, .. } = self;
@@ -282,8 +286,10 @@ impl Run {
 
         self.dirty = false;
         self.ready |= outcome.stopped.is_none();
-        if outcome.stopped.is_none() {
-            self.pending = Touched::default();
+        match outcome.stopped {
+            None => self.pending = Touched::default(),
+            // whoever waited in a transient class is still there, changed or not
+            Some(_) => self.kernel.add_stranded(&mut self.pending),
         }
         outcome.degraded.keys().for_each(|endpoint| self.pending.table(*endpoint));
         let took = started.elapsed();

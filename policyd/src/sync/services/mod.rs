@@ -137,6 +137,11 @@ impl ServiceSync {
         self.pending = self.degraded.keys().copied().collect();
     }
 
+    /// Whether no service is in the maps.
+    pub fn is_unused(&self) -> bool {
+        self.shadow.services.is_empty()
+    }
+
     /// Whether the maps hold what the sources say.
     pub fn is_complete(&self) -> bool {
         self.pending.is_empty()
