@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Namespace, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, ResourceQuota, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use podgate_tests::go::go_tools;
 use podgate_tests::runtime::program::said;
@@ -70,7 +70,7 @@ fn helm(set: &[&str]) -> Result<Objects> {
 }
 
 /// Every value away from its default.
-const EVERYTHING: [&str; 22] = [
+const EVERYTHING: [&str; 24] = [
     r#"namespace.create=true"#,
     r#"image={"repository":"registry.example:5000/podgate","tag":"mine","pullPolicy":"Always"}"#,
     r#"imagePullSecrets=[{"name":"registry"}]"#,
@@ -93,6 +93,8 @@ const EVERYTHING: [&str; 22] = [
     r#"podLabels={"l":"m"}"#,
     r#"updateStrategy={"type":"OnDelete","rollingUpdate":null}"#,
     r#"seLinuxType="spc_t""#,
+    r#"appArmor="field""#,
+    r#"resourceQuota.enabled=false"#,
 ];
 
 /// Every way in which the tests here render.
@@ -128,6 +130,7 @@ fn a_mistaken_value_is_refused() -> Result<()> {
         (r#"metrics.port=0"#, "port"),
         (r#"image.digest="sha256:short""#, "digest"),
         (r#"cni.confDir="etc/cni""#, "confDir"),
+        (r#"appArmor="off""#, "appArmor"),
         (r#"pluggin={}"#, "pluggin"),
         (r#"metrics={"service":false,"serviceMonitor":{"enabled":true}}"#, "needs metrics.service"),
     ] {
@@ -197,6 +200,7 @@ fn the_api_knows_every_key() -> Result<()> {
                 "ServiceAccount" => known::<ServiceAccount>(object),
                 "ClusterRole" => known::<ClusterRole>(object),
                 "ClusterRoleBinding" => known::<ClusterRoleBinding>(object),
+                "ResourceQuota" => known::<ResourceQuota>(object),
                 "Service" => known::<Service>(object),
                 "DaemonSet" => known::<DaemonSet>(object),
                 // the Prometheus operator's
@@ -263,6 +267,7 @@ fn every_value_arrives() -> Result<()> {
         r#"{"name":"X","value":"y"}"#,
         "--reconcile-seconds=30",
         r#""seLinuxOptions":{"type":"spc_t"}"#,
+        r#""appArmorProfile":{"type":"Unconfined"}"#,
         r#""serviceAccountName":"account""#,
         r#""l":"m""#,
         r#""mountPropagation":"Bidirectional""#,
@@ -271,7 +276,8 @@ fn every_value_arrives() -> Result<()> {
     ] {
         ensure!(all.contains(part), "no {part} in {daemonset:#}");
     }
-    for part in ["priorityClassName", "tolerations"] {
+    ensure!(!objects.contains_key("ResourceQuota gate"), "a quota that was turned off");
+    for part in ["priorityClassName", "tolerations", "apparmor.security"] {
         ensure!(!all.contains(part), "{part} in {daemonset:#}");
     }
     ensure!(objects["ServiceMonitor gate"]["metadata"]["labels"]["team"] == "net");
@@ -307,6 +313,13 @@ fn nothing_has_more_rights_than_it_says() -> Result<()> {
                 security["capabilities"]["drop"] == json!(["ALL"]),
                 "{name} keeps capabilities"
             );
+            let added = match container["name"].as_str() {
+                Some("policyd") => json!(["NET_ADMIN", "SYS_ADMIN"]),
+                Some("install") => json!(["DAC_OVERRIDE"]),
+                Some("uninstall") => json!(["NET_ADMIN", "SYS_ADMIN", "DAC_OVERRIDE"]),
+                _ => Value::Null,
+            };
+            ensure!(security["capabilities"]["add"] == added, "{name}: {security}");
         }
         for spec in objects.values().map(|o| &o["spec"]["template"]["spec"]) {
             if spec.is_null() {
@@ -325,6 +338,75 @@ fn nothing_has_more_rights_than_it_says() -> Result<()> {
         .map(|c| c["name"].clone())
         .collect();
     ensure!(with_token == [json!("policyd")], "{with_token:?}");
+    Ok(())
+}
+
+/// The default AppArmor profile denies writes below /sys: whoever pins or unpins must be without it, nobody else.
+#[test]
+fn who_pins_is_unconfined() -> Result<()> {
+    const KEY: &str = "container.apparmor.security.beta.kubernetes.io/";
+    for (rendering, objects) in renderings()? {
+        for template in objects.values().map(|o| &o["spec"]["template"]) {
+            for container in container_lists(&json!({ "spec": { "template": template } })) {
+                let name = container["name"].as_str().context("a name")?;
+                let profile = &container["securityContext"]["appArmorProfile"]["type"];
+                let annotation = &template["metadata"]["annotations"][format!("{KEY}{name}")];
+                let unconfined = match (profile.as_str(), annotation.as_str()) {
+                    (None, None) => false,
+                    (Some("Unconfined"), None) | (None, Some("unconfined")) => true,
+                    other => bail!("{rendering}: {name} has {other:?}"),
+                };
+                ensure!(
+                    unconfined == ["policyd", "uninstall"].contains(&name),
+                    "{rendering}: {name}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Without a host the kubelet asks at the node's address, where a policyd that listens on 127.0.0.1 does not answer.
+#[test]
+fn probes_ask_where_policyd_listens() -> Result<()> {
+    let mut cases = vec![(kustomize("kustomize/base")?, "127.0.0.1".to_owned())];
+    for (address, host) in [
+        ("0.0.0.0", "127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("[::]", "127.0.0.1"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("[::1]", "::1"),
+    ] {
+        cases.push((helm(&[&format!("metrics.address=\"{address}\"")])?, host.to_owned()));
+    }
+    for (objects, host) in cases {
+        let mut containers = container_lists(&objects["DaemonSet podgate"]);
+        let policyd = containers.find(|c| c["name"] == "policyd").context("policyd")?;
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            ensure!(policyd[probe]["httpGet"]["host"] == *host, "{probe}: {policyd:#}");
+        }
+    }
+    Ok(())
+}
+
+/// GKE's rule for the classes that the DaemonSets use.
+#[test]
+fn a_quota_speaks_of_every_system_class() -> Result<()> {
+    for (rendering, objects) in renderings()? {
+        let quota = objects.values().find(|o| o["kind"] == "ResourceQuota");
+        for daemonset in objects.values().filter(|o| o["kind"] == "DaemonSet") {
+            let class = &daemonset["spec"]["template"]["spec"]["priorityClassName"];
+            if class.is_null() {
+                continue;
+            }
+            let quota = quota.with_context(|| format!("{rendering} has no quota"))?;
+            let scope = &quota["spec"]["scopeSelector"]["matchExpressions"][0];
+            ensure!(scope["scopeName"] == "PriorityClass" && scope["operator"] == "In");
+            let classes = scope["values"].as_array().context("classes")?;
+            ensure!(classes.contains(class), "{rendering}: {class} is not in {quota:#}");
+            ensure!(quota["metadata"]["namespace"] == daemonset["metadata"]["namespace"]);
+        }
+    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use super::active::{Active, Candidate, KEPT, choose, is_read};
 use super::conflist::Conflist;
+use super::place::{Over, Put, TRIES, pause};
 use super::{Entry, InstallError, PLUGIN, failed, place};
 
 /// More than any runtime reads.
@@ -80,7 +81,26 @@ impl Installer {
         let mut changes = Vec::new();
         // first: an entry whose binary is missing makes every pod fail, and CRI-O pass over the whole file
         changes.extend(self.place_binary()?);
-        let (active, problems) = choose(&read_all(&self.conf_dir)?);
+        for _ in 0..TRIES {
+            if let Some((standing, edit, problems)) = self.look(edit)? {
+                changes.extend(edit);
+                return Ok(Report { standing, changes, problems });
+            }
+            pause();
+        }
+        let standing = waiting("its configuration is being written again and again");
+        Ok(Report { standing, changes, problems: Vec::new() })
+    }
+
+    /// What there is, what has been changed, and what is wrong with other files. `None` if somebody has written
+    /// meanwhile what was about to be replaced.
+    fn look(
+        &self,
+        edit: bool,
+    ) -> Result<Option<(Standing, Option<String>, Vec<String>)>, InstallError> {
+        let files = read_all(&self.conf_dir)?;
+        let (active, problems) = choose(&files);
+        let mut change = None;
         let standing = match active {
             Active::None => waiting("no CNI configuration there yet: the primary plugin writes it"),
             Active::Refused { name, reason } => {
@@ -94,20 +114,26 @@ impl Installer {
                 }
                 Some(_) if !edit => waiting("policyd has not answered yet"),
                 Some(new) => {
-                    self.write(&name, &new)?;
-                    changes.push(format!("put {PLUGIN} into {name}"));
+                    if self.write(&name, &new, &text)? == Put::Overtaken {
+                        return Ok(None);
+                    }
+                    change = Some(format!("put {PLUGIN} into {name}"));
                     Standing::InForce { file: name }
                 }
             },
             Active::Single { .. } if !edit => waiting("policyd has not answered yet"),
             Active::Single { name, list, text } => {
                 let text = self.with_entry(&text, &name)?.unwrap_or(text);
-                self.turn(&name, &list, &text)?;
-                changes.push(format!("turned {name} into {list} with {PLUGIN} in it"));
+                if self.turn(over(&files, &name), &name, over(&files, &list), &list, &text)?
+                    == Put::Overtaken
+                {
+                    return Ok(None);
+                }
+                change = Some(format!("turned {name} into {list} with {PLUGIN} in it"));
                 Standing::InForce { file: list }
             }
         };
-        Ok(Report { standing, changes, problems })
+        Ok(Some((standing, change, problems)))
     }
 
     fn with_entry(&self, text: &str, name: &str) -> Result<Option<String>, InstallError> {
@@ -118,24 +144,36 @@ impl Installer {
         Ok(list.with(&self.entry))
     }
 
-    /// Writes a file of the directory; of a symbolic link its target.
-    fn write(&self, name: &str, text: &str) -> Result<(), InstallError> {
+    /// Writes a file of the directory that has been read; of a symbolic link its target.
+    fn write(&self, name: &str, text: &str, read: &str) -> Result<Put, InstallError> {
         let path = self.conf_dir.join(name);
         let real = fs::canonicalize(&path).unwrap_or(path);
-        place::put(&real, text.as_bytes(), 0o644)
+        place::put(&real, text.as_bytes(), 0o644, Over::Text(read))
             .map_err(failed(format!("write {}", real.display())))
     }
 
     /// The list first, then the single file out of its way: it comes first in the order, so until then the
     /// runtime goes on with it, and it never finds neither.
-    fn turn(&self, single: &str, list: &str, text: &str) -> Result<(), InstallError> {
+    fn turn(
+        &self,
+        single_read: Over<'_>,
+        single: &str,
+        list_read: Over<'_>,
+        list: &str,
+        text: &str,
+    ) -> Result<Put, InstallError> {
         let path = self.conf_dir.join(single);
         let mode = fs::metadata(&path).map_or(0o644, |old| old.mode() & 0o7777);
         let list = self.conf_dir.join(list);
-        place::put(&list, text.as_bytes(), mode)
-            .map_err(failed(format!("write {}", list.display())))?;
+        if place::put(&list, text.as_bytes(), mode, list_read)
+            .map_err(failed(format!("write {}", list.display())))?
+            == Put::Overtaken
+        {
+            return Ok(Put::Overtaken);
+        }
         let kept = self.conf_dir.join(format!("{single}{KEPT}"));
-        place::rename(&path, &kept).map_err(failed(format!("rename {}", path.display())))
+        place::rename(&path, &kept, single_read)
+            .map_err(failed(format!("rename {}", path.display())))
     }
 
     fn place_binary(&mut self) -> Result<Option<String>, InstallError> {
@@ -154,10 +192,21 @@ impl Installer {
             if path.exists() && !is_executable(&path) {
                 place::remove(&path).map_err(failed(format!("remove {}", path.display())))?;
             }
-            place::put(&path, &new, 0o755).map_err(failed(format!("write {}", path.display())))?;
+            // nobody else has a binary of this name
+            let _: Put = place::put(&path, &new, 0o755, Over::Anything)
+                .map_err(failed(format!("write {}", path.display())))?;
         }
         self.placed = Stamp::of(&path);
         Ok((!same).then(|| format!("placed {} {}", path.display(), self.version)))
+    }
+}
+
+/// What stood in a file of this name when the directory was read.
+fn over<'a>(files: &'a [Candidate], name: &str) -> Over<'a> {
+    match files.iter().find(|file| file.name == name).map(|file| &file.text) {
+        None => Over::Nothing,
+        Some(Ok(text)) => Over::Text(text),
+        Some(Err(_)) => Over::Anything,
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::active::KEPT;
 use super::conflist::{Conflist, from_conf};
 use super::pass::read_all;
+use super::place::{Over, Put, TRIES, pause};
 use super::{InstallError, PLUGIN, failed, place};
 
 /// Takes the entry out of every file of the directory, not only of the one in use, and gives single plugins their
@@ -15,6 +16,19 @@ use super::{InstallError, PLUGIN, failed, place};
 /// that has changed since keeps the change.
 pub(super) fn restore(dir: &Path) -> Result<Vec<String>, InstallError> {
     let mut done = Vec::new();
+    for _ in 0..TRIES {
+        if restore_once(dir, &mut done)? == Put::Done {
+            return Ok(done);
+        }
+        pause();
+    }
+    Err(InstallError::Busy(format!(
+        "take {PLUGIN} out of {}: a file there is being written again and again; stop whoever does it",
+        dir.display()
+    )))
+}
+
+fn restore_once(dir: &Path, done: &mut Vec<String>) -> Result<Put, InstallError> {
     for single in singles(dir)? {
         done.extend(give_back(dir, &single)?);
     }
@@ -24,17 +38,21 @@ pub(super) fn restore(dir: &Path) -> Result<Vec<String>, InstallError> {
         if !file.name.ends_with(".conflist") || !list.gates() {
             continue;
         }
-        let Some(text) = list.without() else {
+        let Some(without) = list.without() else {
             tracing::warn!(file = file.name, "lists nothing but {PLUGIN}: left alone");
             continue;
         };
         let path = dir.join(&file.name);
         let real = fs::canonicalize(&path).unwrap_or(path);
-        place::put(&real, text.as_bytes(), 0o644)
-            .map_err(failed(format!("write {}", real.display())))?;
+        if place::put(&real, without.as_bytes(), 0o644, Over::Text(&text))
+            .map_err(failed(format!("write {}", real.display())))?
+            == Put::Overtaken
+        {
+            return Ok(Put::Overtaken);
+        }
         done.push(format!("took {PLUGIN} out of {}", file.name));
     }
-    Ok(done)
+    Ok(Put::Done)
 }
 
 /// Names of files for a single plugin, there or kept.
@@ -64,9 +82,15 @@ fn give_back(dir: &Path, single: &str) -> Result<Vec<String>, InstallError> {
     // neither: it has gone meanwhile
     let Ok(original) = fs::read_to_string(source) else { return Ok(done) };
     let Ok(as_list) = from_conf(&original) else { return Ok(done) };
+    let rename_back = || {
+        place::rename(&kept, &path, Over::Anything)
+            .map(drop)
+            .map_err(failed(format!("rename {}", kept.display())))
+    };
     let stem = single.rsplit_once('.').map_or(single, |(stem, _)| stem);
-    for list in [format!("{stem}.conflist"), format!("{single}-podgate.conflist")] {
-        let at = dir.join(&list);
+    let lists = [format!("{stem}.conflist"), format!("{single}-podgate.conflist")];
+    for list in &lists {
+        let at = dir.join(list);
         let made_of_it = fs::read_to_string(&at).is_ok_and(|text| {
             Conflist::parse(&text).is_ok_and(|list| list.without().as_ref() == Some(&as_list))
         });
@@ -74,13 +98,20 @@ fn give_back(dir: &Path, single: &str) -> Result<Vec<String>, InstallError> {
             continue;
         }
         if kept.exists() && !path.exists() {
-            place::rename(&kept, &path).map_err(failed(format!("rename {}", kept.display())))?;
+            rename_back()?;
             done.push(format!("gave {single} back"));
         }
         place::remove(&at).map_err(failed(format!("remove {}", at.display())))?;
         done.push(format!("removed {list}"));
     }
-    if kept.exists() {
+    let is_list = |list: &String| {
+        fs::read_to_string(dir.join(list)).is_ok_and(|text| Conflist::parse(&text).is_ok())
+    };
+    if kept.exists() && !path.exists() && !lists.iter().any(is_list) {
+        // whoever removed or broke the list has put nothing in its place: without this one the node has no network
+        rename_back()?;
+        done.push(format!("gave {single} back"));
+    } else if kept.exists() {
         // somebody has written the file anew, or changed the list: what is in force is theirs
         place::remove(&kept).map_err(failed(format!("remove {}", kept.display())))?;
         done.push(format!("removed the old {single}, in whose place there is something newer"));
@@ -171,5 +202,16 @@ mod tests {
         let list = gated(&from_conf(SINGLE).unwrap());
         let newer = ("10-a.conf", "{\"cniVersion\":\"1.0.0\",\"name\":\"n\",\"type\":\"bridge\"}");
         assert_eq!(restored(&[kept, ("10-a.conflist", &list), newer]), files(&[newer]));
+    }
+
+    #[test]
+    fn a_kept_file_comes_back_where_nothing_usable_stands_in_its_place() {
+        let kept = ("10-a.conf.before-podgate", SINGLE);
+        assert_eq!(restored(&[kept]), files(&[("10-a.conf", SINGLE)]), "the list is missing");
+        for name in ["10-a.conflist", "10-a.conf-podgate.conflist"] {
+            let half = (name, "{\"name\":\"n\",\"plugins\":[");
+            let back = files(&[("10-a.conf", SINGLE), half]);
+            assert_eq!(restored(&[kept, half]), back, "{name} is half a file");
+        }
     }
 }

@@ -7,7 +7,7 @@ use podgate_bpf::attach::AttachMode;
 use podgate_bpf::handshake::{Request, Response};
 use serde_json::Value;
 
-use crate::node::{Node, Policyd, eventually, on_a_node, pod, policy};
+use crate::node::{Node, Policyd, on_a_node, pod, policy};
 
 const DAEMONSET: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/base/daemonset.yaml");
@@ -114,29 +114,43 @@ fn the_parts_of_sys_admin_that_have_names_of_their_own_are_not_enough() {
 }
 
 #[test]
-fn installing_needs_no_capability() {
-    let capabilities = given("install");
-    assert!(capabilities.is_empty(), "{capabilities:?}");
-    on_a_node(|node| {
-        std::fs::create_dir(node.path("conf")).unwrap();
-        let list = r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge"}]}"#;
-        std::fs::write(node.path("conf/10-pods.conflist"), list).unwrap();
-        let script = "#!/bin/sh\necho 'podgate 0: a stand-in' >&2\nexit 1\n";
-        std::fs::write(node.path("podgate"), script).unwrap();
-        std::process::Command::new("chmod").arg("755").arg(node.path("podgate")).status().unwrap();
-        let done = std::process::Command::new("setpriv")
-            .args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"])
-            .args([env!("CARGO_BIN_EXE_policyd"), "install", "--once"])
-            .args(["--cni-conf-dir".as_ref(), node.path("conf").as_os_str()])
-            .args(["--cni-bin-dir".as_ref(), node.path("bin").as_os_str()])
-            .args(["--plugin".as_ref(), node.path("podgate").as_os_str()])
-            .output()
-            .expect("run setpriv (Debian: util-linux)");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        let list = std::fs::read_to_string(node.path("conf/10-pods.conflist")).unwrap();
-        assert!(list.contains("podgate"), "{list}");
-        eventually("the binary is placed", || node.path("bin/podgate").exists().then_some(()));
-    });
+fn installing_needs_one_capability_and_only_where_the_directories_are_not_roots() {
+    let given = given("install");
+    assert_eq!(given, ["dac_override"]);
+    for (owner, capabilities, succeeds) in
+        [(0, &[][..], true), (1000, &[][..], false), (1000, &given[..], true)]
+    {
+        on_a_node(|node| {
+            let list = r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge"}]}"#;
+            let conflist = node.path("conf/10-pods.conflist");
+            for dir in ["conf", "bin"] {
+                std::fs::create_dir(node.path(dir)).unwrap();
+            }
+            std::fs::write(&conflist, list).unwrap();
+            for path in ["conf", "bin", "conf/10-pods.conflist"] {
+                std::os::unix::fs::chown(node.path(path), Some(owner), Some(owner)).unwrap();
+            }
+            let script = "#!/bin/sh\necho 'podgate 0: a stand-in' >&2\nexit 1\n";
+            std::fs::write(node.path("podgate"), script).unwrap();
+            let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(node.path("podgate"), executable).unwrap();
+            let set: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
+            let done = std::process::Command::new("setpriv")
+                .arg(format!("--bounding-set=-all{set}"))
+                .args(["--inh-caps=-all", "--no-new-privs", "--"])
+                .args([env!("CARGO_BIN_EXE_policyd"), "install", "--once"])
+                .args(["--cni-conf-dir".as_ref(), node.path("conf").as_os_str()])
+                .args(["--cni-bin-dir".as_ref(), node.path("bin").as_os_str()])
+                .args(["--plugin".as_ref(), node.path("podgate").as_os_str()])
+                .output()
+                .expect("run setpriv (Debian: util-linux)");
+            let said = String::from_utf8_lossy(&done.stderr);
+            assert_eq!(done.status.success(), succeeds, "{owner} {capabilities:?}: {said}");
+            let list = std::fs::read_to_string(conflist).unwrap();
+            assert_eq!(list.contains("podgate"), succeeds, "{list}");
+            assert_eq!(node.path("bin/podgate").exists(), succeeds);
+        });
+    }
 }
 
 #[test]

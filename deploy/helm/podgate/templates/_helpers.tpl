@@ -37,6 +37,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- end }}
 
+{{/* Where this node answers probes: at a wildcard on the loopback too. */}}
+{{- define "podgate.probed" -}}
+{{- if has .Values.metrics.address (list "0.0.0.0" "127.0.0.1" "[::]") }}127.0.0.1
+{{- else }}
+{{- .Values.metrics.address | trimPrefix "[" | trimSuffix "]" }}
+{{- end }}
+{{- end }}
+
 {{/* No container gets more than root's own files and the capabilities that it names. */}}
 {{- define "podgate.restricted" -}}
 runAsUser: 0
