@@ -82,9 +82,9 @@ impl Installer {
         // first: an entry whose binary is missing makes every pod fail, and CRI-O pass over the whole file
         changes.extend(self.place_binary()?);
         for _ in 0..TRIES {
-            if let Some((standing, edit, problems)) = self.look(edit)? {
-                changes.extend(edit);
-                return Ok(Report { standing, changes, problems });
+            if let Some(mut report) = self.look(edit)? {
+                report.changes.splice(0..0, changes);
+                return Ok(report);
             }
             pause();
         }
@@ -94,13 +94,10 @@ impl Installer {
 
     /// What there is, what has been changed, and what is wrong with other files. `None` if somebody has written
     /// meanwhile what was about to be replaced.
-    fn look(
-        &self,
-        edit: bool,
-    ) -> Result<Option<(Standing, Option<String>, Vec<String>)>, InstallError> {
+    fn look(&self, edit: bool) -> Result<Option<Report>, InstallError> {
         let files = read_all(&self.conf_dir)?;
         let (active, problems) = choose(&files);
-        let mut change = None;
+        let mut changes = Vec::new();
         let standing = match active {
             Active::None => waiting("no CNI configuration there yet: the primary plugin writes it"),
             Active::Refused { name, reason } => {
@@ -117,7 +114,7 @@ impl Installer {
                     if self.write(&name, &new, &text)? == Put::Overtaken {
                         return Ok(None);
                     }
-                    change = Some(format!("put {PLUGIN} into {name}"));
+                    changes.push(format!("put {PLUGIN} into {name}"));
                     Standing::InForce { file: name }
                 }
             },
@@ -129,11 +126,11 @@ impl Installer {
                 {
                     return Ok(None);
                 }
-                change = Some(format!("turned {name} into {list} with {PLUGIN} in it"));
+                changes.push(format!("turned {name} into {list} with {PLUGIN} in it"));
                 Standing::InForce { file: list }
             }
         };
-        Ok(Some((standing, change, problems)))
+        Ok(Some(Report { standing, changes, problems }))
     }
 
     fn with_entry(&self, text: &str, name: &str) -> Result<Option<String>, InstallError> {

@@ -249,12 +249,8 @@ impl<'a> Commit<'a> {
         if last.keys().any(|key| key.class().is_transient()) {
             // of an earlier commit; what a commit that stopped left in such a class still needs its entries
             let shadow = &self.kernel.shadow;
-            let in_use: BTreeSet<Class> = shadow
-                .hosts
-                .values()
-                .chain(shadow.nets.iter().map(|(_, class)| class))
-                .copied()
-                .collect();
+            let in_use: BTreeSet<Class> =
+                shadow.hosts.values().chain(shadow.nets.values()).copied().collect();
             last.retain(|key, _| !key.class().is_transient() || in_use.contains(&key.class()));
         }
         let moves = match self.moves.take() {
