@@ -16,14 +16,16 @@ static __always_inline int pg_settle(struct __sk_buff *skb, struct pg_packet *pa
 	return pg_allow_new(skb, packet, direction, reason);
 }
 
-/* Whether a flow that went past every service so far is to look for one: it begins anew, or, of datagrams, nobody
- * has answered and something has changed since, perhaps the service's having endpoints at all. */
+/* Whether a flow that went past every service so far is to look for one: it begins anew, or, of datagrams, something
+ * has changed since, perhaps the service's having endpoints at all: judged by the service's address for ever, it might
+ * go on to an endpoint that policy forbids. Not if it is known who translates it, and to whom. */
 static __always_inline int pg_looks_again(const struct pg_packet *packet,
 					  const struct pg_flow *flow, __u32 epoch)
 {
 	return flow->direction == PG_EGRESS && !(flow->flags & PG_FLOW_ENDPOINT) &&
-	       (pg_is_opening(packet) || (pg_protocol(packet) == PG_IPPROTO_UDP &&
-					  flow->state == PG_FLOW_NEW && flow->epoch != epoch));
+	       (pg_is_opening(packet) ||
+		(pg_protocol(packet) == PG_IPPROTO_UDP && flow->epoch != epoch &&
+		 (flow->state == PG_FLOW_NEW || !(flow->flags & PG_FLOW_FOREIGN))));
 }
 
 /* Whether the packet is one for pg_new_service. The end of a connection that is forgotten already opens nothing. */

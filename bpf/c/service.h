@@ -45,7 +45,9 @@ PG_VERIFIED_ALONE int pg_new_service(struct __sk_buff *skb, struct pg_packet *pa
 		if (behind->watched && !pg_is_opening(packet))
 			return PG_PLAIN;
 		hairpin = reason == PG_ALLOW_OWN_ADDRESS;
-		if (reason >= PG_DENY_FIRST || !pg_is_taken(packet, behind, hairpin))
+		/* Where denials pass, one must not take a live flow's place either. */
+		if ((reason >= PG_DENY_FIRST && pg_mode() == PG_MODE_ENFORCE) ||
+		    !pg_is_taken(packet, behind, hairpin))
 			break;
 		reason = PG_DENY_PORT_TAKEN;
 	}

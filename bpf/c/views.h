@@ -43,6 +43,13 @@ static __always_inline void pg_from_counterpart(struct pg_packet *behind,
 	pg_set_ports(behind, pg_peer_port(behind), pg_pod_port(behind));
 }
 
+/* Whether a flow is over for those who take part in it. One that was cut is, unless denials pass. */
+static __always_inline int pg_has_ended(const struct pg_flow *flow)
+{
+	return flow->state == PG_FLOW_CLOSED ||
+	       (flow->state == PG_FLOW_CUT && pg_mode() == PG_MODE_ENFORCE);
+}
+
 /* Whether the place of the other view is another live flow's. */
 PG_VERIFIED_ALONE int pg_is_taken(struct pg_packet *packet, struct pg_packet *behind,
 				  __u32 is_hairpin)
@@ -61,7 +68,7 @@ PG_VERIFIED_ALONE int pg_is_taken(struct pg_packet *packet, struct pg_packet *be
 	if (is_hairpin ? pg_is_counterpart(flow, packet) : pg_points_back(flow, packet))
 		return 0;
 	/* What has ended, or may not go on, makes room for a new connection. */
-	return !(pg_is_opening(packet) && flow->state >= PG_FLOW_CLOSED);
+	return !(pg_is_opening(packet) && pg_has_ended(flow));
 }
 
 static __always_inline void pg_new_view(struct pg_flow *flow, const struct pg_packet *behind,
@@ -167,8 +174,7 @@ static __always_inline int pg_keeps_backend(struct pg_packet *packet, struct pg_
 {
 	/* A SYN sent again stays: the endpoint that was sent the first may be answering. */
 	if (pg_is_opening(packet))
-		return flow->state < PG_FLOW_CLOSED &&
-		       pg_backend_of(packet, backend) == PG_BACKEND_READY;
+		return !pg_has_ended(flow) && pg_backend_of(packet, backend) == PG_BACKEND_READY;
 	return view->epoch == epoch || pg_protocol(packet) == PG_IPPROTO_TCP ||
 	       pg_backend_of(packet, backend) != 0;
 }

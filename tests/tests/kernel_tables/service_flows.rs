@@ -1,6 +1,6 @@
 //! The life of a flow through a service: which endpoint it has, how long, and what it must not be taken for.
 
-use podgate_bpf::abi::{FLOW_ENDPOINT, FLOW_SERVICE};
+use podgate_bpf::abi::{FLOW_ENDPOINT, FLOW_SERVICE, Mode};
 use podgate_tests::kernel::{DROP, Lab};
 
 use crate::prelude::*;
@@ -83,6 +83,18 @@ fn connections(f: Family) -> Vec<Table> {
         .then("another beside it", move |lab| lab.serve(1, &many(f, 50)))
         .out(to(f, f.peer, Transport::syn), AllowFlow)
         .back(from(f, f.peer, Transport::ack)),
+        {
+            let (sent, left) = to(f, f.peer, Transport::syn);
+            table(
+                f.named("service flows: a SYN sent again stays where denials pass"),
+                World::isolated().service(web_service(f, &[f.peer])),
+            )
+            .then("audit", |lab| lab.set_mode(Mode::Audit))
+            .from_pod_as(sent.clone(), AllowAudit, left.clone())
+            .then("another beside it", move |lab| lab.serve(1, &many(f, 50)))
+            .from_pod_as(sent, AllowAudit, left)
+            .then("enforced", |lab| lab.set_mode(Mode::Enforce))
+        },
         table(
             f.named("service flows: a service that comes late takes a SYN sent again"),
             World::open(),
@@ -156,13 +168,14 @@ fn datagrams(f: Family) -> Vec<Table> {
         .then("it comes", becomes(domain_service(f, &[f.peer])))
         .out(ask(f, f.peer), AllowPolicy),
         table(
-            f.named("service flows: a service that comes late leaves what is answered"),
+            f.named("service flows: a service that comes late takes answered datagrams too"),
             World::open(),
         )
         .from_pod(udp(40000, 53).between(f.pod, f.service), AllowPolicy)
         .to_pod(udp(53, 40000).between(f.service, f.pod), AllowFlow)
         .then("it comes", becomes(domain_service(f, &[f.peer])))
-        .from_pod(udp(40000, 53).between(f.pod, f.service), AllowFlow),
+        .out(ask(f, f.peer), AllowPolicy)
+        .back(answer(f, f.peer)),
         table(f.named("service flows: both views live and end together"), world(&[f.peer]))
             .out(ask(f, f.peer), AllowPolicy)
             .then("59 s pass", |lab| lab.age_flows(59))
