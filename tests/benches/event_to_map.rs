@@ -2,7 +2,7 @@
 //! real maps. A lone event is sent, and the answer awaited that what was sent before is in force. Then a burst.
 //! Needs root.
 //!
-//! cargo bench --profile dev -p podgate-tests --bench event_to_map
+//! cargo bench -p podgate-tests --bench event_to_map
 
 #[path = "../../policyd/core/benches/cluster/mod.rs"]
 mod cluster;
