@@ -1,7 +1,7 @@
 //! ICMP errors reach those whom they concern, whatever policy says of ICMP.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::thread;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -84,7 +84,7 @@ fn guarded(lab: &Lab) -> (Pod, Pod) {
 
 fn closed_udp_port(lab: &Lab, family: Family) {
     let (client, server) = guarded(lab);
-    let socket = client.net.run(|| UdpSocket::bind((client.address(family), 0))).unwrap();
+    let socket = datagrams(&client.net, client.address(family), 0);
     socket.connect((server.address(family), PORT)).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
     socket.send(b"anybody?").unwrap();
@@ -107,7 +107,7 @@ fn closed_tcp_port(lab: &Lab, family: Family) {
 /// What traceroute lives on.
 fn time_exceeded(lab: &Lab, family: Family) {
     let net = Narrow::new(lab, &port(Policy::isolated(), Policed::Egress));
-    let socket = net.pod.net.run(|| UdpSocket::bind((net.pod.address(family), 0))).unwrap();
+    let socket = datagrams(&net.pod.net, net.pod.address(family), 0);
     socket.connect((Lab::far_address(family), PORT)).unwrap();
     match family {
         Family::V4 => {

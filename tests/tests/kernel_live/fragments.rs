@@ -1,7 +1,5 @@
 //! Datagrams that the sender's kernel has to take apart.
 
-use std::net::UdpSocket;
-
 use podgate_bpf::abi::Reason;
 use podgate_tests::netlab::{Lab, SOON, eventually};
 
@@ -37,8 +35,8 @@ fn allowed(lab: &Lab, family: Family) {
 fn from_the_node(lab: &Lab, family: Family) {
     lab.own_node_address(lab.address(family));
     let pod = lab.gated(&Policy::isolated());
-    let node = lab.node.run(|| UdpSocket::bind((lab.address(family), 0))).unwrap();
-    let server = pod.net.run(|| UdpSocket::bind((pod.address(family), PORT))).unwrap();
+    let node = datagrams(&lab.node, lab.address(family), 0);
+    let server = datagrams(&pod.net, pod.address(family), PORT);
     node.connect(server.local_addr().unwrap()).unwrap();
     server.connect(node.local_addr().unwrap()).unwrap();
     for round in 0..5 {

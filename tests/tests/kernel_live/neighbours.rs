@@ -1,7 +1,5 @@
 //! Finding each other on the link works at pods that may do nothing else.
 
-use std::net::UdpSocket;
-
 use podgate_bpf::abi::Reason;
 use podgate_tests::netlab::{Lab, eventually};
 
@@ -17,7 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
 /// Whether `seeker` comes to know the link address of `sought`.
 fn resolves(seeker: &Pod, sought: &Pod, family: Family) {
     let address = sought.address(family);
-    let socket = seeker.net.run(|| UdpSocket::bind((seeker.address(family), 0))).unwrap();
+    let socket = datagrams(&seeker.net, seeker.address(family), 0);
     socket.send_to(b"x", (address, PORT)).unwrap();
     eventually("the neighbour's link address", || {
         seeker.net.ask_ip(&format!("neigh show {address} dev eth0")).contains("lladdr")

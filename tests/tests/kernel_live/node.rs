@@ -119,7 +119,7 @@ fn spoofing(lab: &Lab, family: Family) {
     pod.net.ip(&format!("address add {foreign}{} dev eth0{}", &length[..3], &length[3..]));
     let watcher = podgate_tests::netlab::Tap::new(&victim.net, "eth0");
     let to = SocketAddr::new(victim.address(family), PORT);
-    let from = |address: IpAddr| pod.net.run(|| std::net::UdpSocket::bind((address, 0))).unwrap();
+    let from = |address: IpAddr| datagrams(&pod.net, address, 0);
     let carries = |frame: &[u8]| frame.windows(8).any(|bytes| bytes == b"not mine");
     from(foreign).send_to(b"not mine", to).unwrap();
     eventually("it is refused", || lab.count(Egress, Reason::DenySpoofed) == 1);

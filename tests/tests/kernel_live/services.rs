@@ -183,8 +183,8 @@ fn narrow(lab: &Lab, family: Family) {
 fn fragments(lab: &Lab, family: Family) {
     let (client, server) = guarded(lab);
     serve(lab, family, &[&server]);
-    let at_server = server.net.run(|| UdpSocket::bind((server.address(family), PORT))).unwrap();
-    let asking = client.net.run(|| UdpSocket::bind((client.address(family), 0))).unwrap();
+    let at_server = datagrams(&server.net, server.address(family), PORT);
+    let asking = datagrams(&client.net, client.address(family), 0);
     asking.connect(service(family)).unwrap();
     for round in 0..20 {
         let datagram: Vec<u8> = (0..8192_u32).map(|n| (n as u8).wrapping_mul(31) ^ round).collect();
@@ -264,7 +264,7 @@ fn closed(lab: &Lab, family: Family) {
 fn refuses(client: &Pod, family: Family) {
     let refused = dial(&client.net, service(family), SOON).map_err(|e| e.kind());
     assert_eq!(refused.err(), Some(ErrorKind::ConnectionRefused));
-    let socket = client.net.run(|| UdpSocket::bind((client.address(family), 0))).unwrap();
+    let socket = datagrams(&client.net, client.address(family), 0);
     socket.connect(service(family)).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
     socket.send(b"anybody?").unwrap();
@@ -282,8 +282,8 @@ fn hairpin(lab: &Lab, family: Family) {
     assert_eq!(accepted.peer_addr().unwrap().ip(), Lab::service_address(family));
     carry(&dialled, &accepted);
 
-    let server = pod.net.run(|| UdpSocket::bind((pod.address(family), PORT))).unwrap();
-    let client = pod.net.run(|| UdpSocket::bind((pod.address(family), 0))).unwrap();
+    let server = datagrams(&pod.net, pod.address(family), PORT);
+    let client = datagrams(&pod.net, pod.address(family), 0);
     client.connect(service(family)).unwrap();
     for length in [8, 8192] {
         let question = vec![length as u8 ^ 0x5a; length];
@@ -314,12 +314,12 @@ fn moves(lab: &Lab, family: Family) {
     let connection = Ends { client: dialled, server: accept(&listener) };
     connection.exchange("before");
     let bind = |pod: &Pod| {
-        let socket = pod.net.run(|| UdpSocket::bind((pod.address(family), PORT))).unwrap();
+        let socket = datagrams(&pod.net, pod.address(family), PORT);
         socket.set_read_timeout(Some(SOON)).unwrap();
         socket
     };
     let (at_one, at_two) = (bind(&one), bind(&two));
-    let asking = client.net.run(|| UdpSocket::bind((client.address(family), 0))).unwrap();
+    let asking = datagrams(&client.net, client.address(family), 0);
     asking.connect(service(family)).unwrap();
     let answered_by = |socket: &UdpSocket| {
         asking.say(b"who?");
@@ -342,8 +342,8 @@ fn two_services(lab: &Lab, family: Family) {
     serve(lab, family, &[&server]);
     let other = Frontend { port: SERVICE_PORT + 1, ..frontend(family, 17) };
     lab.serve(3, other, &[Backend { address: server.address(family), port: PORT }]);
-    let at_server = server.net.run(|| UdpSocket::bind((server.address(family), PORT))).unwrap();
-    let asking = client.net.run(|| UdpSocket::bind((client.address(family), 0))).unwrap();
+    let at_server = datagrams(&server.net, server.address(family), PORT);
+    let asking = datagrams(&client.net, client.address(family), 0);
     for socket in [&at_server, &asking] {
         socket.set_read_timeout(Some(SOON)).unwrap();
     }

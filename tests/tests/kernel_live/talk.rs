@@ -25,8 +25,28 @@ pub(crate) const SILENCE: Duration = Duration::from_millis(900);
 
 /// A listening socket of a namespace.
 pub(crate) fn listen(net: &Net, address: IpAddr, port: u16) -> TcpListener {
-    net.run(|| TcpListener::bind((address, port)))
-        .unwrap_or_else(|e| panic!("listen on {address} port {port}: {e}"))
+    bound(net, address, port, |to| TcpListener::bind(to))
+}
+
+/// A UDP socket of a namespace.
+pub(crate) fn datagrams(net: &Net, address: IpAddr, port: u16) -> UdpSocket {
+    bound(net, address, port, |to| UdpSocket::bind(to))
+}
+
+/// A port that this test has just let go can be taken for a moment yet: a child that a test on another thread
+/// starts holds all of this process's sockets between fork and exec.
+fn bound<T>(net: &Net, address: IpAddr, port: u16, bind: fn(SocketAddr) -> io::Result<T>) -> T {
+    let to = SocketAddr::new(address, port);
+    let deadline = Instant::now() + SOON;
+    loop {
+        match net.run(|| bind(to)) {
+            Ok(socket) => return socket,
+            Err(e) if e.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(e) => panic!("bind {to}: {e}"),
+        }
+    }
 }
 
 /// A connection from a namespace.
@@ -90,11 +110,8 @@ pub(crate) fn tcp(client: &Pod, server: &Pod, family: Family, port: u16) -> Ends
 
 /// Two UDP sockets, connected to each other.
 pub(crate) fn udp(client: &Pod, server: &Pod, family: Family, port: u16) -> Ends<UdpSocket> {
-    let bound = |pod: &Pod, port| {
-        let address = pod.address(family);
-        pod.net.run(|| UdpSocket::bind((address, port))).unwrap()
-    };
-    let (client, server) = (bound(client, 0), bound(server, port));
+    let client = datagrams(&client.net, client.address(family), 0);
+    let server = datagrams(&server.net, server.address(family), port);
     client.connect(server.local_addr().unwrap()).unwrap();
     server.connect(client.local_addr().unwrap()).unwrap();
     Ends { client, server }
