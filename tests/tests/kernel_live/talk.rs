@@ -35,7 +35,12 @@ pub(crate) fn datagrams(net: &Net, address: IpAddr, port: u16) -> UdpSocket {
 
 /// A port that this test has just let go can be taken for a moment yet: a child that a test on another thread
 /// starts holds all of this process's sockets between fork and exec.
-fn bound<T>(net: &Net, address: IpAddr, port: u16, bind: fn(SocketAddr) -> io::Result<T>) -> T {
+fn bound<T: Send>(
+    net: &Net,
+    address: IpAddr,
+    port: u16,
+    bind: fn(SocketAddr) -> io::Result<T>,
+) -> T {
     let to = SocketAddr::new(address, port);
     let deadline = Instant::now() + SOON;
     loop {
