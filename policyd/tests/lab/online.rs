@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Output, Stdio};
+use std::process::{Child, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -92,8 +95,7 @@ fn services_are_listed_explained_and_seen() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    send_until_read(&lab, &mut observe, &mut line, ("shop.cron", "10.96.0.10/53"));
+    let line = send_until_read(&lab, &mut observe, ("shop.cron", "10.96.0.10/53"));
     assert!(observe.wait().unwrap().success());
     assert!(line.contains("deny") && line.contains("shop/cron:"), "{line}");
     assert!(line.contains("-> infra/dns-") && line.contains(":5353"), "{line}");
@@ -144,8 +146,7 @@ fn verdicts_are_seen_as_they_fall() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    send_until_read(&lab, &mut observe, &mut line, ("net.crawler", "10.20.0.6/7777"));
+    let line = send_until_read(&lab, &mut observe, ("net.crawler", "10.20.0.6/7777"));
     assert!(observe.wait().unwrap().success());
     assert!(line.contains("deny") && line.contains("net/crawler:"), "{line}");
     assert!(line.contains("net/intern:7777") && line.contains("egress"), "{line}");
@@ -155,27 +156,22 @@ fn verdicts_are_seen_as_they_fall() {
     assert!(lab.says(&["enforcement", "on"]).contains("enforcement is on"));
 }
 
-/// Sends denied packets until the first verdict is read: when the listener is ready nobody can tell.
-fn send_until_read(
-    lab: &Standing,
-    observe: &mut std::process::Child,
-    line: &mut String,
-    (pod, to): (&str, &str),
-) {
-    use std::sync::atomic::{AtomicBool, Ordering};
-    let read = AtomicBool::new(false);
+/// Sends denied packets until the first verdict is read, which is returned: when the listener is ready nobody can tell.
+fn send_until_read(lab: &Standing, observe: &mut Child, (pod, to): (&str, &str)) -> String {
     let mut lines = BufReader::new(observe.stdout.take().unwrap());
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for _ in 0..100 {
-                if read.load(Ordering::Relaxed) {
-                    return;
-                }
-                lab.ping(pod, to);
-                std::thread::sleep(std::time::Duration::from_millis(100));
-            }
-        });
-        lines.read_line(line).unwrap();
-        read.store(true, Ordering::Relaxed);
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        // nobody waits for it any more where the test has failed
+        let _ = tell.send(line);
     });
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        lab.ping(pod, to);
+        match told.recv_timeout(Duration::from_millis(100)) {
+            Ok(line) => return line,
+            Err(error) => assert!(Instant::now() < end, "no verdict was seen: {error}"),
+        }
+    }
 }
