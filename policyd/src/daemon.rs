@@ -207,33 +207,27 @@ pub async fn run(args: Run) -> Result<(), RunError> {
     }
 }
 
-/// Held for as long as it is to be watched.
-enum Watched {
-    Dir { _source: DirSource },
-    Kubernetes { _source: KubernetesSource },
-}
-
+/// Watches all sources: API servers among `parts`, directories for as long as what is returned is held.
 async fn watch_sources(
     sources: Vec<SourceSpec>,
     writer: &Writer,
     shared: &Arc<Shared>,
     server: &Server,
     parts: &mut JoinSet<String>,
-) -> Result<Vec<Watched>, RunError> {
+) -> Result<Vec<DirSource>, RunError> {
     let mut watched = Vec::new();
     for (rank, spec) in sources.into_iter().enumerate() {
         let (rank, name) = (Rank(rank), spec.to_string());
-        watched.push(match spec {
+        match spec {
             SourceSpec::Dir(dir) => {
-                let source = DirSource::start(dir, writer.handle().sink(rank))
-                    .map_err(|source| RunError::Source { name, source })?;
-                Watched::Dir { _source: source }
+                let source = DirSource::start(dir, writer.handle().sink(rank));
+                watched.push(source.map_err(|source| RunError::Source { name, source })?);
             }
             SourceSpec::Kubernetes(kubeconfig) => {
                 let client = kubernetes::client(kubeconfig.as_deref())
                     .await
                     .map_err(|source| RunError::Connect { name: name.clone(), source })?;
-                let health = Arc::new(Health::new(name));
+                let health = Arc::new(Health::new(name.clone()));
                 // the first cluster is the one this node belongs to
                 if server.events == Events::On && shared.servers().is_empty() {
                     let reporter = Reporter { shared: shared.clone(), client: client.clone() };
@@ -249,9 +243,11 @@ async fn watch_sources(
                     health,
                     sink(writer, rank),
                 );
-                Watched::Kubernetes { _source: source }
+                parts.spawn(async move {
+                    format!("a watch of source {name} ended: {}", source.ended().await)
+                });
             }
-        });
+        }
     }
     Ok(watched)
 }

@@ -1,13 +1,14 @@
 //! Watches: what they tell, how they end, and how they go on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use policyd::sources::Kind;
-use policyd::sources::kubernetes::Link;
+use policyd::sources::kubernetes::{Health, KubernetesSource, Link, Pacing};
+use policyd::sources::{Kind, Update};
 use serde_json::json;
 
 use crate::server::Answer::{Page, Refused, Silence, Status, Watch};
-use crate::server::{Of, Then, bookmark, event, status};
+use crate::server::{Of, Server, Then, bookmark, event, status};
 use crate::world::{World, pod, policy};
 
 #[tokio::test(start_paused = true)]
@@ -147,4 +148,19 @@ async fn a_line_that_is_no_json_does_not_wedge_the_watch() {
     tokio::time::sleep(Duration::from_millis(10)).await;
     world.server.say(Of::Pods, &event("ADDED", &pod("a", "x", "10")));
     world.until("it works", |world| world.pod("a").is_some()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_panics_is_told() {
+    let (_server, client) = Server::start();
+    let pacing = Pacing { page_size: 2, jitter: Duration::ZERO };
+    let health = Arc::new(Health::new("kubernetes".into()));
+    let sink = Arc::new(|update| {
+        if matches!(update, Update::Listed { kind: Kind::Service, .. }) {
+            panic!("the test says so");
+        }
+    });
+    let source = KubernetesSource::start(client, pacing, health, sink);
+    let why = source.ended().await;
+    assert!(why.contains("the test says so"), "{why}");
 }

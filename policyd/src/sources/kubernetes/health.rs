@@ -22,6 +22,8 @@ pub struct Health {
     uids: Uids,
     /// Ends the waits of all watches.
     wake: Notify,
+    /// Held while problems are told.
+    telling: Mutex<()>,
 }
 
 /// The watch of one kind.
@@ -61,7 +63,13 @@ impl Health {
         let watch =
             Watch { link: Link::Waiting, heard: None, lists: 0, errors: 0, refused: Vec::new() };
         let kinds = Kind::ALL.iter().map(|kind| (*kind, watch.clone())).collect();
-        Self { name, kinds: Mutex::new(kinds), uids: Uids::default(), wake: Notify::new() }
+        Self {
+            name,
+            kinds: Mutex::new(kinds),
+            uids: Uids::default(),
+            wake: Notify::new(),
+            telling: Mutex::default(),
+        }
     }
 
     /// The uids of the policies that could be read.
@@ -99,8 +107,15 @@ impl Health {
         self.wake.notified()
     }
 
+    /// Tells what cannot be read. One watch after the other: what was true before must not be told after what is
+    /// true now, or it stays where it was told.
+    pub(super) fn tell_problems(&self, tell: impl FnOnce(Vec<String>)) {
+        let _one = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        tell(self.problems());
+    }
+
     /// What cannot be read, in words.
-    pub(super) fn problems(&self) -> Vec<String> {
+    fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for (kind, watch) in self.lock().iter() {
             if let Link::Lost { error, .. } = &watch.link {
@@ -219,5 +234,37 @@ impl Uids {
 
     fn lock(&self) -> MutexGuard<'_, Arc<UidMap>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_is_told_last_is_what_is_so() {
+        let health = Health::new("kubernetes".into());
+        let told = Mutex::new(Vec::new());
+        let tell = |problems| *told.lock().unwrap() = problems;
+        let (done, is_done) = mpsc::channel();
+        health.failed(Kind::Pod, "list: refused".into());
+        thread::scope(|scope| {
+            health.tell_problems(|problems| {
+                assert_eq!(problems.len(), 1);
+                scope.spawn(|| {
+                    health.heard(Kind::Pod);
+                    health.tell_problems(tell);
+                    done.send(()).unwrap();
+                });
+                // another watch has news between what this one found and what it tells
+                let _ = is_done.recv_timeout(Duration::from_millis(300));
+                tell(problems);
+            });
+        });
+        assert_eq!(*told.lock().unwrap(), [""; 0]);
     }
 }

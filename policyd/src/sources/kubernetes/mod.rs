@@ -58,7 +58,7 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
 /// A watched cluster. Dropping it ends the watches.
 #[derive(Debug)]
 pub struct KubernetesSource {
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl KubernetesSource {
@@ -87,7 +87,16 @@ impl KubernetesSource {
                 }
             });
         }
-        Self { _tasks: tasks }
+        Self { tasks }
+    }
+
+    /// Resolves when a watch has ended, which by itself it does only by a panic, and says why. From then on the
+    /// source is no longer followed whole.
+    pub async fn ended(mut self) -> String {
+        match self.tasks.join_next().await {
+            Some(Err(error)) => error.to_string(),
+            Some(Ok(())) | None => "it has nothing to do any more".to_owned(),
+        }
     }
 }
 

@@ -260,7 +260,7 @@ impl Watcher {
     }
 
     fn tell_problems(&self) {
-        (self.sink)(Update::Problems(self.health.problems()));
+        self.health.tell_problems(|problems| (self.sink)(Update::Problems(problems)));
     }
 }
 
