@@ -304,6 +304,9 @@ impl FromStr for MetricsAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::ffi::OsStr;
+
     use super::*;
     use clap::CommandFactory;
 
@@ -325,6 +328,25 @@ mod tests {
             let Command::Run(run) = Cli::try_parse_from(line).unwrap().command else { panic!() };
             assert_eq!(run.sources, [spec]);
             assert_eq!(run.sources[0].to_string(), source);
+        }
+    }
+
+    /// `conf/policyd.env` names every setting of `run`, and says its default where it has one.
+    #[test]
+    fn the_example_settings_are_all_there_are() {
+        let text = include_str!("../../conf/policyd.env");
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let said: BTreeMap<_, _> = lines.filter_map(|line| line.split_once('=')).collect();
+        let run = Cli::command().find_subcommand("run").cloned().unwrap();
+        let mut settings = BTreeMap::new();
+        for argument in run.get_arguments() {
+            let Some(name) = argument.get_env().and_then(OsStr::to_str) else { continue };
+            let defaults = argument.get_default_values().iter().filter_map(|value| value.to_str());
+            settings.insert(name.to_owned(), defaults.collect::<Vec<_>>().join(","));
+        }
+        assert!(settings.keys().eq(said.keys()), "{settings:#?}\n{said:#?}");
+        for (name, default) in settings.into_iter().filter(|(_, default)| !default.is_empty()) {
+            assert_eq!(said[&*name], default, "{name}");
         }
     }
 

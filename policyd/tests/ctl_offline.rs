@@ -295,6 +295,10 @@ fn without_policyd_the_error_says_what_to_do() {
     assert_eq!(output.status.code(), Some(2));
     let text = err(&output);
     assert!(text.contains(&socket) && text.contains("is policyd running"), "{text}");
+    // no verdict ever names a node: nothing would be seen, for ever
+    let output = podgatectl(&["--socket", &socket, "observe", "--of", "node:n1"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(err(&output).contains("observe node:n1: verdicts name pods"), "{}", err(&output));
 }
 
 #[test]

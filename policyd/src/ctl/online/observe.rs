@@ -30,6 +30,11 @@ pub(in crate::ctl) fn observe(
     wanted: &Observe,
 ) -> Result<Ended, Failure> {
     let Observe { of, denied, lines } = wanted;
+    if let Some(node @ End::Node(_)) = of {
+        return Err(Failure(format!(
+            "observe {node}: verdicts name pods, services and addresses; give the node's address"
+        )));
+    }
     let mut left = *lines;
     Client::new(socket)?.lines("/v1/flows", |line| {
         if line.is_empty() {
