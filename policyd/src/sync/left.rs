@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use podgate_bpf::abi::{PolicyKey, Verdict};
+use podgate_bpf::maps::{Maps, PolicyMap};
 use podgate_bpf::{Gate, Result};
 use podgate_policy::compile::{Class, Compiled, Endpoint, Entry, PortMatch};
 use podgate_policy::model::Direction;
@@ -126,6 +127,7 @@ impl LeftAlone {
         changed
     }
 
+    /// An endpoint's error holds up neither the others nor what goes, only the addresses that are new.
     fn try_commit(
         &mut self,
         classes: &BTreeMap<IpAddr, Class>,
@@ -134,34 +136,35 @@ impl LeftAlone {
         changed: &mut bool,
     ) -> Result<()> {
         let maps = &self.gate.maps;
-        let (mut removals, mut failed) = (Vec::new(), None);
+        let (mut removals, mut added) = (Vec::new(), Ok(()));
         for (endpoint, owner) in endpoints {
-            let Some(map) = maps.policy_map(endpoint.id.0)? else { continue };
-            let entries = map.entries()?.into_iter();
-            let ours = entries.filter(|(key, _)| is_left(key.class) && key.owner == *owner);
-            let present: Entries =
-                ours.map(|(key, value)| (key, (value.verdict, value.rule))).collect();
+            let (map, present) = match present(maps, endpoint, *owner) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                Err(error) => {
+                    added = added.and(Err(error));
+                    continue;
+                }
+            };
             let wanted = wanted(endpoint, *owner);
             for (key, value) in wanted.iter().filter(|(key, value)| present.get(key) != Some(value))
             {
-                match map.set(key, &encode::left(*value)) {
-                    Ok(()) => *changed = true,
-                    // the others' answers do not wait for this one
-                    Err(error) => drop(failed.get_or_insert(error)),
-                }
+                let set = map.set(key, &encode::left(*value));
+                *changed |= set.is_ok();
+                added = added.and(set);
             }
             let gone: Vec<PolicyKey> =
                 present.into_keys().filter(|key| !wanted.contains_key(key)).collect();
             removals.push((map, gone));
         }
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        for (address, class) in classes {
-            if self.classes.get(address) != Some(class) {
-                maps.set_peer(*address, class.0)?;
-                self.classes.insert(*address, *class);
-                *changed = true;
+        // an address whose class came before an endpoint's entries would lose what that endpoint allows it without one
+        if added.is_ok() {
+            for (address, class) in classes {
+                if self.classes.get(address) != Some(class) {
+                    maps.set_peer(*address, class.0)?;
+                    self.classes.insert(*address, *class);
+                    *changed = true;
+                }
             }
         }
         let gone: Vec<IpAddr> =
@@ -177,6 +180,15 @@ impl LeftAlone {
                 *changed = true;
             }
         }
-        Ok(())
+        added
     }
+}
+
+/// The policy map of an endpoint, if it has one, and what is in it that is ours.
+fn present(maps: &Maps, endpoint: &Endpoint, owner: u32) -> Result<Option<(PolicyMap, Entries)>> {
+    let Some(map) = maps.policy_map(endpoint.id.0)? else { return Ok(None) };
+    let entries = map.entries()?.into_iter();
+    let ours = entries.filter(|(key, _)| is_left(key.class) && key.owner == owner);
+    let ours = ours.map(|(key, value)| (key, (value.verdict, value.rule))).collect();
+    Ok(Some((map, ours)))
 }

@@ -1,6 +1,6 @@
 //! What cannot be programmed leaves the last complete policy in force.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use podgate_bpf::loader::Sizes;
@@ -95,6 +95,132 @@ fn entries_that_cannot_be_added_cost_none_and_hold_nobody_else_up() {
         let map = node.maps().policy_map(a.ifindex).unwrap().unwrap();
         assert_eq!(map.entries().unwrap().len(), 1);
         assert_eq!(kernel.shadow(), &third);
+    });
+}
+
+/// From so many changes on, a table is made anew and swapped.
+const MANY: u16 = 16_384;
+
+/// Entries of a class for so many ports, from 1 on.
+fn many(owner: u32, class: u32) -> Vec<MapKey> {
+    (1..=MANY).map(|port| key(owner, class, port)).collect()
+}
+
+#[test]
+fn a_kept_policy_stays_where_its_removal_would_be_a_swap() {
+    on_a_node(|node| {
+        let a = node.endpoint("s/a", "10.0.0.1");
+        let owners = [(EndpointId(a.ifindex), a.owner)].into();
+        let mut kernel = Kernel::adopt(gate(node)).unwrap().kernel;
+        let hosts = [("10.0.0.8", 1), ("10.0.0.9", 1)];
+        let first = state(&[(a.ifindex, &many(a.owner, 1))], &hosts);
+        assert!(commit(&mut kernel, &first, &owners).is_complete());
+        assert!(node.allows(&a, "10.0.0.8", 6, MANY));
+
+        // one peer moves to a new class, so the removals are a batch of their own; before that, the new entry for it
+        // cannot be written
+        let hosts = [("10.0.0.8", 1), ("10.0.0.9", 2)];
+        let refused = impossible(key(a.owner, 2, 40_000));
+        let outcome = commit(&mut kernel, &state(&[(a.ifindex, &[refused])], &hosts), &owners);
+        assert_eq!(outcome.degraded.keys().collect::<Vec<_>>(), [&EndpointId(a.ifindex)]);
+        assert_eq!((outcome.swapped, outcome.stopped), (0, None));
+        for (peer, port) in
+            [("10.0.0.8", 1), ("10.0.0.8", MANY), ("10.0.0.9", 1), ("10.0.0.9", MANY)]
+        {
+            assert!(node.allows(&a, peer, 6, port), "{peer} at {port}");
+        }
+        assert!(!node.allows(&a, "10.0.0.9", 6, 40_000));
+
+        // mended: now it is a swap
+        let third = state(&[(a.ifindex, &[key(a.owner, 2, 40_000)])], &hosts);
+        let outcome = commit(&mut kernel, &third, &owners);
+        assert!(outcome.is_complete() && outcome.swapped == 1, "{outcome:?}");
+        let map = node.maps().policy_map(a.ifindex).unwrap().unwrap();
+        assert_eq!(map.entries().unwrap().len(), 1);
+        assert_eq!(kernel.shadow(), &third);
+    });
+}
+
+#[test]
+fn what_is_held_is_not_put_in_force_by_a_swap() {
+    on_a_node(|node| {
+        let a = node.endpoint("s/a", "10.0.0.1");
+        let owners = [(EndpointId(a.ifindex), a.owner)].into();
+        let mut kernel = Kernel::adopt(gate(node)).unwrap().kernel;
+        let first = state(&[(a.ifindex, &[key(a.owner, 1, 40_000)])], &[("10.0.0.9", 1)]);
+        assert!(commit(&mut kernel, &first, &owners).is_complete());
+        let wanted = state(&[(a.ifindex, &many(a.owner, 1))], &[("10.0.0.9", 1)]);
+        let change = MapChange::between(kernel.shadow(), &wanted);
+        let held = [(EndpointId(a.ifindex), "it failed a moment ago".to_owned())].into();
+        let outcome = kernel.commit(&change, &owners, &held);
+        assert_eq!((outcome.swapped, outcome.degraded), (0, held));
+        assert!(node.allows(&a, "10.0.0.9", 6, 40_000));
+        assert!(!node.allows(&a, "10.0.0.9", 6, 1));
+        assert_eq!(kernel.shadow(), &first);
+    });
+}
+
+/// A class that gets entries while a member leaves is edited when nobody is in it: who stays waits in a transient one.
+/// A commit that stops then leaves the waiting where they are.
+#[test]
+fn a_kept_policy_holds_for_members_that_wait_in_a_transient_class() {
+    let sizes = Sizes { nets: 1, flows4: 1024, flows6: 1024, ..Sizes::default() };
+    on_a_node_of(&sizes, |node| {
+        let (a, b) = (node.endpoint("s/a", "10.0.0.1"), node.endpoint("s/b", "10.0.0.2"));
+        let owners = [(EndpointId(a.ifindex), a.owner), (EndpointId(b.ifindex), b.owner)].into();
+        let mut kernel = Kernel::adopt(gate(node)).unwrap().kernel;
+        let with_nets = |mut state: MapState, nets: &[&str]| {
+            state.nets = nets.iter().map(|net| (net.parse().unwrap(), Class(2))).collect();
+            state
+        };
+        let mut first = state(
+            &[(a.ifindex, &[key(a.owner, 1, 80)]), (b.ifindex, &[key(b.owner, 1, 80)])],
+            &[("10.0.0.8", 1), ("10.0.0.9", 1)],
+        );
+        first = with_nets(first, &["192.0.2.0/24"]);
+        assert!(commit(&mut kernel, &first, &owners).is_complete());
+
+        // .8 leaves for a new class, .9 stays; a's new entries cannot all be written, and there is no room for the
+        // second prefix, whose turn comes when .9 waits in the transient class
+        let mut second = state(
+            &[
+                (a.ifindex, &[key(a.owner, 1, 80), impossible(key(a.owner, 1, 443))]),
+                (b.ifindex, &[key(b.owner, 1, 80), key(b.owner, 1, 443)]),
+            ],
+            &[("10.0.0.8", 3), ("10.0.0.9", 1)],
+        );
+        second = with_nets(second, &["192.0.2.0/24", "198.51.100.0/24"]);
+        let outcome = commit(&mut kernel, &second, &owners);
+        assert_eq!(outcome.degraded.keys().collect::<Vec<_>>(), [&EndpointId(a.ifindex)]);
+        assert!(outcome.stopped.unwrap().contains("full"));
+        let of = |peer: &str| Class(node.maps().peer(peer.parse().unwrap()).unwrap().unwrap());
+        assert!(of("10.0.0.9").is_transient(), "{:?}", of("10.0.0.9"));
+        for peer in ["10.0.0.8", "10.0.0.9"] {
+            assert!(node.allows(&a, peer, 6, 80), "{peer}: it keeps its policy");
+            assert!(!node.allows(&a, peer, 6, 443), "{peer}");
+        }
+        assert!(node.allows(&b, "10.0.0.9", 6, 80) && node.allows(&b, "10.0.0.9", 6, 443));
+
+        // without the second prefix the commit comes to its end; a still keeps its policy
+        second = with_nets(second, &["192.0.2.0/24"]);
+        for _ in 0..2 {
+            let outcome = commit(&mut kernel, &second, &owners);
+            assert_eq!((outcome.degraded.len(), outcome.stopped), (1, None));
+            assert_eq!(of("10.0.0.9"), Class(1));
+            for peer in ["10.0.0.8", "10.0.0.9"] {
+                assert!(node.allows(&a, peer, 6, 80), "{peer}: it keeps its policy");
+                assert!(!node.allows(&a, peer, 6, 443), "{peer}");
+            }
+        }
+        // the entries for who waited go with the first commit that finds nobody there
+        let entries = node.maps().policy_map(a.ifindex).unwrap().unwrap().entries().unwrap();
+        let classes: BTreeSet<u32> = entries.iter().map(|(key, _)| key.class).collect();
+        assert_eq!(classes, [1, 3].into());
+
+        second.tables.insert(EndpointId(a.ifindex), first.tables[&EndpointId(a.ifindex)].clone());
+        assert!(commit(&mut kernel, &second, &owners).is_complete());
+        assert_eq!(kernel.shadow(), &second);
+        assert!(node.allows(&a, "10.0.0.9", 6, 80) && !node.allows(&a, "10.0.0.8", 6, 80));
     });
 }
 

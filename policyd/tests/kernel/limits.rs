@@ -6,66 +6,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podgate_bpf::loader::Sizes;
-use podgate_bpf::maps::Registration;
-use podgate_bpf::{Gate, PinRoot};
-use podgate_policy::compile::EndpointId;
 use podgate_policy::model::{
     Block, Labels, NamespaceScope, ObjectKey, Peer, Peers, Pod, PodLife, Policy, PolicyId, Port,
     Ports, Protocol, Rule,
 };
 use podgate_policy::selector::{Operator, Requirement, Selector};
-use policyd::sources::{Object, Rank, Update};
-use policyd::sync::services::ServiceMode;
-use policyd::view::{EndpointState, Shared};
-use policyd::writer::{Message, Writer};
+use policyd::sources::Object;
 
-use crate::node::{Node, on_a_node, on_a_node_of};
+use crate::node::{on_a_node, on_a_node_of};
+use crate::writing::Writing;
 
 /// The pod of this node; it has the label `app=db`.
 const DB: &str = "shop/db";
-
-/// The writer of a node, in this process.
-struct Writing {
-    shared: Arc<Shared>,
-    writer: Writer,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Writing {
-    fn on(node: &Node) -> Self {
-        let gate = Arc::new(Gate::open(&PinRoot::new(node.root.root())).unwrap());
-        let shared = Arc::new(Shared::new(gate, "n1".into(), ServiceMode::default()));
-        let writer = Writer::start(shared.clone(), ["test".to_owned()], |_| {}).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        Self { shared, writer, runtime }
-    }
-
-    fn send(&self, update: Update) {
-        self.writer.handle().send(Message::Source(Rank(0), update)).unwrap();
-    }
-
-    fn settle(&self) {
-        self.runtime.block_on(self.writer.handle().settled()).unwrap();
-    }
-
-    /// These are all objects there are; waits until that is in force.
-    fn replace(&self, objects: Vec<Object>) {
-        self.send(Update::Replace(objects));
-        self.settle();
-        assert_eq!(self.shared.view().problems(), Vec::<String>::new());
-    }
-
-    fn set(&self, object: Object) {
-        self.send(Update::Change { set: vec![object], gone: Vec::new() });
-    }
-
-    fn enforced(&self, endpoint: &Registration) -> usize {
-        let view = self.shared.view();
-        let of = &view.endpoints[&EndpointId(endpoint.ifindex)];
-        assert_eq!(of.state, EndpointState::Enforced);
-        of.rules
-    }
-}
 
 fn pod(name: &str, app: &str, address: impl Into<IpAddr>) -> Object {
     let (namespace, name) = name.split_once('/').unwrap();

@@ -18,4 +18,8 @@ mod programming;
 mod reconcile;
 mod running;
 mod services;
+mod services_left;
+mod services_order;
+mod stopped;
 mod uninstall;
+mod writing;

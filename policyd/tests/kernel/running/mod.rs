@@ -1,6 +1,7 @@
 //! Pods that ran before policyd came: they are gated, what policy allows of their open connections goes on without
 //! a lost packet, and the rest is cut.
 
+mod late;
 mod life;
 mod pods;
 mod wire;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
+use policyd::adopt::Places;
 use serde_json::{Value, json};
 
 use crate::node::{Node, eventually, ip, pod};
@@ -142,6 +143,11 @@ impl<'a> Pods<'a> {
 
     pub(crate) fn of(&self, name: &str) -> &Pod {
         &self.pods[name]
+    }
+
+    /// Where adoption finds them.
+    pub(crate) fn places(&self) -> Places {
+        Places { cni_cache: self.cache(), netns: vec![NETNS.into()] }
     }
 
     /// policyd, with the places of these pods.

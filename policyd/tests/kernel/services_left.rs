@@ -1,0 +1,112 @@
+//! Services left to kube-proxy, where an endpoint's answers for them cannot be written.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use libbpf_rs::libbpf_sys::{BPF_F_NO_PREALLOC, bpf_map_create_opts};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+use podgate_bpf::abi::{Direction, PolicyKey, PolicyValue};
+use podgate_bpf::maps::{PolicyMap, Registration};
+use zerocopy::IntoBytes;
+
+use crate::node::{Node, eventually, on_a_node, pod};
+
+/// What a pod's gate answers to a packet for a service's address, untranslated.
+fn lets(node: &Node, at: &Registration, port: u16) -> bool {
+    let class = node.maps().peer("10.96.0.1".parse().unwrap()).unwrap();
+    let map = table(node, at);
+    let key = |class| PolicyKey {
+        prefixlen: 96,
+        owner: at.owner,
+        class,
+        direction: Direction::Egress as u8,
+        protocol: 6,
+        port: port.to_be_bytes(),
+    };
+    let found = class.and_then(|class| map.get(&key(class)).unwrap());
+    found.or_else(|| map.get(&key(0)).unwrap()).is_some_and(|value| value.verdict == 1)
+}
+
+fn table(node: &Node, at: &Registration) -> PolicyMap {
+    node.maps().policy_map(at.ifindex).unwrap().unwrap()
+}
+
+/// Puts a copy of a pod's table in its place that has room for so many entries more.
+fn make_room_for(node: &Node, more: u32, at: &Registration) {
+    let entries = table(node, at).entries().unwrap();
+    let opts = bpf_map_create_opts {
+        sz: size_of::<bpf_map_create_opts>() as _,
+        map_flags: BPF_F_NO_PREALLOC,
+        ..Default::default()
+    };
+    let (key, value) = (size_of::<PolicyKey>() as u32, size_of::<PolicyValue>() as u32);
+    let room = entries.len() as u32 + more;
+    let copy = MapHandle::create(MapType::LpmTrie, Some("small"), key, value, room, &opts).unwrap();
+    // as `PolicyMap` writes it, which cannot be had with a size of its own
+    for (key, value) in entries {
+        copy.update(key.as_bytes(), value.as_bytes(), MapFlags::ANY).unwrap();
+    }
+    let tables = MapHandle::from_pinned_path(node.root.path("policies")).unwrap();
+    let copy = copy.as_fd().as_raw_fd().to_ne_bytes();
+    tables.update(&at.ifindex.to_ne_bytes(), &copy, MapFlags::ANY).unwrap();
+}
+
+/// The service's ports, which lead to the pods' 8080.
+fn service(ports: &[u16]) -> String {
+    let port = |port: &u16| format!("{{name: p{port}, port: {port}, targetPort: 8080}}, ");
+    let ports: String = ports.iter().map(port).collect();
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{namespace: shop, name: api}}\n\
+         spec: {{clusterIP: 10.96.0.1, ports: [{ports}], selector: {{app: api}}}}\n"
+    )
+}
+
+/// `app` may speak to `api` at 8080, and to nobody else.
+fn egress(app: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{namespace: shop, name: {app}}}\n\
+         spec: {{podSelector: {{matchLabels: {{app: {app}}}}}, policyTypes: [Egress], \
+         egress: [{{to: [{{podSelector: {{matchLabels: {{app: api}}}}}}], ports: [{{port: 8080}}]}}]}}\n---\n"
+    )
+}
+
+#[test]
+fn one_pod_whose_answers_cannot_be_written_holds_no_other_up() {
+    on_a_node(|node| {
+        let pods = [
+            pod("shop/one", "app: one", "10.0.0.1"),
+            pod("shop/two", "app: two", "10.0.0.2"),
+            pod("shop/api", "app: api", "10.0.0.3"),
+        ];
+        node.manifest("pods.yaml", &pods.concat());
+        node.manifest("api.yaml", &service(&[80, 81]));
+        node.manifest("one.yaml", &egress("one"));
+        node.manifest("two.yaml", &egress("two"));
+        let (one, two) =
+            (node.endpoint("shop/one", "10.0.0.1"), node.endpoint("shop/two", "10.0.0.2"));
+        assert!(one.ifindex < two.ifindex, "it is the first whose turn comes that must fail");
+        let _policyd = node.policyd_with(&["--services", "leave"]);
+        node.ready();
+        assert!(lets(node, &one, 80) && lets(node, &two, 80));
+        assert!(!lets(node, &one, 82) && !lets(node, &two, 82));
+
+        make_room_for(node, 0, &one);
+        node.manifest("api.yaml", &service(&[80, 82, 83]));
+        eventually("the other has its answers", || lets(node, &two, 83).then_some(()));
+        eventually("and none of a port that is gone", || (!lets(node, &two, 81)).then_some(()));
+        assert!(lets(node, &one, 80), "what it had it keeps");
+        assert!(!lets(node, &one, 82) || !lets(node, &one, 83));
+        eventually("it is told", || {
+            let problems = node.get("/v1/status")["problems"].to_string();
+            problems.contains("answer for services that are left alone").then_some(())
+        });
+        make_room_for(node, 100, &one);
+        eventually("it is made up for", || {
+            (lets(node, &one, 82) && lets(node, &one, 83)).then_some(())
+        });
+        eventually("nothing is told any more", || {
+            let problems = node.get("/v1/status")["problems"].to_string();
+            (!problems.contains("left alone")).then_some(())
+        });
+        assert!(!lets(node, &one, 81) && lets(node, &one, 80));
+    });
+}

@@ -1,0 +1,65 @@
+//! The real writer in the test's own process, told what the test wants it to hear, and when.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use podgate_bpf::maps::Registration;
+use podgate_bpf::{Gate, PinRoot};
+use podgate_policy::compile::EndpointId;
+use policyd::sources::{Object, Rank, Update, manifest};
+use policyd::sync::services::ServiceMode;
+use policyd::view::{EndpointState, Shared};
+use policyd::writer::{Message, Writer};
+
+use crate::node::Node;
+
+/// The writer of a node, with one source.
+pub(crate) struct Writing {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) writer: Writer,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Writing {
+    pub(crate) fn on(node: &Node) -> Self {
+        let gate = Arc::new(Gate::open(&PinRoot::new(node.root.root())).unwrap());
+        let shared = Arc::new(Shared::new(gate, "n1".into(), ServiceMode::default()));
+        let writer = Writer::start(shared.clone(), ["test".to_owned()], |_| {}).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        Self { shared, writer, runtime }
+    }
+
+    pub(crate) fn send(&self, update: Update) {
+        self.writer.handle().send(Message::Source(Rank(0), update)).unwrap();
+    }
+
+    /// Waits until what was sent is in force, as far as it can be.
+    pub(crate) fn settle(&self) {
+        self.runtime.block_on(self.writer.handle().settled()).unwrap();
+    }
+
+    /// These are all objects there are; waits until that is in force.
+    pub(crate) fn replace(&self, objects: Vec<Object>) {
+        self.send(Update::Replace(objects));
+        self.settle();
+        assert_eq!(self.shared.view().problems(), Vec::<String>::new());
+    }
+
+    pub(crate) fn set(&self, object: Object) {
+        self.send(Update::Change { set: vec![object], gone: Vec::new() });
+    }
+
+    pub(crate) fn enforced(&self, endpoint: &Registration) -> usize {
+        let view = self.shared.view();
+        let of = &view.endpoints[&EndpointId(endpoint.ifindex)];
+        assert_eq!(of.state, EndpointState::Enforced);
+        of.rules
+    }
+}
+
+/// The objects of a manifest.
+pub(crate) fn objects(text: &str) -> Vec<Object> {
+    let read = manifest::read_text(Path::new("test.yaml"), text);
+    assert_eq!(read.errors, []);
+    read.objects
+}
