@@ -122,14 +122,14 @@ fn a_kept_policy_stays_where_its_removal_would_be_a_swap() {
         let hosts = [("10.0.0.8", 1), ("10.0.0.9", 2)];
         let refused = impossible(key(a.owner, 2, 40_000));
         let outcome = commit(&mut kernel, &state(&[(a.ifindex, &[refused])], &hosts), &owners);
-        assert_eq!(outcome.degraded.keys().collect::<Vec<_>>(), [&EndpointId(a.ifindex)]);
-        assert_eq!((outcome.swapped, outcome.stopped), (0, None));
         for (peer, port) in
             [("10.0.0.8", 1), ("10.0.0.8", MANY), ("10.0.0.9", 1), ("10.0.0.9", MANY)]
         {
             assert!(node.allows(&a, peer, 6, port), "{peer} at {port}");
         }
         assert!(!node.allows(&a, "10.0.0.9", 6, 40_000));
+        assert_eq!(outcome.degraded.keys().collect::<Vec<_>>(), [&EndpointId(a.ifindex)]);
+        assert_eq!((outcome.swapped, outcome.stopped), (0, None));
 
         // mended: now it is a swap
         let third = state(&[(a.ifindex, &[key(a.owner, 2, 40_000)])], &hosts);
@@ -153,9 +153,9 @@ fn what_is_held_is_not_put_in_force_by_a_swap() {
         let change = MapChange::between(kernel.shadow(), &wanted);
         let held = [(EndpointId(a.ifindex), "it failed a moment ago".to_owned())].into();
         let outcome = kernel.commit(&change, &owners, &held);
-        assert_eq!((outcome.swapped, outcome.degraded), (0, held));
         assert!(node.allows(&a, "10.0.0.9", 6, 40_000));
         assert!(!node.allows(&a, "10.0.0.9", 6, 1));
+        assert_eq!((outcome.swapped, outcome.degraded), (0, held));
         assert_eq!(kernel.shadow(), &first);
     });
 }
@@ -164,7 +164,7 @@ fn what_is_held_is_not_put_in_force_by_a_swap() {
 /// A commit that stops then leaves the waiting where they are.
 #[test]
 fn a_kept_policy_holds_for_members_that_wait_in_a_transient_class() {
-    let sizes = Sizes { nets: 1, flows4: 1024, flows6: 1024, ..Sizes::default() };
+    let sizes = Sizes { nets: 1, peers: 2, flows4: 1024, flows6: 1024, ..Sizes::default() };
     on_a_node_of(&sizes, |node| {
         let (a, b) = (node.endpoint("s/a", "10.0.0.1"), node.endpoint("s/b", "10.0.0.2"));
         let owners = [(EndpointId(a.ifindex), a.owner), (EndpointId(b.ifindex), b.owner)].into();
@@ -192,7 +192,7 @@ fn a_kept_policy_holds_for_members_that_wait_in_a_transient_class() {
         second = with_nets(second, &["192.0.2.0/24", "198.51.100.0/24"]);
         let outcome = commit(&mut kernel, &second, &owners);
         assert_eq!(outcome.degraded.keys().collect::<Vec<_>>(), [&EndpointId(a.ifindex)]);
-        assert!(outcome.stopped.unwrap().contains("full"));
+        assert!(outcome.stopped.unwrap().contains("nets4"));
         let of = |peer: &str| Class(node.maps().peer(peer.parse().unwrap()).unwrap().unwrap());
         assert!(of("10.0.0.9").is_transient(), "{:?}", of("10.0.0.9"));
         for peer in ["10.0.0.8", "10.0.0.9"] {
@@ -201,8 +201,16 @@ fn a_kept_policy_holds_for_members_that_wait_in_a_transient_class() {
         }
         assert!(node.allows(&b, "10.0.0.9", 6, 80) && node.allows(&b, "10.0.0.9", 6, 443));
 
-        // without the second prefix the commit comes to its end; a still keeps its policy
+        // the next one stops before .9's turn
         second = with_nets(second, &["192.0.2.0/24"]);
+        let mut crowded = second.clone();
+        crowded.hosts.insert("10.0.0.7".parse().unwrap(), Class(1));
+        let outcome = commit(&mut kernel, &crowded, &owners);
+        assert!(outcome.stopped.unwrap().contains("peers4"));
+        assert!(of("10.0.0.9").is_transient(), "{:?}", of("10.0.0.9"));
+        assert!(node.allows(&a, "10.0.0.9", 6, 80), "it keeps its policy");
+
+        // with room for all the commit comes to its end; a still keeps its policy
         for _ in 0..2 {
             let outcome = commit(&mut kernel, &second, &owners);
             assert_eq!((outcome.degraded.len(), outcome.stopped), (1, None));
