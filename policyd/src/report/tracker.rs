@@ -37,6 +37,8 @@ pub(super) struct Tracker {
     settings: Settings,
     ready: bool,
     mode: Mode,
+    /// When the mode was told, if it ever was.
+    mode_told: Option<Instant>,
     /// Of each pod the isolation that is known to be in force.
     pods: BTreeMap<PodRef, InForce>,
     /// What is wrong.
@@ -78,6 +80,7 @@ impl Tracker {
             settings,
             ready: false,
             mode: Mode::Enforce,
+            mode_told: None,
             pods: BTreeMap::new(),
             wrong: BTreeMap::new(),
         }
@@ -86,7 +89,7 @@ impl Tracker {
     /// What is news at this look.
     pub(super) fn news(&mut self, now: Instant, standing: Standing) -> Vec<Notice> {
         let mut news = Vec::new();
-        self.mode(&standing, &mut news);
+        self.mode(now, &standing, &mut news);
         if !standing.ready {
             for (pod, stands) in &standing.pods {
                 if matches!(stands.state, State::Earlier(_)) {
@@ -109,11 +112,13 @@ impl Tracker {
     }
 
     /// Whether denials mean anything.
-    fn mode(&mut self, standing: &Standing, news: &mut Vec<Notice>) {
-        if standing.mode == self.mode {
+    fn mode(&mut self, now: Instant, standing: &Standing, news: &mut Vec<Notice>) {
+        let old = |told| now.duration_since(told) >= self.settings.again;
+        let forgotten = standing.mode != Mode::Enforce && self.mode_told.is_some_and(old);
+        if standing.mode == self.mode && !forgotten {
             return;
         }
-        self.mode = standing.mode;
+        (self.mode, self.mode_told) = (standing.mode, Some(now));
         let (severity, reason, note) = match standing.mode {
             Mode::Enforce => (
                 Severity::Normal,

@@ -269,8 +269,11 @@ fn the_node_says_when_it_does_not_enforce() {
     assert!(world.look(1, with(Mode::Audit)).is_empty());
     let told = world.look(1, with(Mode::Off));
     assert!(told[0].starts_with("node Warning NotEnforcing: enforcement is off"), "{told:?}");
+    assert!(world.look(1799, with(Mode::Off)).is_empty());
+    assert_eq!(world.look(1, with(Mode::Off)), told, "events are forgotten after an hour");
     let told = world.look(1, with(Mode::Enforce));
     assert!(told[0].starts_with("node Normal Enforcing: "), "{told:?}");
+    assert!(world.look(3600, with(Mode::Enforce)).is_empty(), "all is well");
 
     let stopped = || Standing { stopped: Some("peers4 is full".into()), ..standing([]) };
     world.look(1, stopped());

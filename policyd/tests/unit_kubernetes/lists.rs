@@ -6,24 +6,25 @@ use policyd::sources::Kind;
 use policyd::sources::kubernetes::{Link, Pacing};
 use serde_json::json;
 
-use crate::server::Answer::{Page, Refused, Silence, Status, Watch};
+use crate::server::Answer::{self, Page, Refused, Silence, Status, Watch};
 use crate::server::{Of, Then, event, status};
 use crate::world::{World, pod, policy};
+
+/// The pods `a` and `b`; the rest of the list is at `more`.
+fn first_half() -> Answer {
+    let items = vec![pod("a", "x", "3"), pod("b", "x", "4")];
+    Page { items, version: "9", next: Some("more") }
+}
+
+/// The pod `c`.
+fn second_half() -> Answer {
+    Page { items: vec![pod("c", "x", "5")], version: "9", next: None }
+}
 
 #[tokio::test(start_paused = true)]
 async fn every_kind_is_listed_in_pages_and_then_watched_from_there() {
     let world = World::start(|server| {
-        server.script(
-            Of::Pods,
-            [
-                Page {
-                    items: vec![pod("a", "x", "3"), pod("b", "x", "4")],
-                    version: "9",
-                    next: Some("more"),
-                },
-                Page { items: vec![pod("c", "x", "5")], version: "9", next: None },
-            ],
-        );
+        server.script(Of::Pods, [first_half(), second_half()]);
         let namespace =
             json!({"metadata": {"name": "shop", "resourceVersion": "2", "labels": {"team": "s"}}});
         server.script(Of::Namespaces, [Page { items: vec![namespace], version: "8", next: None }]);
@@ -113,13 +114,8 @@ async fn nothing_is_synced_before_the_last_kind_whichever_that_is() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_page_is_asked_for_again_and_the_list_goes_on() {
     let world = World::start(|server| {
-        let first = Page {
-            items: vec![pod("a", "x", "3"), pod("b", "x", "4")],
-            version: "9",
-            next: Some("more"),
-        };
-        let second = Page { items: vec![pod("c", "x", "5")], version: "9", next: None };
-        server.script(Of::Pods, [first, Status(429, "TooManyRequests"), Refused, second]);
+        let refused = Status(429, "TooManyRequests");
+        server.script(Of::Pods, [first_half(), refused, Refused, second_half()]);
     });
     world.watching().await;
     assert_eq!(world.pods(), ["a", "b", "c"]);
@@ -135,17 +131,12 @@ async fn a_refused_page_is_asked_for_again_and_the_list_goes_on() {
 #[tokio::test(start_paused = true)]
 async fn a_list_whose_rest_has_expired_begins_anew_and_finds_what_is_gone() {
     let world = World::start(|server| {
-        let first = Page {
-            items: vec![pod("a", "x", "3"), pod("b", "x", "4")],
-            version: "9",
-            next: Some("more"),
-        };
         let anew = Page {
             items: vec![pod("b", "y", "12"), pod("c", "x", "5")],
             version: "20",
             next: None,
         };
-        server.script(Of::Pods, [first, Status(410, "Expired"), anew]);
+        server.script(Of::Pods, [first_half(), Status(410, "Expired"), anew]);
     });
     world.synced().await;
     // "a" was in the first attempt alone
@@ -157,18 +148,13 @@ async fn a_list_whose_rest_has_expired_begins_anew_and_finds_what_is_gone() {
 #[tokio::test(start_paused = true)]
 async fn a_list_whose_token_is_rejected_begins_anew_and_finds_what_is_gone() {
     let world = World::start(|server| {
-        let first = Page {
-            items: vec![pod("a", "x", "3"), pod("b", "x", "4")],
-            version: "9",
-            next: Some("more"),
-        };
         let anew = Page {
             items: vec![pod("b", "y", "5"), pod("c", "x", "6")],
             version: "7",
             next: Some("other"),
         };
         let rest = Page { items: vec![pod("d", "x", "2")], version: "7", next: None };
-        server.script(Of::Pods, [first, Status(400, "BadRequest"), anew, rest]);
+        server.script(Of::Pods, [first_half(), Status(400, "BadRequest"), anew, rest]);
     });
     world.watching().await;
     // "a" was in the first attempt alone
