@@ -11,7 +11,7 @@ use libbpf_rs::{MapCore, MapHandle, ObjectBuilder, OpenObject, PrintLevel};
 
 use crate::clock::tick_shift;
 use crate::maps::{Maps, PINNED};
-use crate::pins::{FROM_POD, TO_POD};
+use crate::pins::{FROM_POD, RootLock, TO_POD};
 use crate::sys::{ControlWord, SharedControl};
 use crate::typed::errno;
 use crate::{Error, PinRoot, Result, sys};
@@ -166,26 +166,44 @@ impl Gate {
     /// For the daemon, which comes with an upgrade; the plugin takes what is there.
     pub fn open_current(root: &PinRoot, sizes: &Sizes) -> Result<Self> {
         let gate = Self::open_or_load(root, sizes)?;
-        if gate.maps.control().build() == fingerprint() {
+        if gate.is_current() {
+            return Ok(gate);
+        }
+        let lock = root.lock()?;
+        // whoever was loading them at that moment is done by now
+        if let Ok(gate) = Self::open(root)
+            && gate.is_current()
+        {
             return Ok(gate);
         }
         tracing::info!("pinned programs are another build's, replacing them");
-        Self::replace_programs(root, sizes)
+        Self::replace_locked(root, sizes, &lock)
+    }
+
+    fn is_current(&self) -> bool {
+        self.maps.control().build() == fingerprint()
     }
 
     /// Puts this build's programs in the place of pinned ones of the same layout: each gate changes over
-    /// atomically, flows and policies stay. Interfaces are those with a registration.
+    /// atomically, flows and policies stay. Interfaces are those with a registration. Programs that cannot be loaded
+    /// leave everything as it is.
     pub fn replace_programs(root: &PinRoot, sizes: &Sizes) -> Result<Self> {
-        let _lock = root.lock()?;
+        let lock = root.lock()?;
+        Self::replace_locked(root, sizes, &lock)
+    }
+
+    fn replace_locked(root: &PinRoot, sizes: &Sizes, _lock: &RootLock) -> Result<Self> {
         let before = Self::open(root);
-        for name in [FROM_POD, TO_POD] {
-            remove_pin(&root.path(name))?;
-        }
         load(root, sizes)?;
         let gate = Self::open(root)?;
         if before.is_ok() {
             for registration in gate.maps.registrations()? {
-                gate.renew(registration.ifindex)?;
+                let ifindex = registration.ifindex;
+                // One whose interface is gone keeps no other from it. A gate that is left with the programs of
+                // before judges by the same maps, and fails the next verification.
+                if let Err(error) = gate.renew(ifindex) {
+                    tracing::warn!(ifindex, %error, "a gate keeps its earlier programs");
+                }
             }
         }
         Ok(gate)
@@ -237,14 +255,15 @@ fn load(root: &PinRoot, sizes: &Sizes) -> Result<()> {
         .map_err(|e| Error::Load(format!("{e:#}")))?;
     prepare_maps(&mut open, root, sizes)?;
     let object = open.load().map_err(|e| Error::Load(load_failure(&e)))?;
-    // Before the programs are pinned, which is what makes the load complete to everybody else.
-    if let Some(control) = object.maps().find(|map| map.name() == "control") {
-        let shared = SharedControl::map(control.as_fd())
-            .map_err(|e| Error::io("map into memory", "control", e))?;
-        if shared.load(ControlWord::EventsPerSecond) == 0 {
-            shared.store(ControlWord::EventsPerSecond, EVENTS_PER_SECOND);
-        }
-        shared.store(ControlWord::Build, fingerprint());
+    let control = object.maps().find(|map| map.name() == "control");
+    let control = control.ok_or_else(|| Error::Load("there is no map control".into()))?;
+    let shared = SharedControl::map(control.as_fd())
+        .map_err(|e| Error::io("map into memory", "control", e))?;
+    // Pins of two builds, which a loader that dies among them leaves, are nobody's build: they are replaced again.
+    shared.store(ControlWord::Build, 0);
+    // Before the programs are pinned, which is what makes the load complete to the plugin.
+    if shared.load(ControlWord::EventsPerSecond) == 0 {
+        shared.store(ControlWord::EventsPerSecond, EVENTS_PER_SECOND);
     }
     for program in object.progs_mut() {
         let path = root.path(&program.name().to_string_lossy());
@@ -253,6 +272,7 @@ fn load(root: &PinRoot, sizes: &Sizes) -> Result<()> {
         sys::pin(program.as_fd(), &path)
             .map_err(|e| Error::io("pin program", path.display().to_string(), e))?;
     }
+    shared.store(ControlWord::Build, fingerprint());
     Ok(())
 }
 

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     sandbox::run(|| {
-        let tests: [(&str, fn()); 18] = [
+        let tests: [(&str, fn()); 20] = [
             ("load: nothing is there before, everything after", loads),
             ("load: eight threads at once load once", threads_load_once),
             ("load: eight processes at once load once", processes_load_once),
@@ -61,6 +61,8 @@ fn main() -> ExitCode {
             ("unload: nothing is left", unloads),
             ("replace: gates and flows stay", replaces),
             ("replace: where nothing was loaded", replaces_nothing),
+            ("replace: what cannot be loaded leaves what is there", replaces_or_leaves),
+            ("replace: an interface that is gone is in nobody's way", replaces_around_the_dead),
         ];
         tests.map(|(name, test)| trial(name, test)).into()
     })
@@ -450,4 +452,33 @@ fn replaces_nothing() {
     let root = root();
     let gate = Gate::replace_programs(&root, &small()).unwrap();
     assert_eq!(programs(&gate), programs(&Gate::open(&root).unwrap()));
+}
+
+fn replaces_or_leaves() {
+    for (name, mut wrong, field) in wrongs() {
+        let root = root();
+        drop(Gate::open_or_load(&root, &small()).unwrap());
+        let before = pins(&root);
+        put(&root, name, &mut wrong);
+        refused(Gate::replace_programs(&root, &small()), name, field);
+        assert_eq!(pins(&root), before, "{name} of another {field}");
+    }
+}
+
+fn replaces_around_the_dead() {
+    let root = root();
+    let gate = Gate::open_or_load(&root, &small()).unwrap();
+    let veths: Vec<_> = (0..3).map(|_| Veth::new().unwrap()).collect();
+    for veth in &veths {
+        gate.maps.register(&registration(veth.ifindex)).unwrap();
+        gate.attach(veth.ifindex, AttachMode::Tcx).unwrap();
+    }
+    // its registration and its links' pins are still there
+    veths[1].delete().unwrap();
+    let new = Gate::replace_programs(&root, &small()).unwrap();
+    for veth in [&veths[0], &veths[2]] {
+        assert_eq!(new.verify(veth.ifindex).unwrap(), Attached::Tcx);
+        new.detach(veth.ifindex).unwrap();
+        veth.delete().unwrap();
+    }
 }
