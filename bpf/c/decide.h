@@ -43,6 +43,16 @@ static __always_inline int pg_makes_room(const struct pg_packet *packet, const s
 	       flow->state >= PG_FLOW_CLOSED && pg_is_opening(packet);
 }
 
+/* Whether the flow is the node's own and the packet one that the node forwards under its address, or the reverse: one
+ * tuple may be of both in turn, and neither is to be taken for the other. */
+static __always_inline int pg_is_anothers(struct __sk_buff *skb, const struct pg_flow *flow,
+					  __u32 direction)
+{
+	int by_own_node = !!(flow->flags & PG_FLOW_BY_OWN_NODE);
+
+	return direction == PG_INGRESS && by_own_node != (skb->ingress_ifindex == 0);
+}
+
 /* A packet with a flow's key: of a known flow, or the first of one. PG_ASK: of a service, unless
  * `asked`. PG_SEND: translate it. */
 PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction)
@@ -69,8 +79,11 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, struct pg_packet *packet,
 	if (flow && pg_looks_again(packet, flow, epoch) && pg_asks_service(packet, direction))
 		return PG_ASK;
 
-	/* A SYN against the flow's direction, or on one that was cut, asks for a connection of its own. */
-	if (flow && !(opening && (flow->direction != direction || flow->state == PG_FLOW_CUT)) &&
+	/* A SYN against the flow's direction, from somebody else, or on a flow that was cut, asks for a connection
+	 * of its own. */
+	if (flow &&
+	    !(opening && (flow->direction != direction || flow->state == PG_FLOW_CUT ||
+			  pg_is_anothers(skb, flow, direction))) &&
 	    pg_refresh(skb, packet, flow, epoch, now) && !pg_makes_room(packet, flow, direction)) {
 		int translated = flow->flags & PG_FLOW_ENDPOINT, action;
 

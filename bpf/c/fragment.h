@@ -29,6 +29,7 @@ PG_VERIFIED_ALONE int pg_tell_fragments(struct __sk_buff *skb, struct pg_packet 
 	struct pg_frag_key key = {};
 	struct pg_frag frag = {};
 	struct pg_flow *flow;
+	__u8 translated = PG_FLOW_SERVICE;
 
 	if (!packet)
 		return PG_TC_DROP;
@@ -39,8 +40,11 @@ PG_VERIFIED_ALONE int pg_tell_fragments(struct __sk_buff *skb, struct pg_packet 
 	frag.pod_port = pg_pod_port(packet);
 	frag.peer_port = pg_peer_port(packet);
 	frag.kind = packet->family == 4 ? packet->key.v4.kind : packet->key.v6.kind;
+	/* An endpoint view's own key is met by what comes back; the pod's packet with it is none of the flow's. */
+	if (direction == PG_INGRESS)
+		translated |= PG_FLOW_ENDPOINT;
 	flow = pg_flow_find(packet);
-	if (flow && (flow->flags & (PG_FLOW_SERVICE | PG_FLOW_ENDPOINT))) {
+	if (flow && (flow->flags & translated)) {
 		frag.flags = flow->flags;
 		frag.other = flow->other;
 		frag.other_port = flow->other_port;

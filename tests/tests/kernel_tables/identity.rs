@@ -134,6 +134,23 @@ fn own_node(f: Family) -> Vec<Table> {
             .change(move |lab| lab.gate().maps.remove_node_addr(address).unwrap())
             .from_pod(answer(80), DenyPolicy)
             .node_to_pod(tcp(50000, 80).ack().between(f.node, f.pod), DenyPolicy),
+        table(f.named("node: what it forwards from a port of its own is judged"), world())
+            .node_to_pod(probe(80), AllowOwnNode)
+            .from_pod(answer(80), AllowFlow)
+            .to_pod(probe(80), DenyPolicy)
+            .node_to_pod(tcp(50000, 80).ack().between(f.node, f.pod), AllowFlow)
+            .node_to_pod(tcp(50000, 80).rst().between(f.node, f.pod), AllowFlow)
+            .to_pod(probe(80), DenyPolicy)
+            .node_to_pod(probe(80), AllowOwnNode),
+        table(f.named("node: its own connection from a port of what it forwarded"), {
+            world().allow(Ingress, ANY, Ports::One(TCP, 80))
+        })
+        .to_pod(probe(80), AllowPolicy)
+        .to_pod(probe(80), AllowFlow)
+        .node_to_pod(probe(80), AllowOwnNode)
+        .change(|lab| lab.withdraw(Ingress, ANY, Ports::One(TCP, 80)))
+        .from_pod(answer(80), AllowFlow)
+        .node_to_pod(tcp(50000, 80).ack().between(f.node, f.pod), AllowFlow),
         table(f.named("node: a forwarded flow does not become its own"), {
             world().allow(Ingress, ANY, Ports::One(UDP, 53))
         })

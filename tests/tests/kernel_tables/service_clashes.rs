@@ -1,5 +1,6 @@
 //! Flows that would look the same to one endpoint, and clients that keep theirs.
 
+use podgate_bpf::abi::Mode;
 use podgate_tests::kernel::{Lab, NEXT};
 
 use crate::prelude::*;
@@ -22,6 +23,9 @@ fn clashes(f: Family) -> Vec<Table> {
         ))
     };
     let direct = || udp(40000, 5353).between(f.pod, f.peer);
+    let first_fragment =
+        udp(40000, 5353).payload(&[1; 1016]).between(f.pod, f.peer).fragment(9, 0, true);
+    let last_fragment = raw(UDP, &[2; 64]).between(f.pod, f.peer).fragment(9, 1024, false);
     vec![
         table(f.named("clash: one socket, two services, one endpoint"), world())
             .out(ask(f, f.peer), AllowPolicy)
@@ -58,6 +62,11 @@ fn clashes(f: Family) -> Vec<Table> {
             .then("185 s pass", |lab| lab.age_flows(185))
             .from_pod(direct(), AllowPolicy)
             .to_pod(udp(5353, 40000).between(f.peer, f.pod), AllowFlow),
+        table(f.named("clash: a datagram in fragments, where denials pass"), world())
+            .out(ask(f, f.peer), AllowPolicy)
+            .then("audit", |lab| lab.set_mode(Mode::Audit))
+            .from_pod(first_fragment, AllowAudit)
+            .from_pod(last_fragment, AllowAudit),
         table(
             f.named("clash: a connection of the pod's own after the service's has ended"),
             World::open().service(web_service(f, &[f.peer])),
