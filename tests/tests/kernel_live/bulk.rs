@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use podgate_bpf::abi::Reason;
-use podgate_tests::netlab::{Lab, SOON};
+use podgate_tests::netlab::{Lab, SOON, eventually};
 
 use crate::Test;
 use crate::talk::*;
@@ -127,8 +127,11 @@ fn cut(lab: &Lab, family: Family) {
         ends.server.hear(1 << 20, SOON).unwrap();
         lab.set_policy(&server, &Policy::isolated().open_for(Policed::Egress));
         // what was past the gate at that moment may still be on its last few metres
-        thread::sleep(Duration::from_millis(20));
         watch.begin();
+        eventually("what was past the gate has arrived", || {
+            thread::sleep(Duration::from_millis(20));
+            watch.arrived() == (0, 0)
+        });
         thread::sleep(SILENCE);
         assert_eq!(watch.arrived(), (0, 0), "packets arrive at (client, server)");
         assert!(refused(lab, Ingress) > 0);

@@ -59,8 +59,20 @@ pub(crate) fn dial(net: &Net, to: SocketAddr, patience: Duration) -> io::Result<
     net.run(|| TcpStream::connect_timeout(&to, patience))
 }
 
-/// A connection from a certain port, which an earlier one may have used.
+/// A connection from a certain port, which an earlier one may have used; that one's last packets may be under way yet.
 pub(crate) fn dial_from(net: &Net, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match dial_once_from(net, from, to) {
+            Err(e) if e.kind() == ErrorKind::AddrNotAvailable && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            dialled => return dialled,
+        }
+    }
+}
+
+fn dial_once_from(net: &Net, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let made = net.run(|| socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None))?;
     setsockopt(&made, sockopt::ReuseAddr, &true)?;
@@ -92,7 +104,7 @@ pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-/// Whether a listener has a connection waiting.
+/// Whether a listener has a connection waiting. Not for one that must be there: the dialler knows of it first.
 pub(crate) fn is_dialled(listener: &TcpListener) -> bool {
     listener.set_nonblocking(true).unwrap();
     listener.accept().is_ok()

@@ -196,8 +196,8 @@ fn limit() -> Table {
         .then("200 denials", |lab| {
             flood(lab, 200);
             let told = told(lab).len() as u64;
-            // twice as many if the second turned meanwhile
-            assert!((3..=6).contains(&told), "{told} told");
+            // twice as many if the second turned meanwhile, and again if the thread went to another CPU
+            assert!((3..=12).contains(&told), "{told} told");
             assert_eq!(lab.notes(Note::EventLimit), 200 - told);
             let denied = lab.gate().maps.counters().unwrap().get(Ingress, DenyPolicy);
             assert_eq!(denied.packets, 200, "counted all the same");
