@@ -2,13 +2,12 @@
 //! meanwhile is found to be so.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podgate_tests::cluster::matrix::{Matrix, Way};
 use podgate_tests::cluster::shared::{self, Test};
 use podgate_tests::cluster::{Cluster, Options, PATIENCE, pods};
-use podgate_tests::runtime::traffic::{Exchange, PORT, Target, talk};
+use podgate_tests::runtime::traffic::{Exchange, PORT, SOON, Target, talk};
 use podgate_tests::runtime::wait::until;
 use serde_json::{Value, json};
 
@@ -118,7 +117,7 @@ fn a_restart_in_an_outage(stage: &mut Stage) -> Result<()> {
     let at_allowed = listen(cluster, &allowed)?;
     let at_refused = listen(cluster, &refused)?;
     let script = format!(
-        "echo hello | nc -w 1 {} {PORT}; echo hello | nc -w 1 {} {PORT}; exec sleep 1000000",
+        "echo hello | nc -w 1 {} {PORT}; echo hello | nc -w 20 {} {PORT}; exec sleep 1000000",
         refused.addresses[0], allowed.addresses[0]
     );
     cluster.apply(&[json!({
@@ -164,7 +163,7 @@ fn a_restart(stage: &mut Stage) -> Result<()> {
     cluster.apply(&[policy("a-from-y", "a", "y")])?;
     cluster.await_policies()?;
     let node = &cluster.workers[client.worker].node;
-    let talked = talk(node, &client.netns, server.addresses[0], Duration::from_secs(1))?;
+    let talked = talk(node, &client.netns, server.addresses[0], SOON)?;
     talked.context("y/a reaches x/a")?;
     let talks = Exchange::start(node, &client.netns, server.addresses[0])?;
     for _ in 0..3 {

@@ -8,7 +8,7 @@ use podgate_bpf::abi::Startup;
 use podgate_tests::runtime::cnitool::Cnitool;
 use podgate_tests::runtime::outcome::{enforced, nothing_left};
 use podgate_tests::runtime::recorder::{calls, wrap_podgate};
-use podgate_tests::runtime::traffic::{Exchange, Target, talk};
+use podgate_tests::runtime::traffic::{Exchange, SOON, Target, talk};
 use podgate_tests::runtime::wait::until;
 use podgate_tests::runtime::world::{World, egress_only_to, ingress_only_from};
 use podgate_tests::runtime::{Conflist, Node, Peer, Pod, Policyd};
@@ -43,7 +43,7 @@ fn pods_of_before_are_adopted_under_traffic_and_end_as_others_do() -> Result<()>
     let at_server = Target::listen(&node, &server.netns)?;
     let exchange = Exchange::start(&node, &trusted.netns, server.address)?;
     let limit = Duration::from_millis(500);
-    talk(&node, &stranger.netns, server.address, limit)?.context("nothing is enforced yet")?;
+    talk(&node, &stranger.netns, server.address, SOON)?.context("nothing is enforced yet")?;
 
     // what `policyd install` does, and then policyd comes
     node.set_conflist(Some(&Conflist::default()))?;
@@ -61,9 +61,9 @@ fn pods_of_before_are_adopted_under_traffic_and_end_as_others_do() -> Result<()>
         ensure!(found.netns == peer.netns && found.netns_cookie != 0, "{found:#?}");
     }
     ensure!(talk(&node, &stranger.netns, server.address, limit)?.is_err(), "a stranger connected");
-    talk(&node, &trusted.netns, server.address, limit)?.context("the trusted pod connects")?;
+    talk(&node, &trusted.netns, server.address, SOON)?.context("the trusted pod connects")?;
     let before = exchange.answered();
-    until(Duration::from_secs(5), || exchange.answered() > before + 50);
+    until(SOON, || exchange.answered() > before + 50);
     let (answered, faults) = exchange.stop();
     ensure!(faults.is_empty() && answered > before + 50, "{answered} answers, {faults:?}");
 
@@ -71,7 +71,7 @@ fn pods_of_before_are_adopted_under_traffic_and_end_as_others_do() -> Result<()>
     let mut cri = node.cri()?;
     let later = Peer::run(&world, &mut cri, "later", "trusted")?;
     enforced(&node, &later.pod)?;
-    talk(&node, &later.netns, server.address, limit)?.context("a later trusted pod connects")?;
+    talk(&node, &later.netns, server.address, SOON)?.context("a later trusted pod connects")?;
 
     drop(at_server);
     for peer in [server, trusted, stranger, later] {

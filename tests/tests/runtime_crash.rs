@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use podgate_tests::runtime::outcome::{enforced, nothing_left};
 use podgate_tests::runtime::recorder::{unwrap_podgate, wrap_podgate};
-use podgate_tests::runtime::traffic::{Exchange, Hammer, Target, talk};
+use podgate_tests::runtime::traffic::{Exchange, Hammer, SOON, Target, talk};
 use podgate_tests::runtime::wait::until;
 use podgate_tests::runtime::world::{World, egress_only_to, ingress_only_from};
 use podgate_tests::runtime::{Conflist, Node, Peer, Pod, Policyd};
@@ -29,8 +29,8 @@ fn policyd_killed_at_any_moment_neither_opens_nor_cuts() -> Result<()> {
     let at_friend = Target::listen(&node, &friend.netns)?;
     let at_stranger = Target::listen(&node, &stranger.netns)?;
     let at_vault = Target::listen(&node, &vault.netns)?;
-    let reached = until(Duration::from_secs(10), || {
-        let limit = Duration::from_millis(300);
+    let reached = until(Duration::from_secs(20), || {
+        let limit = Duration::from_millis(500);
         talk(&node, &client.netns, friend.address, limit).is_ok_and(|talked| talked.is_ok())
     });
     ensure!(reached, "the friend is out of reach before anything has happened");
@@ -59,7 +59,7 @@ fn policyd_killed_at_any_moment_neither_opens_nor_cuts() -> Result<()> {
         at_stranger.packets_from(client.address) + at_vault.packets_from(stranger.address);
     ensure!(through == 0, "{through} packets got through");
 
-    let settled = until(Duration::from_secs(10), || {
+    let settled = until(Duration::from_secs(30), || {
         policyd
             .endpoint_states()
             .is_ok_and(|s| s.len() == 4 && s.iter().all(|(_, s)| s == "enforced"))
@@ -74,7 +74,8 @@ fn policyd_killed_at_any_moment_neither_opens_nor_cuts() -> Result<()> {
         (&stranger, &vault, false),
         (&stranger, &friend, true),
     ] {
-        let talked = talk(&node, &from.netns, to.address, Duration::from_millis(500))?;
+        let limit = if allowed { SOON } else { Duration::from_millis(500) };
+        let talked = talk(&node, &from.netns, to.address, limit)?;
         let (from, to) = (&from.pod.name, &to.pod.name);
         ensure!(
             talked.is_ok() == allowed,
@@ -188,7 +189,7 @@ fn a_plugin_killed_during_add_leaves_nothing_to_the_next_pod() -> Result<()> {
             policyd.daemon.thaw()?;
         }
         unwrap_podgate(&node)?;
-        let only_server = until(Duration::from_secs(5), || {
+        let only_server = until(Duration::from_secs(20), || {
             node.registrations().is_ok_and(|r| r.len() == 1)
                 && node
                     .gate()

@@ -6,14 +6,14 @@ use anyhow::{Context, Result, ensure};
 use podgate_bpf::abi::{Direction, Reason};
 use podgate_tests::runtime::outcome::{enforced, gated, nothing_left};
 use podgate_tests::runtime::peer::exit_code;
-use podgate_tests::runtime::traffic::{Hammer, PORT, Target, talk};
+use podgate_tests::runtime::traffic::{Hammer, PORT, SOON, Target, talk};
 use podgate_tests::runtime::wait::until;
 use podgate_tests::runtime::world::{World, egress_only_to, ingress_only_from};
 use podgate_tests::runtime::{Conflist, Node, Peer, Pod, Policyd};
 
-/// What a workload does before anything else: one connection, and its own datagram counters for later.
-fn first_act(to: std::net::IpAddr) -> String {
-    format!("echo hello | nc -w 1 {to} {PORT} | grep -q hello")
+/// What a workload does before anything else: one connection, for which it has so many seconds.
+fn first_act(to: std::net::IpAddr, seconds: u64) -> String {
+    format!("echo hello | nc -w {seconds} {to} {PORT} | grep -q hello")
 }
 
 #[test]
@@ -34,8 +34,9 @@ fn the_first_connection_of_a_pod_is_judged() -> Result<()> {
         let id = cri.run(&client)?;
         enforced(&node, &client)?;
         let source = cri.address(&id)?;
-        let denied = cri.start(&client, &id, "denied", &first_act(stranger.address))?;
-        let allowed = cri.start(&client, &id, "allowed", &first_act(friend.address))?;
+        let denied = cri.start(&client, &id, "denied", &first_act(stranger.address, 1))?;
+        let allowed =
+            cri.start(&client, &id, "allowed", &first_act(friend.address, SOON.as_secs()))?;
         ensure!(exit_code(&mut cri, &allowed)? == 0, "the friend is out of reach");
         ensure!(exit_code(&mut cri, &denied)? != 0, "the stranger answered");
         ensure!(at_friend.packets_from(source) > 0, "the friend saw no packet of {source}");
@@ -71,18 +72,18 @@ fn without_policyd_a_pod_is_held_and_freed_as_policy_says() -> Result<()> {
     }
     // its own node may always reach it
     let at_client = Target::listen(&node, &client.netns)?;
-    node.inside(|| podgate_tests::runtime::traffic::talk_here(client.address, limit))?
+    node.inside(|| podgate_tests::runtime::traffic::talk_here(client.address, SOON))?
         .context("the node itself reaches a held pod")?;
 
     let _policyd = Policyd::start(&node)?;
-    let reached = until(Duration::from_secs(10), || {
+    let reached = until(Duration::from_secs(20), || {
         talk(&node, &client.netns, friend.address, limit).is_ok_and(|talked| talked.is_ok())
     });
     ensure!(reached, "policyd has started, and the friend is still out of reach");
     ensure!(talk(&node, &client.netns, stranger.address, limit)?.is_err(), "the stranger answered");
     ensure!(at_stranger.packets_from(client.address) == 0, "the stranger saw a packet");
     // the friend is not isolated, and the client is for egress only
-    talk(&node, &friend.netns, client.address, limit)?.context("reach the client")?;
+    talk(&node, &friend.netns, client.address, SOON)?.context("reach the client")?;
     drop((at_friend, at_stranger, at_client));
     node.finish()
 }
@@ -129,9 +130,8 @@ fn startup_open_lets_a_pod_talk_until_its_policy_is_there() -> Result<()> {
     let client = Peer::run(&world, &mut cri, "client", "client")?;
     let at_friend = Target::listen(&node, &friend.netns)?;
     let at_stranger = Target::listen(&node, &stranger.netns)?;
-    let limit = Duration::from_secs(1);
     for to in [friend.address, stranger.address] {
-        talk(&node, &client.netns, to, limit)?.with_context(|| format!("reach {to}"))?;
+        talk(&node, &client.netns, to, SOON)?.with_context(|| format!("reach {to}"))?;
     }
 
     let _policyd = Policyd::start(&node)?;
@@ -140,7 +140,7 @@ fn startup_open_lets_a_pod_talk_until_its_policy_is_there() -> Result<()> {
             .is_ok_and(|talked| talked.is_err())
     });
     ensure!(cut, "policyd has started, and the stranger is still in reach");
-    talk(&node, &client.netns, friend.address, limit)?.context("reach the friend")?;
+    talk(&node, &client.netns, friend.address, SOON)?.context("reach the friend")?;
     drop((at_friend, at_stranger));
     node.finish()
 }
@@ -153,7 +153,7 @@ fn refused(node: &Node) -> u64 {
 
 #[test]
 fn nobody_gets_through_to_a_pod_that_is_being_made() -> Result<()> {
-    // two addresses: the attacker has one, so the victim will have the other
+    // three addresses: the attacker and the friend have two, so the victim will have the third
     let node = Node::start(&Conflist::default().with_addresses(3))?;
     let world = World::of(&node)?;
     world.policy("victim", ingress_only_from("victim", &["friend"]))?;
@@ -173,10 +173,10 @@ fn nobody_gets_through_to_a_pod_that_is_being_made() -> Result<()> {
         let (_, netns) = cri.pause(&id)?;
         // ADD has returned: from here on nothing may come in, whatever had been under way
         let at_victim = Target::listen(&node, &netns)?;
-        talk(&node, &friend.netns, last, Duration::from_secs(2))?
+        talk(&node, &friend.netns, last, SOON)?
             .with_context(|| format!("round {round}: the friend's first try"))?;
         // else this would prove nothing
-        let arrives = until(Duration::from_secs(5), || refused(&node) > before + 100);
+        let arrives = until(Duration::from_secs(20), || refused(&node) > before + 100);
         ensure!(arrives, "round {round}: the hammering does not reach the victim's gate");
         let through = at_victim.packets_from(attacker.address);
         ensure!(through == 0, "round {round}: {through} packets got through");

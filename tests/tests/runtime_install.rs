@@ -130,7 +130,7 @@ fn in_and_out(file: &str, original: &str) -> Result<()> {
     ensure!(until(SOON, || exchange.answered() > more), "the exchange stands still");
     let (answered, losses) = exchange.stop();
     ensure!(losses.is_empty(), "{answered} were answered; lost: {losses:?}");
-    talk(&node, &three.client.netns, three.stranger.address, SHORT)?.context("still denied")?;
+    talk(&node, &three.client.netns, three.stranger.address, SOON)?.context("still denied")?;
     drop((at_friend, at_stranger));
 
     // DEL of pods that podgate gated once, and a new pod that it never sees

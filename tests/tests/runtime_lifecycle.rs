@@ -147,7 +147,7 @@ fn a_pod_whose_pause_was_killed_is_gated_until_it_is_stopped() -> Result<()> {
     let id = cri.run(&pod)?;
     let (pause, _) = cri.pause(&id)?;
     node.run("sh", &["-c", &format!("kill -9 {pause}")])?;
-    ensure!(until(Duration::from_secs(5), || cri.pause(&id).is_ok_and(|(pid, _)| pid != pause)));
+    ensure!(until(Duration::from_secs(20), || cri.pause(&id).is_ok_and(|(pid, _)| pid != pause)));
     gated(&node, &pod)?;
     cri.delete(&id)?;
     nothing_left(&node)?;
@@ -294,7 +294,7 @@ fn containerds_death_leaves_pods_enforced() -> Result<()> {
     let mut cri = node.cri()?;
     enforced(&node, &client.pod)?;
     let (answered, sent) = (exchange.answered(), hammer.sent());
-    let goes_on = until(Duration::from_secs(5), || {
+    let goes_on = until(Duration::from_secs(20), || {
         exchange.answered() > answered + 50 && hammer.sent() > sent + 50
     });
     let (_, losses) = exchange.stop();

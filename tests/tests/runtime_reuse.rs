@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podgate_tests::runtime::outcome::enforced;
-use podgate_tests::runtime::traffic::{PORT, Target, talk};
+use podgate_tests::runtime::traffic::{PORT, SOON, Target, talk};
 use podgate_tests::runtime::wait::until;
 use podgate_tests::runtime::world::{World, ingress_only_from};
 use podgate_tests::runtime::{Conflist, Node, Peer, Pod, Policyd};
@@ -37,8 +37,7 @@ fn a_new_pod_with_an_old_address_has_its_own_policy_and_no_old_flows() -> Result
 
     for round in 0..3 {
         let old = Peer::run(&world, &mut cri, &format!("old-{round}"), "trusted")?;
-        let answers =
-            until(Duration::from_secs(5), || ask(&node, &old, server.address).unwrap_or(false));
+        let answers = until(SOON, || ask(&node, &old, server.address).unwrap_or(false));
         ensure!(answers, "round {round}: the trusted pod gets no answer");
         let address = old.address;
         old.delete(&world, &mut cri)?;
@@ -70,8 +69,7 @@ fn a_pod_of_the_same_name_is_another_pod() -> Result<()> {
     let at_server = Target::listen(&node, &server.netns)?;
     // what a StatefulSet does: the name, here even the address, but another uid and other labels
     let first = Peer::run(&world, &mut cri, "web-0", "trusted")?;
-    let answers =
-        until(Duration::from_secs(5), || ask(&node, &first, server.address).unwrap_or(false));
+    let answers = until(SOON, || ask(&node, &first, server.address).unwrap_or(false));
     ensure!(answers, "the trusted pod gets no answer");
     let (address, again) = (first.address, first.pod.reborn());
     first.delete(&world, &mut cri)?;
@@ -94,8 +92,7 @@ fn a_world_that_still_knows_the_old_pod_does_not_serve_the_new_one() -> Result<(
     let server = Peer::run(&world, &mut cri, "server", "server")?;
     let at_server = Target::listen(&node, &server.netns)?;
     let old = Peer::run(&world, &mut cri, "old", "trusted")?;
-    let answers =
-        until(Duration::from_secs(5), || ask(&node, &old, server.address).unwrap_or(false));
+    let answers = until(SOON, || ask(&node, &old, server.address).unwrap_or(false));
     ensure!(answers, "the trusted pod gets no answer");
 
     // the pod is gone from the node; that it is gone from the cluster has not been heard here yet

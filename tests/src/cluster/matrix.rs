@@ -175,10 +175,12 @@ impl Matrix {
         let cases = self.cases();
         let probes: Vec<_> = cases
             .iter()
-            .map(|case| Probe {
+            .zip(verdicts)
+            .map(|(case, allowed)| Probe {
                 from: case.from.netns_path.clone(),
                 to: (case.asked, case.port).into(),
                 protocol: case.protocol,
+                allowed: *allowed,
             })
             .collect();
         let answers = probe::run(&probes)?;

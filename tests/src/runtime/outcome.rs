@@ -12,7 +12,7 @@ use super::{Node, Pod};
 pub fn nothing_left(node: &Node) -> Result<()> {
     let mut fault = None;
     // policyd follows the registry within moments; the kernel lets an interface go a little later
-    until(Duration::from_secs(5), || {
+    until(Duration::from_secs(30), || {
         fault = leftover(node).err();
         fault.is_none()
     });

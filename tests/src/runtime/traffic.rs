@@ -23,6 +23,9 @@ use super::Node;
 /// The port that everybody here listens on.
 pub const PORT: u16 = 8080;
 
+/// How long what is allowed may take on a busy machine. A refusal is given less: it shows in that time, or not at all.
+pub const SOON: Duration = Duration::from_secs(10);
+
 /// How often a thread looks whether it should end.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -94,13 +97,15 @@ impl Target {
 }
 
 /// A pod may take over another one's address within moments, with another MAC address. By default its peers
-/// would send to the old one for seconds: attempts that fail would prove nothing.
+/// would send to the old one for seconds: attempts that fail would prove nothing. Once in doubt they ask for seconds:
+/// a busy machine answers late, and what waits for the answer must not be lost.
 fn doubt_neighbours() -> io::Result<()> {
     let settings = [
         ("base_reachable_time_ms", "20"),
         ("delay_first_probe_time", "0"),
         ("retrans_time_ms", "20"),
         ("ucast_solicit", "1"),
+        ("mcast_solicit", "500"),
     ];
     for (name, value) in settings {
         fs::write(Path::new("/proc/sys/net/ipv4/neigh/eth0").join(name), value)?;
@@ -204,14 +209,13 @@ impl Exchange {
             .inside_pod(netns, || {
                 let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
                 udp.connect(to)?;
-                Ok::<_, io::Error>((TcpStream::connect_timeout(&to, Duration::from_secs(5))?, udp))
+                Ok::<_, io::Error>((TcpStream::connect_timeout(&to, SOON)?, udp))
             })?
             .with_context(|| format!("start an exchange with {to}"))?;
-        // a lost segment would be sent again after 200 ms: this is above that, so TCP itself may repair
-        // nothing but what a busy machine delays; UDP repairs nothing at all
-        tcp.set_read_timeout(Some(Duration::from_secs(5)))?;
+        // what is lost for a moment only is lost for UDP, which repairs nothing; TCP would send it again
+        tcp.set_read_timeout(Some(SOON))?;
         tcp.set_nodelay(true)?;
-        udp.set_read_timeout(Some(Duration::from_secs(2)))?;
+        udp.set_read_timeout(Some(SOON))?;
         let done = Arc::new(AtomicU64::new(0));
         let faults = Arc::new(Mutex::new(Vec::new()));
         let mut threads = Threads::default();

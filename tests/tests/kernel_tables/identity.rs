@@ -141,7 +141,7 @@ fn own_node(f: Family) -> Vec<Table> {
             .node_to_pod(tcp(50000, 80).ack().between(f.node, f.pod), AllowFlow)
             .node_to_pod(tcp(50000, 80).rst().between(f.node, f.pod), AllowFlow)
             .to_pod(probe(80), DenyPolicy)
-            .node_to_pod(probe(80), AllowOwnNode),
+            .node_to_pod(probe(80), AllowFlow),
         table(f.named("node: its own connection from a port of what it forwarded"), {
             world().allow(Ingress, ANY, Ports::One(TCP, 80))
         })
