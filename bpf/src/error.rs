@@ -1,5 +1,6 @@
 //! What can go wrong between user space and the kernel's BPF side.
 
+use std::error::Error as StdError;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -103,5 +104,36 @@ impl Error {
     /// Wraps the last step of an operation on `object`.
     pub(crate) fn io(verb: &'static str, object: impl Into<String>, source: io::Error) -> Self {
         Self::Io { verb, object: object.into(), source }
+    }
+}
+
+/// An error with its causes, each once, for people: podgate's texts carry their cause already, others' may not.
+pub fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(at) = cause {
+        let part = at.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = at.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("watch source")]
+    struct Bare(#[source] Error);
+
+    #[test]
+    fn a_chain_has_each_cause_once() {
+        let refused = io::Error::other("refused");
+        let error = Bare(Error::io("attach", "to eth0", refused));
+        assert_eq!(error.0.to_string(), "attach to eth0: refused");
+        assert_eq!(chain(&error), "watch source: attach to eth0: refused");
     }
 }

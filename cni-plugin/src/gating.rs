@@ -2,6 +2,7 @@
 //! of the two is chosen for what a packet meets if the plugin dies between them.
 
 use podgate_bpf::attach::AttachMode;
+use podgate_bpf::error::chain;
 use podgate_bpf::handshake::{EndpointRef, Request};
 use podgate_bpf::maps::Registration;
 use podgate_bpf::{Error as BpfError, Gate, PinRoot};
@@ -132,18 +133,4 @@ fn tell_removed(places: &Places, mut removed: Vec<(String, EndpointRef)>) {
             }
         }
     }
-}
-
-/// An error with its causes, each once: most texts here carry their cause already.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(at) = cause {
-        let part = at.to_string();
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        cause = at.source();
-    }
-    text
 }

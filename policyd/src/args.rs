@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::RangedI64ValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::loader::Sizes;
@@ -193,38 +194,43 @@ pub struct Adopt {
 #[command(next_help_heading = "Map sizes, for maps that are not there yet")]
 pub struct MapSizes {
     /// Gated interfaces of the node
-    #[arg(long, env = "PODGATE_MAX_ENDPOINTS", default_value_t = Sizes::default().endpoints, value_name = "N")]
+    #[arg(long, env = "PODGATE_MAX_ENDPOINTS", default_value_t = Sizes::default().endpoints, value_parser = at_least_one(), value_name = "N")]
     pub max_endpoints: u32,
     /// IPv4 flows of the node (through a service: two), about 130 bytes each
-    #[arg(long, env = "PODGATE_MAX_FLOWS4", default_value_t = Sizes::default().flows4, value_name = "N")]
+    #[arg(long, env = "PODGATE_MAX_FLOWS4", default_value_t = Sizes::default().flows4, value_parser = at_least_one(), value_name = "N")]
     pub max_flows4: u32,
     /// IPv6 flows of the node, about 160 bytes each
-    #[arg(long, env = "PODGATE_MAX_FLOWS6", default_value_t = Sizes::default().flows6, value_name = "N")]
+    #[arg(long, env = "PODGATE_MAX_FLOWS6", default_value_t = Sizes::default().flows6, value_parser = at_least_one(), value_name = "N")]
     pub max_flows6: u32,
     /// Addresses that some policy's selector matches, per family
-    #[arg(long, env = "PODGATE_MAX_PEERS", default_value_t = Sizes::default().peers, value_name = "N")]
+    #[arg(long, env = "PODGATE_MAX_PEERS", default_value_t = Sizes::default().peers, value_parser = at_least_one(), value_name = "N")]
     pub max_peers: u32,
     /// CIDRs and excepts of the policies, per family
-    #[arg(long, env = "PODGATE_MAX_NETS", default_value_t = Sizes::default().nets, value_name = "N")]
+    #[arg(long, env = "PODGATE_MAX_NETS", default_value_t = Sizes::default().nets, value_parser = at_least_one(), value_name = "N")]
     pub max_nets: u32,
     /// Fragmented datagrams under way
-    #[arg(long, env = "PODGATE_MAX_FRAGS", default_value_t = Sizes::default().frags, value_name = "N")]
+    #[arg(long, env = "PODGATE_MAX_FRAGS", default_value_t = Sizes::default().frags, value_parser = at_least_one(), value_name = "N")]
     pub max_frags: u32,
     /// Addresses of the node
-    #[arg(long, env = "PODGATE_MAX_NODE_ADDRS", default_value_t = Sizes::default().node_addrs, value_name = "N")]
+    #[arg(long, env = "PODGATE_MAX_NODE_ADDRS", default_value_t = Sizes::default().node_addrs, value_parser = at_least_one(), value_name = "N")]
     pub max_node_addrs: u32,
     /// Addresses and ports at which services listen, per family
-    #[arg(long, env = "PODGATE_MAX_SERVICES", default_value_t = Sizes::default().services, value_name = "N")]
+    #[arg(long, env = "PODGATE_MAX_SERVICES", default_value_t = Sizes::default().services, value_parser = at_least_one(), value_name = "N")]
     pub max_services: u32,
     /// Endpoints of services
-    #[arg(long, env = "PODGATE_MAX_BACKENDS", default_value_t = Sizes::default().backends, value_name = "N")]
+    #[arg(long, env = "PODGATE_MAX_BACKENDS", default_value_t = Sizes::default().backends, value_parser = at_least_one(), value_name = "N")]
     pub max_backends: u32,
     /// Clients that keep their endpoint (session affinity)
-    #[arg(long, env = "PODGATE_MAX_AFFINITY", default_value_t = Sizes::default().affinity, value_name = "N")]
+    #[arg(long, env = "PODGATE_MAX_AFFINITY", default_value_t = Sizes::default().affinity, value_parser = at_least_one(), value_name = "N")]
     pub max_affinity: u32,
-    /// Bytes of the ring of events, a power of two
-    #[arg(long, env = "PODGATE_EVENT_BYTES", default_value_t = Sizes::default().events, value_name = "BYTES")]
+    /// Bytes of the ring of events; the kernel's are a power of two of pages, this is rounded up to one
+    #[arg(long, env = "PODGATE_EVENT_BYTES", default_value_t = Sizes::default().events, value_parser = at_least_one(), value_name = "BYTES")]
     pub event_bytes: u32,
+}
+
+/// The kernel has no map without room.
+fn at_least_one() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..)
 }
 
 impl From<&MapSizes> for Sizes {
@@ -313,6 +319,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_map_without_room_is_refused_by_its_option() {
+        let line = ["policyd", "run", "--source", "dir:/m", "--max-services", "0"];
+        let refused = Cli::try_parse_from(line).unwrap_err().to_string();
+        assert!(refused.contains("'0' for '--max-services <N>'"), "{refused}");
     }
 
     #[test]

@@ -5,10 +5,17 @@ use tracing_subscriber::filter::ParseError;
 
 use crate::args::{Log, LogFormat};
 
+/// kube's client calls every failed request an error. The source says once that it cannot watch and why, and again
+/// when it can; a directive that names `kube_client` brings the lines back.
+const FAILED_REQUESTS: &str = "kube_client::client::builder=off";
+
 /// Sets up the process's log. To be called once.
 pub fn start(log: &Log) -> Result<(), ParseError> {
     let Log { log_format, log_level } = log;
-    let filter = EnvFilter::try_new(log_level)?;
+    let mut filter = EnvFilter::try_new(log_level)?;
+    if !log_level.contains("kube_client") {
+        filter = filter.add_directive(FAILED_REQUESTS.parse()?);
+    }
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log_format {
         LogFormat::Text => {

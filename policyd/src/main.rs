@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use podgate_bpf::error::chain;
 use policyd::args::{Cli, Command};
 use policyd::{daemon, install, logging};
 
@@ -14,7 +15,7 @@ fn main() -> ExitCode {
     match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("policyd: {error:#}");
+            eprintln!("policyd: {}", chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
 
+use podgate_bpf::error::chain;
 use podgate_bpf::gating::draw_owner;
 use podgate_bpf::handshake::Request;
 use podgate_bpf::maps::Registration;
@@ -13,7 +14,7 @@ use tracing::{info, warn};
 
 use super::ends::{self, Found};
 use crate::daemon;
-use crate::gating::{Standing, chain};
+use crate::gating::Standing;
 use crate::spec::env::Attachment;
 use crate::spec::keys::{OnTimeout, Places, Settings};
 use crate::spec::{CniError, Code, NetConf, args};

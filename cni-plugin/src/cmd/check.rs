@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use podgate_bpf::Gate;
+use podgate_bpf::error::chain;
 use tracing::warn;
 
 use super::ends::{self, End};
-use crate::gating::{self, chain};
+use crate::gating;
 use crate::spec::env::Attachment;
 use crate::spec::keys::Places;
 use crate::spec::{CniError, Code, NetConf};

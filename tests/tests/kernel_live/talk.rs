@@ -25,12 +25,12 @@ pub(crate) const SILENCE: Duration = Duration::from_millis(900);
 
 /// A listening socket of a namespace.
 pub(crate) fn listen(net: &Net, address: IpAddr, port: u16) -> TcpListener {
-    bound(net, address, port, |to| TcpListener::bind(to))
+    bound(net, address, port, TcpListener::bind)
 }
 
 /// A UDP socket of a namespace.
 pub(crate) fn datagrams(net: &Net, address: IpAddr, port: u16) -> UdpSocket {
-    bound(net, address, port, |to| UdpSocket::bind(to))
+    bound(net, address, port, UdpSocket::bind)
 }
 
 /// A port that this test has just let go can be taken for a moment yet: a child that a test on another thread

@@ -13,6 +13,7 @@ use futures::TryStreamExt;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::Request;
 use kube::{Client, Error};
+use podgate_bpf::error::chain;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -297,18 +298,6 @@ fn explain(error: &Error) -> String {
             format!("the API server says {} {}: {}", status.code, status.reason, status.message)
         }
         Error::Api(status) => format!("the API server says {} {}", status.code, status.reason),
-        error => {
-            let mut text = String::new();
-            let mut next: Option<&dyn std::error::Error> = Some(error);
-            while let Some(cause) = next {
-                let cause_text = cause.to_string();
-                if !text.contains(&cause_text) {
-                    let separator = if text.is_empty() { "" } else { ": " };
-                    text = format!("{text}{separator}{cause_text}");
-                }
-                next = cause.source();
-            }
-            text
-        }
+        error => chain(error),
     }
 }
