@@ -23,7 +23,7 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Every option can be given as an environment variable too, see `policyd run --help`.
+Every option of `run` can be given as an environment variable too, see `policyd run --help`.
 
 Examples: policyd run --source kubernetes
           policyd run --source dir:/etc/podgate/manifests";
@@ -353,7 +353,8 @@ mod tests {
         let run = Cli::command().find_subcommand("run").cloned().unwrap();
         let mut settings = BTreeMap::new();
         for argument in run.get_arguments() {
-            let Some(name) = argument.get_env().and_then(OsStr::to_str) else { continue };
+            let name = argument.get_env().and_then(OsStr::to_str);
+            let name = name.unwrap_or_else(|| panic!("{argument} has no variable"));
             let defaults = argument.get_default_values().iter().filter_map(|value| value.to_str());
             settings.insert(name.to_owned(), defaults.collect::<Vec<_>>().join(","));
         }

@@ -307,8 +307,6 @@ pub enum ChangeKind {
     Replaced,
     /// It is gone.
     Deleted,
-    /// There was none.
-    Absent,
 }
 
 /// An item of `GET /v1/services`: one address and port of a service.

@@ -83,6 +83,8 @@ pub fn install(args: Install) -> Result<(), InstallError> {
         watcher: None,
         told: Vec::new(),
         edits: Vec::new(),
+        quarrel: false,
+        unwatched: None,
     };
     watch.run(&events, &woken);
     Ok(())
@@ -127,6 +129,10 @@ struct Watch {
     /// What has been said already.
     told: Vec<String>,
     edits: Vec<Instant>,
+    /// Whether there have been too many, which has been said.
+    quarrel: bool,
+    /// Why directories cannot be watched, which has been said.
+    unwatched: Option<String>,
 }
 
 impl Watch {
@@ -157,18 +163,16 @@ impl Watch {
     /// How long to wait after an event.
     fn rest(&mut self) -> Duration {
         self.edits.retain(|at| at.elapsed() < WINDOW);
-        if self.edits.len() < QUARREL {
-            return QUIET;
-        }
-        self.tell(
-            vec![format!(
+        let quarrel = self.edits.len() >= QUARREL;
+        if quarrel && !self.quarrel {
+            tracing::warn!(
                 "another program undoes podgate's edits of {}: putting the entry back only every {} s",
                 self.dirs[0].display(),
                 TRUCE.as_secs()
-            )],
-            true,
-        );
-        TRUCE
+            );
+        }
+        self.quarrel = quarrel;
+        if quarrel { TRUCE } else { QUIET }
     }
 
     /// One pass; says what is new. When to look again, if earlier than usual.
@@ -186,36 +190,31 @@ impl Watch {
                 if !changes.is_empty() {
                     self.edits.push(Instant::now());
                 }
-                let in_force = matches!(standing, Standing::InForce { .. });
-                let line = match standing {
-                    Standing::InForce { file } => format!("new pods get a gate: {file}"),
-                    Standing::Waiting { reason } => format!("new pods get no gate: {reason}"),
+                let (in_force, pause) = match standing {
+                    Standing::InForce { file } => {
+                        (Some(format!("new pods get a gate: {file}")), None)
+                    }
+                    Standing::Waiting { reason } => {
+                        problems.push(format!("new pods get no gate: {reason}"));
+                        (None, Some(RETRY))
+                    }
                 };
-                let known = self.told.contains(&line);
-                problems.push(line.clone());
-                self.tell(problems, false);
-                if !known {
-                    if in_force { tracing::info!("{line}") } else { tracing::warn!("{line}") }
-                }
-                (!in_force).then_some(RETRY)
+                self.tell(problems, in_force);
+                pause
             }
             Err(error) => {
-                self.tell(vec![error.to_string()], true);
+                self.tell(vec![error.to_string()], None);
                 Some(RETRY)
             }
         }
     }
 
     /// Says each thing once, as long as it is so.
-    fn tell(&mut self, lines: Vec<String>, all: bool) {
-        let count = lines.len();
-        for (number, line) in lines.iter().enumerate() {
-            let outcome = !all && number + 1 == count;
-            if !outcome && !self.told.contains(line) {
-                tracing::warn!("{line}");
-            }
-        }
-        self.told = lines;
+    fn tell(&mut self, problems: Vec<String>, in_force: Option<String>) {
+        let is_new = |line: &&String| !self.told.contains(*line);
+        problems.iter().filter(is_new).for_each(|line| tracing::warn!("{line}"));
+        in_force.iter().filter(is_new).for_each(|line| tracing::info!("{line}"));
+        self.told = problems.into_iter().chain(in_force).collect();
     }
 
     fn watch(&mut self, events: &mpsc::Sender<Wake>) {
@@ -243,9 +242,16 @@ impl Watch {
             Ok(watcher)
         });
         match watcher {
-            Ok(watcher) => (self.watcher, self.watched) = (Some(watcher), now),
+            Ok(watcher) => {
+                (self.watcher, self.watched, self.unwatched) = (Some(watcher), now, None);
+            }
             Err(error) => {
-                tracing::warn!(%error, "cannot watch, looking every {} s", RECHECK.as_secs());
+                let error = Some(error.to_string());
+                if self.unwatched != error {
+                    let every = RECHECK.as_secs();
+                    tracing::warn!(error, "cannot watch the directories, looking every {every} s");
+                }
+                self.unwatched = error;
             }
         }
     }

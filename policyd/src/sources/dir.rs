@@ -57,6 +57,7 @@ impl DirSource {
                 sink,
                 watcher: None,
                 watched: None,
+                unwatched: None,
                 synced: false,
                 told: Vec::new(),
             };
@@ -82,6 +83,8 @@ struct Watch<S> {
     watcher: Option<RecommendedWatcher>,
     /// Device and inode of the watched directory: another one may take its name.
     watched: Option<(u64, u64)>,
+    /// Why it cannot be, which has been said.
+    unwatched: Option<String>,
     synced: bool,
     told: Vec<String>,
 }
@@ -130,11 +133,20 @@ impl<S: FnMut(Update)> Watch<S> {
             Ok(watcher)
         });
         match watcher {
-            Ok(watcher) => (self.watcher, self.watched) = (Some(watcher), Some(identity)),
-            Err(error) => tracing::warn!(
-                dir = %self.scan.dir.display(), %error,
-                "cannot watch the directory, looking at it every {} s", RETRY.as_secs()
-            ),
+            Ok(watcher) => {
+                (self.watcher, self.watched) = (Some(watcher), Some(identity));
+                self.unwatched = None;
+            }
+            Err(error) => {
+                let error = Some(error.to_string());
+                if self.unwatched != error {
+                    tracing::warn!(
+                        dir = %self.scan.dir.display(), error,
+                        "cannot watch the directory, looking at it every {} s", RETRY.as_secs()
+                    );
+                }
+                self.unwatched = error;
+            }
         }
     }
 

@@ -97,11 +97,6 @@ impl Catalog {
         std::mem::take(&mut self.touched)
     }
 
-    /// Whether [`Catalog::take_touched`] would say something.
-    pub fn is_touched(&self) -> bool {
-        !self.touched.is_empty()
-    }
-
     /// All services, by name.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
         self.services.values()

@@ -83,9 +83,12 @@ fn tell(printer: &Printer, path: &str, answer: &[u8]) -> Result<(), Failure> {
         ChangeKind::Created => "created",
         ChangeKind::Replaced => "replaced",
         ChangeKind::Deleted => "deleted",
-        ChangeKind::Absent => "was not there",
     };
-    printer.print(&format!("policy {}/{} {what}, in force", name.namespace, name.name))?;
+    let in_force = match problems.is_empty() {
+        true => "in force",
+        false => "but not everything is in force here:",
+    };
+    printer.print(&format!("policy {}/{} {what}, {in_force}", name.namespace, name.name))?;
     for problem in problems {
         printer.print(&format!("  {problem}"))?;
     }
