@@ -264,6 +264,8 @@ fn every_value_arrives() -> Result<()> {
         r#"{"name":"PODGATE_LOG_FORMAT","value":"json"}"#,
         r#"{"name":"PODGATE_BPF_ROOT","value":"/sys/fs/bpf/other"}"#,
         r#"{"name":"PODGATE_ATTACH","value":"tcx"}"#,
+        r#"{"name":"PODGATE_ADOPT_ANTI_SPOOFING","value":"false"}"#,
+        r#"{"name":"PODGATE_NETNS_DIRS","value":"/var/run/netns"}"#,
         r#"{"name":"X","value":"y"}"#,
         "--reconcile-seconds=30",
         r#""seLinuxOptions":{"type":"spc_t"}"#,
