@@ -7,6 +7,7 @@ mod service;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -63,11 +64,13 @@ fn transport(query: &ExplainQuery) -> Result<Transport, FieldError> {
 
 /// One end of the packet.
 struct End {
-    /// The pod, if it is one.
+    /// The pod, if it is one with a network of its own.
     pod: Option<ObjectKey>,
     addresses: Vec<IpAddr>,
     /// The pod's endpoints on this node.
     local: Vec<Endpoint>,
+    /// The pod's node, as far as the sources know it. A hostNetwork pod is its node.
+    node: Option<Arc<str>>,
 }
 
 impl End {
@@ -91,7 +94,8 @@ impl End {
                     answers.engine.endpoints().find(is).and_then(|endpoint| endpoint.pod.clone());
                 let known = answers.index.owner_of(address).map(|pod| pod.key.clone());
                 let Some(pod) = local.or(known) else {
-                    return Ok(Self { pod: None, addresses: vec![address], local: Vec::new() });
+                    let addresses = vec![address];
+                    return Ok(Self { pod: None, addresses, local: Vec::new(), node: None });
                 };
                 let mut end = Self::of_pod(answers, field, pod)?;
                 end.addresses = vec![address];
@@ -122,7 +126,19 @@ impl End {
             return Err(FieldError::new(field, format!("pod {key} has no address yet")));
         }
         let addresses = addresses.into_iter().collect();
-        Ok(Self { pod: Some(key), addresses, local })
+        let node = known.and_then(|pod| pod.node.clone());
+        let is_node = local.is_empty() && known.is_some_and(|pod| pod.host_network);
+        Ok(Self { pod: (!is_node).then_some(key), addresses, local, node })
+    }
+
+    /// Whether this is the node of the pod that a packet from this `source` is sent to. `here` are this node's
+    /// addresses.
+    fn is_node_of(&self, to: &Self, source: &IpAddr, here: &BTreeSet<IpAddr>) -> bool {
+        self.pod.is_none()
+            && match to.local.is_empty() {
+                false => here.contains(source),
+                true => self.node.is_some() && self.node == to.node,
+            }
     }
 }
 
@@ -164,7 +180,7 @@ fn gates(
             }
             pairs += 1;
             gates.extend(ask(answers, from, *source, Direction::Egress, *destination, transport));
-            if from.pod.is_none() && node.contains(source) {
+            if from.is_node_of(to, source, node) {
                 gates.extend(own_node(to, *source));
             } else {
                 gates.extend(ask(
@@ -238,9 +254,9 @@ fn ask(
     })
 }
 
-/// A pod of another node, as an engine there would have it. `None` for one whose traffic no gate sees.
+/// A pod of another node, as an engine there would have it.
 fn elsewhere(answers: &Answers<'_>, pod: &ObjectKey) -> Option<(Engine, Endpoint)> {
-    let known = answers.index.pod(pod).filter(|known| !known.host_network)?;
+    let known = answers.index.pod(pod)?;
     let endpoint = Endpoint {
         id: EndpointId(u32::MAX),
         pod: Some(pod.clone()),
@@ -252,10 +268,10 @@ fn elsewhere(answers: &Answers<'_>, pod: &ObjectKey) -> Option<(Engine, Endpoint
 
 /// Ingress that the node itself sends passes every gate of its own pods.
 fn own_node(end: &End, peer: IpAddr) -> Option<GateAnswer> {
-    let pod = end.pod.as_ref().filter(|_| !end.local.is_empty())?;
+    let pod = end.pod.as_ref()?;
     Some(GateAnswer {
         pod: pod.to_string(),
-        local: true,
+        local: !end.local.is_empty(),
         direction: Direction::Ingress.to_string(),
         peer,
         verdict: ALLOW.to_owned(),

@@ -121,6 +121,37 @@ fn it_explains_both_gates() {
     });
 }
 
+/// A hostNetwork pod is its node: that reaches its own pods whatever their policies say, and no others.
+#[test]
+fn it_explains_what_a_node_itself_sends() {
+    on_a_node(|node| {
+        world(node);
+        let on = |more: &str, pod: String| pod.replace("spec: {", &format!("spec: {{{more}, "));
+        let host = |node: &str| format!("hostNetwork: true, nodeName: {node}");
+        let pods = [
+            on(&host("n1"), pod("host/here", "app: host", "127.0.0.1")),
+            on(&host("n2"), pod("host/there", "app: host", "192.0.2.2")),
+            on("nodeName: n2", pod("shop/away", "app: api", "10.0.0.3")),
+        ];
+        node.manifest("more.yaml", &pods.concat());
+        node.endpoint("shop/api", "10.0.0.2");
+        let _policyd = node.policyd();
+        node.ready();
+        for (from, to, verdict) in [
+            ("host/here", "shop/api", "allow"),
+            ("host/there", "shop/api", "deny"),
+            ("127.0.0.1", "shop/away", "deny"),
+            ("host/here", "shop/away", "deny"),
+            ("host/there", "shop/away", "allow"),
+            ("192.0.2.2", "shop/away", "deny"),
+        ] {
+            let answer = node.get(&format!("/v1/explain?from={from}&to={to}&port=80"));
+            assert_eq!(answer["verdict"], verdict, "{from} to {to}: {answer}");
+            assert_eq!(answer["gates"].as_array().unwrap().len(), 1, "{answer}");
+        }
+    });
+}
+
 #[test]
 fn enforcement_is_kept_in_the_kernel() {
     on_a_node(|node| {
