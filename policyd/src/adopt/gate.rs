@@ -70,8 +70,8 @@ impl Adopter {
             tracing::error!(%error, "adopting running pods broke off, taking it up again");
             Vec::new()
         });
-        self.tell(&done).await;
         done.append(&mut failed);
+        self.tell(&done).await;
         done
     }
 
@@ -130,8 +130,9 @@ impl Adopter {
     async fn tell(&self, results: &Results) {
         let asked: Vec<_> =
             results.iter().filter_map(|(registration, _)| self.ask(registration)).collect();
+        let deadline = tokio::time::Instant::now() + COMMIT;
         for answer in asked {
-            let _ = tokio::time::timeout(COMMIT, answer).await;
+            let _ = tokio::time::timeout_at(deadline, answer).await;
         }
     }
 }

@@ -118,11 +118,18 @@ impl Adopter {
         }
     }
 
-    /// Those that an earlier policyd, or an earlier round, has begun with.
+    /// Those that an earlier policyd, or an earlier round, has begun with. What the writer published last may be late:
+    /// one that is enforced by now is done, and one that was given up is begun anew, with a number of its own. Under
+    /// the old one the writer might believe it in force.
     fn begun(&self) -> Vec<Registration> {
         let view = self.shared.view();
         let registrations = view.endpoints.values().map(|endpoint| &*endpoint.registration);
-        registrations.filter(|each| each.startup == Startup::Watch).cloned().collect()
+        let watched = registrations.filter(|each| each.startup == Startup::Watch);
+        let maps = &self.shared.gate.maps;
+        let still = |each: &&Registration| {
+            maps.registration(each.ifindex).is_ok_and(|now| now.as_ref() == Some(*each))
+        };
+        watched.filter(still).cloned().collect()
     }
 
     /// New ones whose turn it is.

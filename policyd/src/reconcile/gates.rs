@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use podgate_bpf::Gate;
+use podgate_bpf::handshake::EndpointRef;
 
 use super::Reconciler;
 
@@ -25,8 +26,8 @@ pub(super) async fn watch(reconciler: &Reconciler) {
                 .filter(|(ifindex, (owner, _))| now.get(ifindex) == Some(owner))
                 .map(|(ifindex, (owner, _))| (ifindex, owner))
                 .collect();
-            for (ifindex, (_, reason)) in check(reconciler, again).await {
-                attach(reconciler, ifindex, &reason).await;
+            for (ifindex, (owner, reason)) in check(reconciler, again).await {
+                attach(reconciler, EndpointRef { ifindex, owner }, &reason).await;
             }
         }
         tokio::time::sleep(reconciler.every).await;
@@ -55,17 +56,28 @@ async fn check(
     tokio::task::spawn_blocking(move || check(gate)).await.unwrap_or_default()
 }
 
-async fn attach(reconciler: &Reconciler, ifindex: u32, reason: &str) {
-    let endpoint = reconciler.shared.view().name_of(ifindex);
+async fn attach(reconciler: &Reconciler, endpoint: EndpointRef, reason: &str) {
+    let EndpointRef { ifindex, owner } = endpoint;
+    let name = reconciler.shared.view().name_of(ifindex);
     let (gate, mode) = (reconciler.shared.gate.clone(), reconciler.attach);
-    let attached = tokio::task::spawn_blocking(move || gate.attach(ifindex, mode)).await;
-    match attached {
-        Ok(Ok(_)) => {
+    // What the writer published last may be late. A gate where nobody is registered would let nothing pass.
+    let attach = move || match gate.maps.registration(ifindex)? {
+        Some(found) if found.owner == owner => gate.attach(ifindex, mode).map(Some),
+        _ => Ok(None),
+    };
+    match tokio::task::spawn_blocking(attach).await {
+        Ok(Ok(Some(_))) => {
             reconciler.reattached.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(ifindex, endpoint, reason, "a gate was broken, attached it again");
+            tracing::warn!(
+                ifindex,
+                endpoint = name,
+                reason,
+                "a gate was broken, attached it again"
+            );
         }
+        Ok(Ok(None)) => {}
         Ok(Err(error)) => {
-            tracing::error!(ifindex, endpoint, reason, %error, "cannot attach a broken gate again");
+            tracing::error!(ifindex, endpoint = name, reason, %error, "cannot attach a broken gate again");
         }
         Err(error) => tracing::error!(ifindex, %error, "cannot attach a broken gate again"),
     }

@@ -246,18 +246,20 @@ impl<'a> Commit<'a> {
     fn fail(&mut self, endpoint: EndpointId, reason: String) {
         self.outcome.degraded.insert(endpoint, reason);
         let Some(mut last) = self.undo.table(&self.kernel.shadow, endpoint) else { return };
-        if last.keys().any(|key| key.class().is_transient()) {
-            // of an earlier commit; what a commit that stopped left in such a class still needs its entries
+        let known = self.kernel.highest;
+        if last.keys().any(|key| key.class().0 > known) {
+            // Of a commit that stopped: transient ones, and ones that were new. Where that has left somebody they still
+            // need their entries; where it got nobody that far, what was to be is no part of any complete policy.
             let shadow = &self.kernel.shadow;
             let in_use: BTreeSet<Class> =
                 shadow.hosts.values().chain(shadow.nets.values()).copied().collect();
-            last.retain(|key, _| !key.class().is_transient() || in_use.contains(&key.class()));
+            last.retain(|key, _| key.class().0 <= known || in_use.contains(&key.class()));
         }
         let moves = match self.moves.take() {
             Some(moves) => moves,
             None => self.moves(),
         };
-        let mut kept = keep::translate(&last, &moves, self.kernel.highest);
+        let mut kept = keep::translate(&last, &moves, known);
         self.moves = Some(moves);
         for (twin, class) in &self.twins {
             let mut column = MapKey::column(&last, *class);

@@ -45,7 +45,7 @@ pub struct Kernel {
     shadow: MapState,
     /// The maps in force, by endpoint; the same keys as `shadow.tables`.
     installed: BTreeMap<EndpointId, Installed>,
-    /// The highest class that any address was ever to have.
+    /// The highest class that any address was to have when a commit last came to its end.
     highest: u32,
 }
 
@@ -148,8 +148,10 @@ impl Kernel {
             return Outcome::default();
         }
         let outcome = Commit::new(self, change, owners).run(steps, held);
-        let classes = change.hosts.values().chain(change.nets.values()).flatten();
-        self.highest = classes.map(|class| class.0).fold(self.highest, u32::max);
+        if outcome.stopped.is_none() {
+            let classes = change.hosts.values().chain(change.nets.values()).flatten();
+            self.highest = classes.map(|class| class.0).fold(self.highest, u32::max);
+        }
         // also after a failure: the steps that were taken changed verdicts
         self.gate.maps.control().bump_epoch();
         outcome

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use nix::net::if_::if_nametoindex;
 use podgate_bpf::handshake::{EndpointRef, Response};
 use podgate_policy::compile::EndpointId;
 use podgate_policy::engine::{Engine, Part, Touched};
@@ -210,14 +211,17 @@ impl Run {
     fn link_gone(&mut self, ifindex: u32) {
         self.refresh(ifindex);
         let Some(registration) = self.endpoints.get(EndpointId(ifindex)).cloned() else { return };
+        // Who said so looked a while ago. By now the number may be another's, and the gate that would go its.
+        if if_nametoindex(registration.host_interface.as_str()) == Ok(ifindex) {
+            return tracing::debug!(ifindex, "interface is there again");
+        }
         tracing::info!(
             ifindex,
             interface = registration.host_interface,
             "interface is gone, forgetting its endpoint"
         );
-        let gate = &self.shared.gate;
-        let cleared = gate.detach(ifindex).and_then(|()| gate.maps.unregister(ifindex));
-        if let Err(error) = cleared {
+        let endpoint = EndpointRef { ifindex, owner: registration.owner };
+        if let Err(error) = self.shared.gate.take_away(endpoint) {
             tracing::error!(ifindex, %error, "cannot forget an endpoint, trying again at the next sweep");
         }
         self.refresh(ifindex);

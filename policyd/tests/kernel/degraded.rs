@@ -232,6 +232,36 @@ fn a_kept_policy_holds_for_members_that_wait_in_a_transient_class() {
     });
 }
 
+/// What a commit adds for a class that nobody has yet is no part of a policy before somebody gets the class.
+#[test]
+fn a_kept_policy_knows_nothing_of_a_commit_that_stopped_before_it() {
+    let sizes = Sizes { peers: 1, flows4: 1024, flows6: 1024, ..Sizes::default() };
+    on_a_node_of(&sizes, |node| {
+        let a = node.endpoint("s/a", "10.0.0.1");
+        let owners = [(EndpointId(a.ifindex), a.owner)].into();
+        let mut kernel = Kernel::adopt(gate(node)).unwrap().kernel;
+        let first = state(&[(a.ifindex, &[key(a.owner, 1, 80)])], &[("10.0.0.9", 1)]);
+        assert!(commit(&mut kernel, &first, &owners).is_complete());
+
+        // there is no room for .8, whose turn is before that of .9
+        let hosts = [("10.0.0.8", 2), ("10.0.0.9", 2)];
+        let second = state(&[(a.ifindex, &[key(a.owner, 2, 443)])], &hosts);
+        let outcome = commit(&mut kernel, &second, &owners);
+        assert!(outcome.stopped.unwrap().contains("peers4"));
+        assert!(node.allows(&a, "10.0.0.9", 6, 80) && !node.allows(&a, "10.0.0.9", 6, 443));
+
+        let refused = impossible(key(a.owner, 2, 444));
+        let third = [key(a.owner, 2, 8080), refused];
+        let third = state(&[(a.ifindex, &third)], &[("10.0.0.9", 2)]);
+        let outcome = commit(&mut kernel, &third, &owners);
+        assert_eq!((outcome.degraded.len(), outcome.stopped), (1, None));
+        assert_eq!(node.maps().peer("10.0.0.9".parse().unwrap()).unwrap(), Some(2));
+        for (port, expected) in [(80, true), (443, false), (8080, false)] {
+            assert_eq!(node.allows(&a, "10.0.0.9", 6, port), expected, "port {port}");
+        }
+    });
+}
+
 #[test]
 fn a_table_that_no_map_holds_is_refused_before_it_is_tried() {
     on_a_node(|node| {

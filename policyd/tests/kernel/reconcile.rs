@@ -2,10 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use podgate_bpf::attach::AttachMode;
+use podgate_bpf::handshake::EndpointRef;
+use policyd::reconcile::Reconciler;
+use policyd::writer::Message;
 
-use crate::node::{eventually, ip, on_a_node, pod};
+use crate::node::{eventually, ip, on_a_node, pod, policy};
+use crate::writing::{Writing, objects};
 
 #[test]
 fn the_nodes_addresses_follow_the_links() {
@@ -78,5 +84,73 @@ fn a_gate_that_somebody_removed_is_attached_again() {
         node.gate.detach(api.ifindex).unwrap();
         node.gate.verify(api.ifindex).unwrap_err();
         eventually("the gate is back", || node.gate.verify(api.ifindex).ok());
+    });
+}
+
+/// The kernel says that an interface is gone, and before the writer hears of it another has its number, and a gate.
+#[test]
+fn a_late_word_of_an_interface_takes_nothing_from_the_next_with_its_number() {
+    on_a_node(|node| {
+        let text = pod("shop/web", "app: web", "10.0.0.1")
+            + &pod("shop/api", "app: api", "10.0.0.2")
+            + &policy("shop/api", "app: api", "app: web", 80);
+        let api = node.endpoint("shop/api", "10.0.0.2");
+        node.gate.attach(api.ifindex, AttachMode::Auto).unwrap();
+        let writing = Writing::on(node);
+        writing.replace(objects(&text));
+        let gone = || {
+            writing.writer.handle().send(Message::LinkGone(api.ifindex)).unwrap();
+            writing.settle();
+        };
+        gone();
+        node.gate.verify(api.ifindex).expect("its gate stands");
+        assert_eq!(node.maps().registration(api.ifindex).unwrap().as_ref(), Some(&api));
+        assert!(node.allows(&api, "10.0.0.1", 6, 80) && !node.allows(&api, "10.0.0.9", 6, 80));
+
+        ip(&format!("link del {}", api.host_interface));
+        gone();
+        assert_eq!(node.maps().registration(api.ifindex).unwrap(), None);
+    });
+}
+
+/// What the writer published last is late: the endpoint has been removed. A gate without a registration passes
+/// nothing, and the interface may be of a pod that runs.
+#[test]
+fn no_gate_is_attached_again_where_nobody_is_registered_any_more() {
+    on_a_node(|node| {
+        let api = node.endpoint("shop/api", "10.0.0.2");
+        let other = node.endpoint("shop/other", "10.0.0.3");
+        for each in [&api, &other] {
+            node.gate.attach(each.ifindex, AttachMode::Auto).unwrap();
+        }
+        let writing = Writing::on(node);
+        writing.replace(objects(&pod("shop/api", "app: api", "10.0.0.2")));
+        let release = writing.hold_up();
+        let (ifindex, owner) = (api.ifindex, api.owner);
+        node.gate.take_away(EndpointRef { ifindex, owner }).unwrap();
+        node.gate.detach(other.ifindex).unwrap();
+
+        let reconciler = Reconciler {
+            shared: writing.shared.clone(),
+            writer: writing.writer.handle(),
+            attach: AttachMode::Auto,
+            every: Duration::from_secs(1),
+            reattached: Default::default(),
+        };
+        let reattached = reconciler.reattached.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            tokio::time::pause();
+            let reconciling = tokio::spawn(reconciler.run());
+            tokio::time::sleep(Duration::from_secs(12)).await;
+            reconciling.abort();
+            assert!(reconciling.await.unwrap_err().is_cancelled());
+        });
+        assert!(writing.shared.view().endpoints.len() == 2, "the writer is still busy");
+        node.gate.verify(other.ifindex).expect("where somebody is, it is attached again");
+        assert!(!node.gate.is_at(ifindex));
+        assert_eq!(reattached.load(Ordering::Relaxed), 1);
+        drop(release);
+        writing.settle();
     });
 }

@@ -1,7 +1,7 @@
 //! The real writer in the test's own process, told what the test wants it to hear, and when.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use podgate_bpf::maps::Registration;
 use podgate_bpf::{Gate, PinRoot};
@@ -9,7 +9,7 @@ use podgate_policy::compile::EndpointId;
 use policyd::sources::{Object, Rank, Update, manifest};
 use policyd::sync::services::ServiceMode;
 use policyd::view::{EndpointState, Shared};
-use policyd::writer::{Message, Writer};
+use policyd::writer::{Answers, Message, Writer};
 
 use crate::node::Node;
 
@@ -47,6 +47,16 @@ impl Writing {
 
     pub(crate) fn set(&self, object: Object) {
         self.send(Update::Change { set: vec![object], gone: Vec::new() });
+    }
+
+    /// Keeps the writer busy until the answer is dropped: what it has published stays, what is sent to it waits.
+    pub(crate) fn hold_up(&self) -> mpsc::Sender<()> {
+        let (release, held) = mpsc::channel();
+        let busy = move |_: &Answers<'_>| {
+            let _ = held.recv();
+        };
+        self.writer.handle().send(Message::Ask(Box::new(busy))).unwrap();
+        release
     }
 
     pub(crate) fn enforced(&self, endpoint: &Registration) -> usize {

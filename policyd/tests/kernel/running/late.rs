@@ -1,95 +1,145 @@
-//! A writer that says nothing for long.
+//! A writer that says nothing for long: what it published last is not how things are.
 
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use podgate_bpf::abi::Startup;
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::maps::Registration;
 use policyd::adopt::Adopter;
-use policyd::writer::{Answers, Message};
+use tokio::runtime::Runtime;
 
-use super::pods::Chain;
-use super::{API, DB, WEB, policy, three};
+use super::pods::{Chain, Pods};
+use super::{API, DB, WEB, denied, policy, three};
 use crate::node::{Node, on_a_node};
 use crate::writing::{Writing, objects};
 
-fn registered(node: &Node, name: &str) -> Option<Registration> {
-    node.registered().into_iter().find_map(|(its, each)| (its == name).then_some(each))
+/// The writer over these pods, which knows them and what policy says of them.
+fn writing(node: &Node, pods: &Pods<'_>) -> Writing {
+    // nobody follows the node's addresses here, and it speaks to the groups of its bridge now and then
+    node.maps().add_node_addr([10, 77, 0, 254].into()).unwrap();
+    let writing = Writing::on(node);
+    writing.replace(objects(&[pods.manifests(), policy()].concat()));
+    writing
 }
 
-/// Waits until `found` finds something; meanwhile the runtime goes on with its tasks.
-async fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+fn adopter(writing: &Writing, pods: &Pods<'_>) -> Adopter {
+    Adopter {
+        shared: writing.shared.clone(),
+        writer: writing.writer.handle(),
+        attach: AttachMode::Auto,
+        places: pods.places(),
+        anti_spoofing: true,
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// How many are watched, by what the writer published.
+fn watched(writing: &Writing) -> usize {
+    let view = writing.shared.view();
+    view.endpoints.values().filter(|each| each.registration.startup == Startup::Watch).count()
+}
+
+/// Waits until this is true of each of the three; meanwhile the runtime goes on with its tasks.
+async fn all(node: &Node, what: &str, is: impl Fn(&Registration) -> bool) {
     for _ in 0..4000 {
-        if let Some(found) = found() {
-            return found;
+        let registered = node.registered();
+        if registered.len() == 3 && registered.iter().all(|(_, each)| is(each)) {
+            return;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    panic!("it never happened that {what}");
+    panic!("it never happened that all {what}");
 }
 
-/// A pod has just been adopted, and the writer is busy: what it last published is that the pod is still watched. The
-/// next round takes it up again, and gives up when the writer does not answer in time. The pod is enforced all the
-/// same, and that may not be taken back.
+fn in_force(node: &Node, endpoint: &Registration) -> bool {
+    node.maps().policy_map(endpoint.ifindex).unwrap().is_some()
+}
+
+/// Time passes at once, but for what is done on threads.
+async fn later(seconds: u64) {
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    tokio::time::resume();
+}
+
+/// Pods have just been adopted, and what the writer published last is that they are still watched. A round that takes
+/// them up again gives up when the writer does not answer in time. They are enforced all the same, and that may not be
+/// taken back.
 #[test]
 fn a_round_that_the_writer_does_not_answer_takes_no_gate_from_an_enforced_pod() {
     on_a_node(|node| {
         let pods = three(node, Chain::Bridge, true);
         let mut allowed = pods.connect(WEB, API, 80);
         let mut forbidden = pods.connect(DB, API, 8080);
-        let writing = Writing::on(node);
-        writing.replace(objects(&[pods.manifests(), policy()].concat()));
-        let adopter = Adopter {
-            shared: writing.shared.clone(),
-            writer: writing.writer.handle(),
-            attach: AttachMode::Auto,
-            places: pods.places(),
-            anti_spoofing: true,
-        };
-        let view = Arc::clone(&writing.shared);
-        let watched = || {
-            let view = view.view();
-            view.endpoints.values().filter(|e| e.registration.startup == Startup::Watch).count()
-        };
-        let (release, held) = mpsc::channel::<()>();
-        let handle = writing.writer.handle();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let adopting = tokio::spawn(adopter.run());
-            until("the policies are in force", || {
-                let all = node.registered();
-                let in_force = |(_, each): &(String, Registration)| {
-                    node.maps().policy_map(each.ifindex).unwrap().is_some()
-                };
-                (all.len() == 3 && all.iter().all(in_force)).then_some(())
-            })
-            .await;
+        let writing = writing(node, &pods);
+        runtime().block_on(async {
+            let adopting = tokio::spawn(adopter(&writing, &pods).run());
+            all(node, "have their policy", |each| in_force(node, each)).await;
             // the writer has answered for them, and now it is kept busy until the end
-            let busy = move |_: &Answers<'_>| {
-                let _ = held.recv();
-            };
-            handle.send(Message::Ask(Box::new(busy))).unwrap();
-            until("the pods are enforced", || {
-                node.registered().iter().all(|(_, e)| e.startup == Startup::Hold).then_some(())
-            })
-            .await;
-            assert_eq!(watched(), 3, "so it was published last");
+            let release = writing.hold_up();
+            all(node, "are enforced", |each| each.startup == Startup::Hold).await;
+            assert_eq!(watched(&writing), 3, "so it was published last");
             // telling the writer takes ten seconds, the next round begins two later, and its ten seconds pass too
-            tokio::time::pause();
-            tokio::time::sleep(Duration::from_secs(60)).await;
-            tokio::time::resume();
+            later(60).await;
+            assert_eq!(watched(&writing), 3, "the writer is still busy");
             adopting.abort();
             assert!(adopting.await.unwrap_err().is_cancelled());
+            drop(release);
         });
-        assert_eq!(watched(), 3, "the writer is still busy");
-        for name in [WEB, API, DB] {
-            let registration = registered(node, name).expect("it is registered");
+        for (_, registration) in node.registered() {
             assert_eq!(registration.startup, Startup::Hold);
             node.gate.verify(registration.ifindex).unwrap();
         }
+        assert_eq!(node.registered().len(), 3);
         assert!(allowed.passes() && !forbidden.passes());
-        release.send(()).unwrap();
         writing.settle();
     });
+}
+
+/// An earlier policyd was killed while it watched pods whose policy was in force, and the next one's writer is busy: the
+/// adoption is given up, and their tables go. When it is begun anew the writer may not take them for being there.
+#[test]
+fn an_adoption_that_was_given_up_begins_anew_with_the_writer_too() {
+    on_a_node(|node| {
+        let pods = three(node, Chain::Bridge, true);
+        let mut allowed = pods.connect(WEB, API, 80);
+        let mut forbidden = pods.connect(DB, API, 8080);
+        let killed = writing(node, &pods);
+        runtime().block_on(async {
+            let adopting = tokio::spawn(adopter(&killed, &pods).run());
+            all(node, "have their policy", |each| in_force(node, each)).await;
+            adopting.abort();
+            assert!(adopting.await.unwrap_err().is_cancelled());
+        });
+        drop(killed);
+        all_watched(node);
+
+        let writing = writing(node, &pods);
+        runtime().block_on(async {
+            let release = writing.hold_up();
+            let adopting = tokio::spawn(adopter(&writing, &pods).run());
+            // its ten seconds, and where the next round would have taken them up again
+            later(25).await;
+            drop(release);
+            all(node, "are enforced", |each| each.startup == Startup::Hold).await;
+            adopting.abort();
+            assert!(adopting.await.unwrap_err().is_cancelled());
+        });
+        writing.settle();
+        for (name, registration) in node.registered() {
+            assert!(in_force(node, &registration), "{name} is enforced without its policy");
+        }
+        assert!(allowed.passes());
+        assert_eq!(denied(node), []);
+        assert!(!forbidden.passes());
+    });
+}
+
+fn all_watched(node: &Node) {
+    let registered = node.registered();
+    assert_eq!(registered.len(), 3);
+    assert!(registered.iter().all(|(_, each)| each.startup == Startup::Watch), "killed too late");
 }
