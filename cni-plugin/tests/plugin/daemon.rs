@@ -11,7 +11,10 @@ use serde_json::json;
 use crate::policyd::{Mood, OK, Policyd};
 use crate::world::{World, in_world};
 
+/// Milliseconds that ADD waits for one that never answers.
 const LIMIT: u64 = 300;
+/// The same for one that answers, well or not: it takes far less, on any machine.
+const AMPLE: u64 = 20_000;
 
 /// Each mood with what the log or the error must say, and whether it takes the whole time.
 const MOODS: [(Mood, &str, bool); 8] = [
@@ -31,7 +34,7 @@ fn hold_starts_the_pod_and_says_why() {
         for (number, (mood, words, slow)) in MOODS.into_iter().enumerate() {
             let pod = world.bridged(&format!("h{number}"));
             let _policyd = Policyd::listen(&world.socket(), mood);
-            let done = pod.call("ADD", json!({ "policydTimeoutMs": LIMIT }));
+            let done = pod.call("ADD", json!({ "policydTimeoutMs": limit(slow) }));
             done.succeeded().logged(words).logged("starts in its startup state");
             in_time(done.took, slow);
             assert_eq!(pod.registrations().len(), 1, "{mood:?}");
@@ -48,7 +51,8 @@ fn fail_undoes_everything_and_asks_to_try_again() {
         for (number, (mood, words, slow)) in MOODS.into_iter().enumerate() {
             let pod = world.bridged(&format!("f{number}"));
             let policyd = Policyd::listen(&world.socket(), mood);
-            let done = pod.call("ADD", json!({ "policydTimeoutMs": LIMIT, "onTimeout": "fail" }));
+            let keys = json!({ "policydTimeoutMs": limit(slow), "onTimeout": "fail" });
+            let done = pod.call("ADD", keys);
             // the text is JSON in JSON: quotes arrive escaped
             done.failed(11, &[words]);
             in_time(done.took, slow);
@@ -65,10 +69,14 @@ fn fail_undoes_everything_and_asks_to_try_again() {
     });
 }
 
+fn limit(slow: bool) -> u64 {
+    if slow { LIMIT } else { AMPLE }
+}
+
 fn in_time(took: Duration, slow: bool) {
-    let limit = Duration::from_millis(LIMIT);
-    assert!(took < limit + Duration::from_secs(3), "took {took:?}");
-    assert_eq!(took >= limit, slow, "took {took:?}");
+    assert!(took < Duration::from_millis(AMPLE), "took {took:?}");
+    // measured from a little after its start
+    assert!(!slow || took >= Duration::from_millis(LIMIT / 2), "took {took:?}");
 }
 
 #[test]
@@ -87,7 +95,7 @@ fn a_daemon_that_accepts_nobody_holds_nobody_up() {
         in_time(done.took, true);
         let done = pod.bare_del();
         done.succeeded();
-        assert!(done.took < Duration::from_secs(3), "DEL took {:?}", done.took);
+        assert!(done.took < Duration::from_secs(20), "DEL took {:?}", done.took);
         world.assert_nothing_stands();
     });
 }
@@ -113,7 +121,7 @@ fn a_timeout_of_zero_tells_policyd_and_does_not_wait() {
         let pod = world.bridged("zero");
         let done = pod.call("ADD", json!({ "policydTimeoutMs": 0 }));
         done.succeeded().logged("startup state");
-        for _ in 0..100 {
+        for _ in 0..1000 {
             if !policyd.seen().is_empty() {
                 return;
             }

@@ -237,8 +237,14 @@ impl Pod<'_> {
         body(&pid)
     }
 
+    /// Whether an answer comes, however slow the machine.
     pub(crate) fn reaches(&self, address: IpAddr) -> bool {
-        ping(self.run(&["ping", "-c1", "-W1", &address.to_string()]))
+        ping(self.run(&["ping", "-c1", "-W10", &address.to_string()]))
+    }
+
+    /// Whether no answer comes in a second.
+    pub(crate) fn misses(&self, address: IpAddr) -> bool {
+        !ping(self.run(&["ping", "-c1", "-W1", &address.to_string()]))
     }
 
     /// The address of its only interface.
@@ -260,7 +266,10 @@ impl Pod<'_> {
 /// Whether the node reaches an address.
 pub(crate) fn node_reaches(address: IpAddr) -> bool {
     ping(
-        Command::new("ping").args(["-c1", "-W1", &address.to_string()]).output().expect("run ping"),
+        Command::new("ping")
+            .args(["-c1", "-W10", &address.to_string()])
+            .output()
+            .expect("run ping"),
     )
 }
 
