@@ -165,7 +165,7 @@ impl Bench {
         for _ in 0..sent {
             pod.send(&self.frame());
             let _ = self.server.send_to(b"x", (self.pod, PORT));
-            let patience = if passing == 0 { 40 } else { 1000 };
+            let patience = if passing == 0 { 40 } else { 10_000 };
             let until = Instant::now() + Duration::from_millis(patience);
             let (mut came, mut went) = (0, 0);
             while Instant::now() < until && (passing == 0 || came + went < 2) {
