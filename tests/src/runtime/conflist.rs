@@ -4,7 +4,8 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Map, Value, json};
 
-/// A chain [bridge with host-local, podgate], and what a test changes about it.
+/// A chain [bridge with host-local, podgate], and what a test changes about it. ADD waits long for policyd, as a busy
+/// machine needs it: a test in which there is none, or one that does not answer, says how long.
 #[derive(Clone, Debug)]
 pub struct Conflist {
     range: (Ipv4Addr, Ipv4Addr),
@@ -17,7 +18,7 @@ impl Default for Conflist {
     fn default() -> Self {
         Self {
             range: (Ipv4Addr::new(10, 88, 0, 10), Ipv4Addr::new(10, 88, 0, 250)),
-            podgate: Some(Map::new()),
+            podgate: Some(Map::from_iter([("policydTimeoutMs".to_owned(), json!(20_000))])),
             before: Vec::new(),
             after: Vec::new(),
         }

@@ -58,7 +58,9 @@ impl Policyd {
         let mut command = node.command(built("policyd")?);
         command
             .args(["run", "--source", source, "--node-name", "node"])
-            .args(["--metrics-addr", "off"]);
+            .args(["--metrics-addr", "off"])
+            // whether that is too long for an ADD its configuration says
+            .args(["--cni-wait-ms", "15000"]);
         let daemon = node.start_daemon("policyd", command)?;
         Ok(Self { daemon, api: node.path(API), cni: node.path(DEFAULT_SOCKET) })
     }
