@@ -5,6 +5,7 @@
 
 mod service;
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -71,6 +72,8 @@ struct End {
     local: Vec<Endpoint>,
     /// The pod's node, as far as the sources know it. A hostNetwork pod is its node.
     node: Option<Arc<str>>,
+    /// Of a pod of another node: as an engine there would have it, once somebody has asked.
+    elsewhere: OnceCell<Option<(Engine, Endpoint)>>,
 }
 
 impl End {
@@ -94,8 +97,13 @@ impl End {
                     answers.engine.endpoints().find(is).and_then(|endpoint| endpoint.pod.clone());
                 let known = answers.index.owner_of(address).map(|pod| pod.key.clone());
                 let Some(pod) = local.or(known) else {
-                    let addresses = vec![address];
-                    return Ok(Self { pod: None, addresses, local: Vec::new(), node: None });
+                    return Ok(Self {
+                        pod: None,
+                        addresses: vec![address],
+                        local: Vec::new(),
+                        node: None,
+                        elsewhere: OnceCell::new(),
+                    });
                 };
                 let mut end = Self::of_pod(answers, field, pod)?;
                 end.addresses = vec![address];
@@ -128,7 +136,8 @@ impl End {
         let addresses = addresses.into_iter().collect();
         let node = known.and_then(|pod| pod.node.clone());
         let is_node = local.is_empty() && known.is_some_and(|pod| pod.host_network);
-        Ok(Self { pod: (!is_node).then_some(key), addresses, local, node })
+        let elsewhere = OnceCell::new();
+        Ok(Self { pod: (!is_node).then_some(key), addresses, local, node, elsewhere })
     }
 
     /// Whether this is the node of the pod that a packet from this `source` is sent to. `here` are this node's
@@ -234,8 +243,10 @@ fn ask(
     let explanation = match local {
         Some(endpoint) => answers.engine.explain(endpoint, direction, peer, transport),
         None => {
-            let (engine, endpoint) = elsewhere(answers, pod)?;
-            engine.explain(&endpoint, direction, peer, transport)
+            // a service's client is asked about each endpoint, and compiled once
+            let there = end.elsewhere.get_or_init(|| elsewhere(answers, pod));
+            let (engine, endpoint) = there.as_ref()?;
+            engine.explain(endpoint, direction, peer, transport)
         }
     }?;
     Some(GateAnswer {
