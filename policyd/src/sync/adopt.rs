@@ -60,7 +60,7 @@ impl Kernel {
         let engine = Engine::above(shadow.classes());
         let known = shadow.classes().filter(|class| !class.is_transient());
         let highest = known.map(|class| class.0).max().unwrap_or_default();
-        let kernel = Self { gate, shadow, installed, highest };
+        let kernel = Self { gate, shadow, installed, highest, shared: false };
         Ok(Adopted { kernel, registrations, engine })
     }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use podgate_bpf::abi::{PolicyKey, PolicyValue};
 use podgate_bpf::maps::{POLICY_MAP_MAX, PolicyMap};
 use podgate_policy::compile::{Class, EndpointId, RuleId};
 use podgate_policy::diff::{EntryKey, Step, TableChange};
 
 use super::keep::{self, Moves};
+use super::left::is_left;
 use super::undo::Undo;
 use super::{Installed, Kernel, MapChange, Outcome, Owners};
 use crate::encode::{self, MapKey};
@@ -217,9 +219,11 @@ impl<'a> Commit<'a> {
         let mut failed = BTreeMap::new();
         let mut made: Vec<(EndpointId, PolicyMap)> = Vec::new();
         for (endpoint, entries) in tables {
-            let encoded: Vec<_> =
-                entries.iter().map(|(key, rule)| (key.0, encode::value(*rule))).collect();
-            match maps.new_policy_map(&encoded) {
+            let encoded = entries.iter().map(|(key, rule)| (key.0, encode::value(*rule)));
+            let map = self
+                .others(endpoint)
+                .and_then(|others| maps.new_policy_map(&encoded.chain(others).collect::<Vec<_>>()));
+            match map {
                 Ok(map) => made.push((endpoint, map)),
                 Err(error) => drop(failed.insert(endpoint, error.to_string())),
             }
@@ -240,6 +244,15 @@ impl<'a> Commit<'a> {
             self.kernel.installed.insert(endpoint, Installed { owner, map });
         }
         failed
+    }
+
+    /// Entries of an endpoint's map in force that are not ours.
+    fn others(&self, endpoint: EndpointId) -> podgate_bpf::Result<Vec<(PolicyKey, PolicyValue)>> {
+        let installed = self.kernel.installed.get(&endpoint).filter(|_| self.kernel.shared);
+        let Some(Installed { map, .. }) = installed else { return Ok(Vec::new()) };
+        let mut entries = map.entries()?;
+        entries.retain(|(key, _)| is_left(key.class));
+        Ok(entries)
     }
 
     /// The endpoint's new entries cannot all be there: goes back to its last complete policy.

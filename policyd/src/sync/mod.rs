@@ -47,6 +47,8 @@ pub struct Kernel {
     installed: BTreeMap<EndpointId, Installed>,
     /// The highest class that any address was to have when a commit last came to its end.
     highest: u32,
+    /// See [`Kernel::set_shared`].
+    shared: bool,
 }
 
 #[derive(Debug)]
@@ -84,6 +86,12 @@ impl Kernel {
     /// What the maps hold.
     pub fn shadow(&self) -> &MapState {
         &self.shadow
+    }
+
+    /// Whether [`left::LeftAlone`] has entries in the policy maps: a map that takes another's place must have them too.
+    /// It is a look at each entry of the other one, so it is only done where it must.
+    pub fn set_shared(&mut self, shared: bool) {
+        self.shared = shared;
     }
 
     /// Adds the members that a commit which stopped left in a transient class, and the tables with entries for one:

@@ -281,9 +281,12 @@ impl Run {
                 self.services.extend();
             }
         }
+        self.kernel.set_shared(!self.left.is_empty());
         let outcome = self.kernel.commit(&change, &owners, &held);
         let Self { services, left, endpoints, engine, .. } = self;
-        if super::services::commit(services, left, engine.compiled(), endpoints) {
+        let answered = super::services::commit(services, left, engine.compiled(), endpoints);
+        // The last policyd may have been killed after a change and before its flows were told: nobody can see that now.
+        if answered || self.commits.count == 0 {
             self.shared.gate.maps.control().bump_epoch();
         }
         self.litter |= self.services.is_littered();

@@ -4,6 +4,7 @@ use nix::sys::signal::Signal;
 use podgate_bpf::handshake::Response;
 
 use crate::node::{Node, eventually, on_a_node, pod, policy};
+use crate::writing::{Writing, objects};
 
 fn world(node: &Node) {
     let pods = [pod("shop/web", "app: web", "10.0.0.1"), pod("shop/api", "app: api", "10.0.0.2")];
@@ -92,6 +93,32 @@ fn a_map_of_an_earlier_pod_with_the_same_number_is_replaced() {
         assert!(node.allows(&api, "10.0.0.1", 6, 80));
         let map = node.maps().policy_map(api.ifindex).unwrap().unwrap();
         assert!(map.entries().unwrap().iter().all(|(key, _)| key.owner == api.owner));
+    });
+}
+
+/// Killed between a change of the maps and the word to the flows, policyd leaves maps that say all they should, and
+/// flows that have not heard of it.
+#[test]
+fn a_new_policyd_has_every_flow_look_again_even_if_it_changes_nothing() {
+    on_a_node(|node| {
+        let api = node.endpoint("shop/api", "10.0.0.2");
+        // nobody may reach it, nor it anybody: no class has a number that could change
+        let closed = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+            metadata: {namespace: shop, name: closed}\nspec: {policyTypes: [Ingress, Egress]}\n";
+        let world = || objects(&(pod("shop/api", "app: api", "10.0.0.2") + closed));
+        Writing::on(node).replace(world());
+        let entries = || node.maps().policy_map(api.ifindex).unwrap().unwrap().entries().unwrap();
+        assert_eq!(entries(), []);
+
+        let writing = Writing::on(node);
+        let epoch = || node.maps().control().epoch();
+        let before = epoch();
+        writing.replace(world());
+        assert_ne!(epoch(), before);
+        // once
+        let after = epoch();
+        writing.replace(world());
+        assert_eq!((epoch(), entries()), (after, Vec::new()));
     });
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -323,6 +323,30 @@ pub(crate) fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) ->
         assert!(Instant::now() < deadline, "it never happened that {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Looks again and again while `work` is done, and once more; fails if it ever sees what it must not.
+pub(crate) fn never(wrong: impl Fn() -> bool + Sync, work: impl FnOnce()) {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut looks = 0;
+            loop {
+                let last = done.load(Ordering::Relaxed);
+                if wrong() {
+                    return Err(format!("at look {looks}"));
+                }
+                looks += 1;
+                if last {
+                    return Ok(looks);
+                }
+            }
+        });
+        work();
+        done.store(true, Ordering::Relaxed);
+        let looks = watch.join().unwrap().expect("a moment in which packets are lost");
+        assert!(looks > 10, "{looks}");
+    });
 }
 
 pub(crate) fn ip(arguments: &str) {

@@ -6,9 +6,12 @@ use libbpf_rs::libbpf_sys::{BPF_F_NO_PREALLOC, bpf_map_create_opts};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 use podgate_bpf::abi::{Direction, PolicyKey, PolicyValue};
 use podgate_bpf::maps::{PolicyMap, Registration};
+use policyd::sources::Update;
+use policyd::sync::services::ServiceMode;
 use zerocopy::IntoBytes;
 
-use crate::node::{Node, eventually, on_a_node, pod};
+use crate::node::{Node, eventually, never, on_a_node, pod};
+use crate::writing::{Writing, objects};
 
 /// What a pod's gate answers to a packet for a service's address, untranslated.
 fn lets(node: &Node, at: &Registration, port: u16) -> bool {
@@ -67,6 +70,55 @@ fn egress(app: &str) -> String {
          spec: {{podSelector: {{matchLabels: {{app: {app}}}}}, policyTypes: [Egress], \
          egress: [{{to: [{{podSelector: {{matchLabels: {{app: api}}}}}}], ports: [{{port: 8080}}]}}]}}\n---\n"
     )
+}
+
+/// A table that is made anew as a whole has the answers from its first packet on.
+#[test]
+fn answers_stay_where_a_table_is_swapped() {
+    on_a_node(|node| {
+        let one = node.endpoint("shop/one", "10.0.0.1");
+        let writing = Writing::with(node, ServiceMode::Leave);
+        // four kinds of peers, each at a thousand ranges that take several entries
+        let wide = |shift: u32| {
+            let range = |n: u32| {
+                let first = 1001 + 20 * n + shift;
+                format!("{{port: {first}, endPort: {}}}, ", first + 12)
+            };
+            let ports: String = (0..1000).map(range).collect();
+            let to = |n: u32| {
+                let to = format!("podSelector: {{matchLabels: {{app: wide-{n}}}}}");
+                format!("{{to: [{{{to}}}], ports: [{ports}]}}, ")
+            };
+            let rules: String = (0..4).map(to).collect();
+            egress("one").replace("egress: [", &format!("egress: [{rules}"))
+        };
+        let mut pods = pod("shop/one", "app: one", "10.0.0.1");
+        pods += &pod("shop/api", "app: api", "10.0.0.3");
+        for n in 0..4 {
+            pods +=
+                &pod(&format!("shop/wide{n}"), &format!("app: wide-{n}"), &format!("10.0.1.{n}"));
+        }
+        let service = service(&[80]);
+        let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+            metadata: {namespace: shop, name: api, labels: {kubernetes.io/service-name: api}}\n\
+            ports: [{name: p80, port: 8080}]\nendpoints: [{addresses: [10.0.0.3]}]\n";
+        writing.replace(objects(&[&pods, &wide(0), "---\n", &service, "---\n", slice].concat()));
+        assert!(lets(node, &one, 80) && !lets(node, &one, 81));
+        let first = table(node, &one);
+        let before = first.entries().unwrap();
+
+        let set = objects(&wide(2));
+        never(
+            || !lets(node, &one, 80),
+            || {
+                writing.send(Update::Change { set, gone: Vec::new() });
+                writing.settle();
+            },
+        );
+        assert!(node.verdict(&one, Direction::Egress, "10.0.1.3", 6, 1015));
+        // it was a swap: the table that was in force is as it was
+        assert_eq!(first.entries().unwrap(), before);
+    });
 }
 
 #[test]

@@ -1,14 +1,11 @@
 //! Services and policies change in one commit, in an order.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-
 use podgate_bpf::abi::Direction;
 use podgate_bpf::services::Frontend;
 use podgate_policy::model::{Addressing, EndpointSlice};
 use policyd::sources::{Object, Update};
 
-use crate::node::{Node, on_a_node, pod};
+use crate::node::{Node, never, on_a_node, pod};
 use crate::writing::{Writing, objects};
 
 /// So many services that writing them takes longer than a watcher may be kept from looking.
@@ -55,30 +52,6 @@ fn egress(to: &str) -> String {
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{namespace: shop, name: web}}\n\
          spec: {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{{to: [{{ipBlock: {{cidr: {to}}}}}]}}]}}\n---\n"
     )
-}
-
-/// Looks again and again while `work` is done, and once more; fails if it ever sees what it must not.
-fn never(wrong: impl Fn() -> bool + Sync, work: impl FnOnce()) {
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let watch = scope.spawn(|| {
-            let mut looks = 0;
-            loop {
-                let last = done.load(Ordering::Relaxed);
-                if wrong() {
-                    return Err(format!("at look {looks}"));
-                }
-                looks += 1;
-                if last {
-                    return Ok(looks);
-                }
-            }
-        });
-        work();
-        done.store(true, Ordering::Relaxed);
-        let looks = watch.join().unwrap().expect("an order in which packets are lost");
-        assert!(looks > 10, "{looks}");
-    });
 }
 
 /// A policy judges endpoints: where it came before the services, what goes to their addresses would be refused.
