@@ -130,10 +130,7 @@ fn grant(node: &Node) -> Result<()> {
 }
 
 fn launch(site: &Site) -> Result<Policyd> {
-    let mut policyd = Policyd::launch_with(site.node(), &site.source)?;
-    let ready = until(PATIENCE, || policyd.is_ready() || !policyd.daemon.is_running());
-    ensure!(ready && policyd.is_ready(), "policyd is not ready: {}", policyd.daemon.log());
-    Ok(policyd)
+    Policyd::launch_with(site.node(), &site.source)?.when_ready()
 }
 
 /// Waits until the pod stands so: its state and the policies that isolate it for ingress.

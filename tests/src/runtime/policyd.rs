@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use podgate_bpf::handshake::{DEFAULT_SOCKET, Request, Response};
@@ -18,7 +18,7 @@ use super::wait::until;
 pub const API: &str = "/run/podgate/api.sock";
 
 /// Longest that it may take to be ready.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A running policyd that has read the world once.
 #[derive(Debug)]
@@ -30,22 +30,19 @@ pub struct Policyd {
 }
 
 impl Policyd {
-    /// Starts it on the node's world and waits until it says that it is ready. If it ends before (its predecessor
-    /// may still hold the lock: see [`Daemon::kill`]) it is started again, as a kubelet would.
+    /// Starts it on the node's world and waits until it says that it is ready.
     pub fn start(node: &Node) -> Result<Self> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let mut policyd = Self::launch(node)?;
-            let ready = until(PATIENCE, || {
-                policyd.is_ready() || !policyd.daemon.is_running() || Instant::now() >= deadline
-            });
-            if ready && policyd.is_ready() {
-                return Ok(policyd);
-            }
-            if Instant::now() >= deadline {
-                bail!("start policyd: it is not ready: {}", policyd.daemon.log());
-            }
+        Self::launch(node)?.when_ready()
+    }
+
+    /// Waits until it says that it is ready. It may have to wait itself, for its predecessor's end: see
+    /// [`Daemon::kill`].
+    pub fn when_ready(mut self) -> Result<Self> {
+        let over = until(PATIENCE, || self.is_ready() || !self.daemon.is_running());
+        if over && self.is_ready() {
+            return Ok(self);
         }
+        bail!("start policyd: it is not ready: {}", self.daemon.log())
     }
 
     /// Starts it and does not wait.

@@ -67,7 +67,7 @@ impl Daemon {
         let id = nsenter.id();
         let children = PathBuf::from(format!("/proc/{id}/task/{id}/children"));
         // nsenter forks once: that child becomes the program
-        let pid = until_some(Duration::from_secs(5), || {
+        let pid = until_some(END, || {
             fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok()
         });
         let Some(pid) = pid else {
