@@ -320,6 +320,21 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_cannot_be_looked_at_is_not_taken_for_a_removed_one() {
+        let dir = Dir::with(&[("a.yaml", &namespace("one"))]);
+        assert_eq!(dir.next(), "all: namespace one");
+        // a link to itself
+        symlink("a.yaml", dir.dir.path().join("new")).unwrap();
+        fs::rename(dir.dir.path().join("new"), dir.dir.path().join("a.yaml")).unwrap();
+        let told = dir.next();
+        assert!(told.starts_with("! read ") && told.contains("a.yaml: "), "{told}");
+        assert!(told.ends_with("stays in force until it is mended"), "{told}");
+        fs::remove_file(dir.dir.path().join("a.yaml")).unwrap();
+        assert_eq!(dir.next(), "! ");
+        assert_eq!(dir.next(), "+  - namespace one");
+    }
+
+    #[test]
     fn a_file_that_was_never_good_holds_the_first_sync_back() {
         let dir = Dir::with(&[("a.yaml", &namespace("one")), ("b.yaml", "kind: [")]);
         assert!(dir.next().starts_with("! read "));

@@ -76,9 +76,15 @@ pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
+        if !is_manifest(&path) {
+            continue;
+        }
         // metadata follows symbolic links: a ConfigMap volume is full of them
-        if is_manifest(&path) && fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
-            files.push(path);
+        match fs::metadata(&path) {
+            Ok(meta) if !meta.is_file() => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // one that cannot be looked at is there: it must not count as removed, and reading it says what is wrong
+            Ok(_) | Err(_) => files.push(path),
         }
     }
     files.sort();

@@ -78,6 +78,10 @@ impl Scan {
             if before.is_none() || Stamp::of(&path).ok() != before {
                 // somebody is writing: what was read may be half of it
                 (file.stamp, read) = (None, Read::Moving);
+                if before.is_none() {
+                    // or it cannot even be looked at
+                    file.errors = errors;
+                }
                 continue;
             }
             file.stamp = before;
