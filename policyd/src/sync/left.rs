@@ -157,11 +157,12 @@ impl LeftAlone {
                 present.into_keys().filter(|key| !wanted.contains_key(key)).collect();
             removals.push((map, gone));
         }
-        // an address whose class came before an endpoint's entries would lose what that endpoint allows it without one
-        if added.is_ok() {
-            for (address, class) in classes {
-                if self.classes.get(address) != Some(class) {
-                    maps.set_peer(*address, class.0)?;
+        // An address whose class came before an endpoint's entries would lose what that endpoint allows it without one.
+        // Where there is no room for another address, what goes below makes it for the next time.
+        for (address, class) in classes {
+            if added.is_ok() && !self.classes.contains_key(address) {
+                added = maps.set_peer(*address, class.0);
+                if added.is_ok() {
                     self.classes.insert(*address, *class);
                     *changed = true;
                 }

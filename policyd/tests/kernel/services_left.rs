@@ -5,12 +5,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use libbpf_rs::libbpf_sys::{BPF_F_NO_PREALLOC, bpf_map_create_opts};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 use podgate_bpf::abi::{Direction, PolicyKey, PolicyValue};
+use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::{PolicyMap, Registration};
 use policyd::sources::Update;
 use policyd::sync::services::ServiceMode;
 use zerocopy::IntoBytes;
 
-use crate::node::{Node, eventually, never, on_a_node, pod};
+use crate::node::{Node, eventually, never, on_a_node, on_a_node_of, pod};
 use crate::writing::{Writing, objects};
 
 /// What a pod's gate answers to a packet for a service's address, untranslated.
@@ -160,5 +161,30 @@ fn one_pod_whose_answers_cannot_be_written_holds_no_other_up() {
             (!problems.contains("left alone")).then_some(())
         });
         assert!(!lets(node, &one, 81) && lets(node, &one, 80));
+    });
+}
+
+#[test]
+fn an_address_that_goes_makes_room_for_the_one_that_comes() {
+    // for the pod and for the service
+    let sizes = Sizes { peers: 2, flows4: 1024, flows6: 1024, ..Sizes::default() };
+    on_a_node_of(&sizes, |node| {
+        let pods =
+            [pod("shop/one", "app: one", "10.0.0.1"), pod("shop/api", "app: api", "10.0.0.3")];
+        node.manifest("pods.yaml", &pods.concat());
+        node.manifest("one.yaml", &egress("one"));
+        node.manifest("api.yaml", &service(&[80]));
+        let one = node.endpoint("shop/one", "10.0.0.1");
+        let _policyd = node.policyd_with(&["--services", "leave"]);
+        node.ready();
+        assert!(lets(node, &one, 80));
+        assert_eq!(node.maps().peers().unwrap().len(), 2);
+        node.manifest("api.yaml", &service(&[80]).replace("10.96.0.1", "10.96.0.2"));
+        let class = |address: &str| node.maps().peer(address.parse().unwrap()).unwrap();
+        eventually("the new address has its class", || class("10.96.0.2"));
+        assert_eq!(class("10.96.0.1"), None);
+        eventually("nothing is told any more", || {
+            node.get("/v1/status")["problems"].as_array().unwrap().is_empty().then_some(())
+        });
     });
 }
