@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::runtime::node::in_namespace;
 
@@ -170,24 +170,34 @@ async fn ask(probe: &Probe) -> Option<String> {
                 stream.read_to_string(&mut name).await.ok()?;
                 Some(name)
             }
-            Protocol::Udp => {
-                let any: SocketAddr =
-                    if probe.to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
-                let socket = UdpSocket::bind(any).await.ok()?;
-                socket.connect(probe.to).await.ok()?;
-                let mut data = [0; 128];
-                // nobody repairs a datagram that a busy machine has lost
-                loop {
-                    socket.send(b"who?").await.ok()?;
-                    if let Ok(Ok(length)) = timeout(AGAIN, socket.recv(&mut data)).await {
-                        return String::from_utf8(data[..length].to_vec()).ok();
-                    }
+            // Nobody repairs a datagram that a busy machine has lost. Nor one from a port that lately asked the same pod
+            // through its service, which is refused for its answer's sake: from another port, then.
+            Protocol::Udp => loop {
+                if let Some(name) = ask_by_datagram(probe.to).await {
+                    return Some(name);
                 }
-            }
+            },
         }
     };
     let limit = if probe.allowed { ALLOWED } else { REFUSED };
     timeout(limit, asked).await.ok().flatten().filter(|name| !name.is_empty())
+}
+
+async fn ask_by_datagram(to: SocketAddr) -> Option<String> {
+    let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
+    let socket = UdpSocket::bind(any).await.ok()?;
+    socket.connect(to).await.ok()?;
+    let mut data = [0; 128];
+    for _ in 0..3 {
+        // an earlier one may have been answered with an error
+        let _ = socket.send(b"who?").await;
+        match timeout(AGAIN, socket.recv(&mut data)).await {
+            Ok(Ok(length)) => return String::from_utf8(data[..length].to_vec()).ok(),
+            Ok(Err(_)) => sleep(AGAIN).await,
+            Err(_) => {}
+        }
+    }
+    None
 }
 
 fn runtime() -> Result<Runtime> {
