@@ -69,7 +69,8 @@ PG_VERIFIED_ALONE int pg_new_service(struct __sk_buff *skb, struct pg_packet *pa
 }
 
 /* A packet with the key of a service view: from the pod it goes where the view says; PG_STALE if that is no good
- * any more, PG_HAIRPIN if the view is the other kind. To the pod it can only be somebody else's translation, under way since before this one. */
+ * any more, PG_HAIRPIN if the view is the other kind. To the pod it can only be somebody else's translation, under
+ * way since before this one. */
 PG_VERIFIED_ALONE int pg_known_service(struct __sk_buff *skb, struct pg_packet *packet,
 				       __u32 direction)
 {

@@ -55,8 +55,9 @@ pub(super) enum Put {
 }
 
 /// Puts `content` in the place of `path`, if that is still what `over` says: otherwise the other's write would be
-/// lost, and perhaps never come again. Between the last look and the rename nothing waits for a disk. Mode and owner are those of the file that was there, else `mode` and
-/// one's own. A program that is being executed may be replaced like this; those who run it keep the old one.
+/// lost, and perhaps never come again. Between the last look and the rename nothing waits for a disk. Mode and owner
+/// are those of the file that was there, else `mode` and one's own. A program that is being executed may be replaced
+/// like this; those who run it keep the old one.
 pub(super) fn put(path: &Path, content: &[u8], mode: u32, over: Over<'_>) -> io::Result<Put> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let mut temp = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(dir)?;
