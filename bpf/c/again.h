@@ -15,12 +15,12 @@ static __always_inline int pg_judge_again(struct __sk_buff *skb, struct pg_packe
 	int reason;
 
 	if (!(flow->flags & PG_FLOW_FOREIGN))
-		return pg_judge(skb, packet, flow->direction, again);
+		return pg_judge(skb, packet->slot, flow->direction, again);
 	pg_peer(packet, &peer);
 	port = pg_peer_port(packet);
 	pg_set_peer(packet, &flow->other);
 	pg_set_ports(packet, pg_pod_port(packet), flow->other_port);
-	reason = pg_judge(skb, packet, flow->direction, again);
+	reason = pg_judge(skb, packet->slot, flow->direction, again);
 	pg_set_peer(packet, &peer);
 	pg_set_ports(packet, pg_pod_port(packet), port);
 	return reason;

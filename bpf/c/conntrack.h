@@ -13,6 +13,7 @@
 #include "event.h"
 #include "maps.h"
 #include "packet.h"
+#include "scratch.h"
 
 #define PG_IPPROTO_ICMP 1
 #define PG_IPPROTO_TCP 6
@@ -125,9 +126,10 @@ static __always_inline void pg_flow_store(struct pg_packet *packet, const struct
 		pg_note(PG_NOTE_FLOW_LOST);
 }
 
-PG_VERIFIED_ALONE int pg_flow_remember(struct pg_packet *packet, __u32 direction, __u32 epoch,
-				       __u32 state)
+/* Remembers the flow of the packet in hand. */
+PG_VERIFIED_ALONE int pg_flow_remember(__u32 direction, __u32 epoch, __u32 state)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_flow flow = {};
 
 	if (!packet)

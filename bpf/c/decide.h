@@ -53,10 +53,11 @@ static __always_inline int pg_is_anothers(struct __sk_buff *skb, const struct pg
 	return direction == PG_INGRESS && by_own_node != (skb->ingress_ifindex == 0);
 }
 
-/* A packet with a flow's key: of a known flow, or the first of one. PG_ASK: of a service, unless
+/* The packet in hand, which has a flow's key: of a known flow, or the first of one. PG_ASK: of a service, unless
  * `asked`. PG_SEND: translate it. */
-PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction)
+PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, __u32 direction)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_control *ctl = pg_control();
 	__u32 now = pg_now(), epoch = ctl ? ctl->epoch : 0;
 	__u8 state = PG_FLOW_NEW, protocol;
@@ -111,7 +112,7 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, struct pg_packet *packet,
 
 			pg_flow_track(flow, protocol, packet->tcp_flags, direction, now);
 			if (translated && own && flow->expires != expired)
-				pg_extend_service(packet, &own->view, flow->expires);
+				pg_extend_service(flow->expires);
 			action = pg_allow(skb, direction, PG_ALLOW_FLOW);
 		}
 		return translated && action != PG_TC_DROP ? PG_SEND : action;
@@ -123,11 +124,11 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, struct pg_packet *packet,
 		packet->forgettable = 1; /* the end of a connection that is forgotten already */
 	if (pg_is_dhcp(packet, direction))
 		return pg_allow(skb, direction, PG_ALLOW_CONTROL);
-	reason = pg_judge(skb, packet, direction, 0);
+	reason = pg_judge(skb, packet->slot, direction, 0);
 	if (reason >= PG_DENY_FIRST) {
 		/* Where denials pass, the answer must not become the flow's first packet: see conntrack.h. */
 		if (pg_mode() != PG_MODE_ENFORCE && !packet->forgettable)
-			pg_flow_remember(packet, direction, epoch, PG_FLOW_CUT);
+			pg_flow_remember(direction, epoch, PG_FLOW_CUT);
 		return pg_deny(skb, packet, direction, reason);
 	}
 	if (!packet->forgettable) {
@@ -135,7 +136,7 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, struct pg_packet *packet,
 		    !(packet->tcp_flags & PG_TCP_SYN)) /* picked up on its way */
 			state = packet->tcp_flags & PG_TCP_FIN ? PG_FLOW_CLOSING
 							       : PG_FLOW_ESTABLISHED;
-		pg_flow_remember(packet, direction, epoch, state);
+		pg_flow_remember(direction, epoch, state);
 	}
 	return pg_allow_new(skb, packet, direction, reason);
 }

@@ -5,6 +5,7 @@
 #include "clock.h"
 #include "maps.h"
 #include "packet.h"
+#include "scratch.h"
 
 static __always_inline void pg_note(__u32 note)
 {
@@ -17,9 +18,9 @@ static __always_inline void pg_note(__u32 note)
 
 /* Called for denials and, where somebody listens, new flows: never for an established packet.
  * `outcome` is the reason, with the verdict in its second byte. */
-PG_VERIFIED_ALONE int pg_tell(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction,
-			      __u32 outcome)
+PG_VERIFIED_ALONE int pg_tell(struct __sk_buff *skb, __u32 slot, __u32 direction, __u32 outcome)
 {
+	struct pg_packet *packet = pg_packet_in(slot);
 	struct pg_limiter *limit;
 	struct pg_control *ctl;
 	struct pg_event *event;

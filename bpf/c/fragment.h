@@ -23,9 +23,9 @@ static __always_inline void pg_frag_key(struct pg_frag_key *key, struct __sk_buf
 }
 
 /* A first fragment is judged like a whole packet; this tells its later ones what it met. */
-PG_VERIFIED_ALONE int pg_tell_fragments(struct __sk_buff *skb, struct pg_packet *packet,
-					__u32 direction, int action)
+PG_VERIFIED_ALONE int pg_tell_fragments(struct __sk_buff *skb, __u32 direction, int action)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_frag_key key = {};
 	struct pg_frag frag = {};
 	struct pg_flow *flow;
@@ -56,9 +56,9 @@ PG_VERIFIED_ALONE int pg_tell_fragments(struct __sk_buff *skb, struct pg_packet 
 
 /* A later fragment of a datagram that is translated. Its flow was judged with the first one; if policy has changed
  * since, this one is judged anew. */
-PG_VERIFIED_ALONE int pg_fragment_of_service(struct __sk_buff *skb, struct pg_packet *packet,
-					     __u32 direction)
+PG_VERIFIED_ALONE int pg_fragment_of_service(struct __sk_buff *skb, __u32 direction)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_control *ctl = pg_control();
 	struct pg_scratch *own = pg_scratch();
 	struct pg_packet *judged;
@@ -69,7 +69,7 @@ PG_VERIFIED_ALONE int pg_fragment_of_service(struct __sk_buff *skb, struct pg_pa
 	if (!packet || !own)
 		return PG_TC_DROP;
 	view = &own->view;
-	judged = &own->behind;
+	judged = &own->packets[PG_SLOT_BEHIND];
 	/* To the pod, from a service's address: it is nobody's to translate. */
 	if (direction == PG_INGRESS && (view->flags & PG_FLOW_SERVICE))
 		return pg_allow(skb, direction, PG_ALLOW_FLOW);
@@ -79,7 +79,7 @@ PG_VERIFIED_ALONE int pg_fragment_of_service(struct __sk_buff *skb, struct pg_pa
 		if (direction == PG_EGRESS)
 			pg_behind(judged, packet, view);
 		else
-			*judged = *packet;
+			pg_copy_to_behind(judged, packet);
 		flow = pg_flow_find(judged);
 		if (flow && pg_refresh(skb, judged, flow, ctl ? ctl->epoch : 0, pg_now()) &&
 		    flow->state != PG_FLOW_CUT)
@@ -93,9 +93,9 @@ PG_VERIFIED_ALONE int pg_fragment_of_service(struct __sk_buff *skb, struct pg_pa
 /* A later fragment: of its first one's flow, or, ahead of it, wherever some port of that peer may be meant. A
  * datagram whose first fragment is refused is never whole.
  * PG_ASK: pg_fragment_of_service decides. */
-PG_VERIFIED_ALONE int pg_later_fragment(struct __sk_buff *skb, struct pg_packet *packet,
-					__u32 direction)
+PG_VERIFIED_ALONE int pg_later_fragment(struct __sk_buff *skb, __u32 direction)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_scratch *own = pg_scratch();
 	struct pg_frag_key key = {};
 	struct pg_frag *first;
@@ -123,9 +123,9 @@ PG_VERIFIED_ALONE int pg_later_fragment(struct __sk_buff *skb, struct pg_packet 
 		if (!pg_flow_find(packet))
 			return pg_allow(skb, direction, PG_ALLOW_FRAGMENT);
 		packet->asked = 1;
-		return pg_decide(skb, packet, direction);
+		return pg_decide(skb, direction);
 	}
-	reason = pg_judge(skb, packet, direction, PG_JUDGE_SOME_PORT);
+	reason = pg_judge(skb, packet->slot, direction, PG_JUDGE_SOME_PORT);
 	if (reason == PG_ALLOW_POLICY)
 		reason = PG_ALLOW_FRAGMENT;
 	else if (reason == PG_DENY_POLICY)

@@ -12,14 +12,14 @@
 #include "verdict.h"
 
 /* A packet of which nothing is known that policy could speak of: it passes where everything may. */
-PG_VERIFIED_ALONE int pg_unjudgeable(struct __sk_buff *skb, struct pg_packet *packet,
-				     __u32 direction, __u32 reason)
+PG_VERIFIED_ALONE int pg_unjudgeable(struct __sk_buff *skb, __u32 direction, __u32 reason)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	int judged;
 
 	if (!packet)
 		return PG_TC_DROP;
-	judged = pg_judge(skb, packet, direction, PG_JUDGE_WITHOUT_PEER);
+	judged = pg_judge(skb, packet->slot, direction, PG_JUDGE_WITHOUT_PEER);
 
 	return pg_settle(skb, packet, direction, judged == PG_DENY_POLICY ? (int)reason : judged);
 }
@@ -28,60 +28,67 @@ PG_VERIFIED_ALONE int pg_unjudgeable(struct __sk_buff *skb, struct pg_packet *pa
  * stack is 512 bytes for a whole chain of calls. */
 static __always_inline int pg_flow(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction)
 {
-	int action = pg_decide(skb, packet, direction);
+	int action = pg_decide(skb, direction);
 
 	if (action != PG_ASK)
 		return action;
-	action = pg_known_service(skb, packet, direction);
+	action = pg_known_service(skb, direction);
 	if (action == PG_HAIRPIN)
-		action = pg_known_hairpin(skb, packet, direction);
+		action = pg_known_hairpin(skb, direction);
 	if (action == PG_STALE)
-		action = direction == PG_EGRESS ? pg_new_service(skb, packet) : PG_PLAIN;
+		action = direction == PG_EGRESS ? pg_new_service(skb) : PG_PLAIN;
 	if (action != PG_PLAIN)
 		return action;
 	packet->asked = 1;
-	return pg_decide(skb, packet, direction);
+	return pg_decide(skb, direction);
 }
 
 /* The long way: parse, and decide. */
 PG_VERIFIED_ALONE int pg_long(struct __sk_buff *skb, __u32 direction)
 {
-	struct pg_packet packet = {};
-	struct pg_place place = {};
+	struct pg_scratch *own = pg_scratch();
+	struct pg_packet *packet;
 	int shape, action;
 
+	if (!own)
+		return PG_TC_DROP;
+	packet = &own->packets[PG_SLOT_PACKET];
+	__builtin_memset(packet, 0, sizeof(*packet));
+	__builtin_memset(&own->place, 0, sizeof(own->place));
+	/* Before any look at them: the number says which is which. */
+	own->packets[PG_SLOT_BEHIND].slot = PG_SLOT_BEHIND;
 	if (skb->vlan_present)
-		return pg_unjudgeable(skb, &packet, direction, PG_DENY_NOT_IP);
+		return pg_unjudgeable(skb, direction, PG_DENY_NOT_IP);
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
-		shape = pg_parse4(skb, &packet, direction, &place);
+		shape = pg_parse4(skb, packet, direction, &own->place);
 		break;
 	case bpf_htons(ETH_P_IPV6):
-		shape = pg_parse6(skb, &packet, direction, &place);
+		shape = pg_parse6(skb, packet, direction, &own->place);
 		break;
 	case bpf_htons(ETH_P_ARP):
 		return pg_allow(skb, direction, PG_ALLOW_CONTROL);
 	default:
-		return pg_unjudgeable(skb, &packet, direction, PG_DENY_NOT_IP);
+		return pg_unjudgeable(skb, direction, PG_DENY_NOT_IP);
 	}
 	if (shape == PG_SHAPE_CONTROL)
 		return pg_allow(skb, direction, PG_ALLOW_CONTROL);
 	if (shape == PG_SHAPE_MALFORMED)
-		return pg_unjudgeable(skb, &packet, direction, PG_DENY_MALFORMED);
+		return pg_unjudgeable(skb, direction, PG_DENY_MALFORMED);
 	action = PG_PLAIN;
-	if (packet.fragment == PG_LATER_FRAGMENT) {
-		action = pg_later_fragment(skb, &packet, direction);
+	if (packet->fragment == PG_LATER_FRAGMENT) {
+		action = pg_later_fragment(skb, direction);
 		if (action == PG_ASK)
-			action = pg_fragment_of_service(skb, &packet, direction);
-	} else if (packet.related && packet.fragment == PG_WHOLE) {
-		action = pg_related(skb, &packet, direction, &place);
+			action = pg_fragment_of_service(skb, direction);
+	} else if (packet->related && packet->fragment == PG_WHOLE) {
+		action = pg_related(skb, direction);
 	}
 	if (action == PG_PLAIN)
-		action = pg_flow(skb, &packet, direction);
-	if (packet.fragment == PG_FIRST_FRAGMENT)
-		pg_tell_fragments(skb, &packet, direction, action);
+		action = pg_flow(skb, packet, direction);
+	if (packet->fragment == PG_FIRST_FRAGMENT)
+		pg_tell_fragments(skb, direction, action);
 	if (action == PG_SEND)
-		action = pg_translate(skb, &packet, &place, direction);
+		action = pg_translate(skb, direction);
 	return action;
 }
 

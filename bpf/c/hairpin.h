@@ -14,9 +14,9 @@
 
 /* A packet with the key of a service view of a pod that picked itself. Both views pass what is theirs; only the
  * pod's own packets are rewritten. */
-PG_VERIFIED_ALONE int pg_known_hairpin(struct __sk_buff *skb, struct pg_packet *packet,
-				       __u32 direction)
+PG_VERIFIED_ALONE int pg_known_hairpin(struct __sk_buff *skb, __u32 direction)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_control *ctl = pg_control();
 	__u32 now = pg_now(), epoch = ctl ? ctl->epoch : 0;
 	struct pg_scratch *own = pg_scratch();
@@ -26,7 +26,7 @@ PG_VERIFIED_ALONE int pg_known_hairpin(struct __sk_buff *skb, struct pg_packet *
 
 	if (!packet || !own)
 		return PG_TC_DROP;
-	behind = &own->behind;
+	behind = &own->packets[PG_SLOT_BEHIND];
 	view = pg_flow_find(packet);
 	if (!view || pg_flow_expired(view, now) || !(view->flags & PG_FLOW_HAIRPIN))
 		return PG_STALE;
@@ -34,14 +34,13 @@ PG_VERIFIED_ALONE int pg_known_hairpin(struct __sk_buff *skb, struct pg_packet *
 	if (direction == PG_EGRESS) {
 		if (pg_is_opening(packet) && view->direction != PG_EGRESS)
 			return PG_STALE;
-		if (view->direction == PG_EGRESS &&
-		    !pg_keeps_backend(packet, &own->view, view, view, epoch))
+		if (view->direction == PG_EGRESS && !pg_keeps_backend(packet, view, view, epoch))
 			return PG_STALE;
 	}
 	if (view->epoch != epoch) {
 		/* Whoever opened it: a pod that reaches itself. */
 		pg_behind(behind, packet, &own->view);
-		reason = pg_judge(skb, behind, PG_EGRESS, PG_JUDGE_AGAIN);
+		reason = pg_judge(skb, behind->slot, PG_EGRESS, PG_JUDGE_AGAIN);
 		if (behind->owner != view->owner || reason != PG_ALLOW_OWN_ADDRESS)
 			return PG_STALE;
 		pg_note(PG_NOTE_JUDGED_AGAIN);

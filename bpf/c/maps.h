@@ -20,13 +20,14 @@ struct {
 	__type(value, struct pg_endpoint);
 } endpoints SEC(".maps");
 
-/* The template of an endpoint's own map. It grows entry by entry, so the bound costs nothing. */
+/* The template of an endpoint's own map. It grows entry by entry, so the bound costs nothing. Sizes and not types:
+ * user space makes the maps without BTF, and kernels 5.15 to 6.1 refuse one that differs in that from the template. */
 struct pg_policy_map {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1 << 20);
-	__type(key, struct pg_policy_key);
-	__type(value, struct pg_policy_value);
+	__uint(key_size, sizeof(struct pg_policy_key));
+	__uint(value_size, sizeof(struct pg_policy_value));
 };
 
 /* ifindex -> policy map. Writer: policyd (plugin deletes at DEL). Reader: programs (new flows only).

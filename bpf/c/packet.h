@@ -10,7 +10,8 @@
 
 /*
  * A global function: the verifier checks it once, for any argument, and not again at every call with all that
- * the caller knows (which is a million instructions and more here). It must take NULL into account. Kernel 5.12.
+ * the caller knows (which is a million instructions and more here). Its arguments are the context and numbers only:
+ * kernels before 5.12 know no others (scratch.h).
  */
 #define PG_VERIFIED_ALONE __attribute__((noinline))
 
@@ -54,7 +55,8 @@ struct pg_packet {
 	__u32 affinity; /* with it: the service's number, if its clients keep their endpoints */
 	__u8 asked;	/* it is known that no service has to do with it */
 	__u8 watched;	/* of the judgement: the endpoint is PG_STARTUP_WATCH */
-	__u8 pad[2];
+	__u8 slot;	/* enum pg_slot: where in the scratch space it stands */
+	__u8 pad;
 };
 
 /* 0 if the two are the same. Without branches, of which the verifier would follow every combination. */

@@ -250,17 +250,21 @@ static __always_inline int pg_parse4(struct __sk_buff *skb, struct pg_packet *pa
 	return pg_parse_transport(skb, packet, direction, place, direct, 0);
 }
 
-/* Walks extension headers from `place`; 0, or not if the chain is cut short, too long or source-routed (its
- * addresses are then not the ends of the flow). Leaves fragment and id in the packet. */
-PG_VERIFIED_ALONE int pg_walk6(struct __sk_buff *skb, struct pg_packet *packet,
-			       struct pg_place *place)
+/* Walks the extension headers of the packet in `slot`, from its place in the scratch on, and moves the place behind
+ * them. Returns 0, or -1 if the chain is cut short, too long or source-routed (its addresses are then not the ends of
+ * the flow). Leaves fragment and id in the packet. */
+PG_VERIFIED_ALONE int pg_walk6(struct __sk_buff *skb, __u32 slot)
 {
+	struct pg_packet *packet = pg_packet_in(slot);
+	struct pg_scratch *own = pg_scratch();
+	struct pg_place *place;
 	__u32 offset, room;
 	__u8 next;
 	int i;
 
-	if (!packet || !place)
+	if (!packet || !own)
 		return -1;
+	place = slot == PG_SLOT_QUOTED ? &own->inner : &own->place;
 	offset = place->offset;
 	room = place->room;
 	next = place->protocol;
@@ -353,7 +357,7 @@ static __always_inline int pg_parse6(struct __sk_buff *skb, struct pg_packet *pa
 	if (place->protocol == PG_IPPROTO_TCP || place->protocol == PG_IPPROTO_UDP) {
 		if ((void *)(ip + 1) + sizeof(*direct) <= end)
 			direct = (void *)(ip + 1);
-	} else if (pg_walk6(skb, packet, place)) {
+	} else if (pg_walk6(skb, packet->slot)) {
 		packet->key.v6.protocol = place->protocol;
 		return PG_SHAPE_MALFORMED;
 	}
@@ -428,7 +432,7 @@ static __always_inline int pg_parse_quote6(struct __sk_buff *skb, const struct p
 	inner->offset = offset + sizeof(ip);
 	inner->room = place->room;
 	quoted->family = 6;
-	if (pg_walk6(skb, quoted, inner) || quoted->fragment == PG_LATER_FRAGMENT)
+	if (pg_walk6(skb, quoted->slot) || quoted->fragment == PG_LATER_FRAGMENT)
 		return -1;
 	quoted->fragment = PG_WHOLE;
 	if (bpf_skb_load_bytes(skb, inner->offset, ports, sizeof(ports)))

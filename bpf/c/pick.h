@@ -49,15 +49,20 @@ static __always_inline __u32 pg_backend_state_of(__u32 service, const struct pg_
 	return found ? found->state : 0;
 }
 
-/* The state of the endpoint at which the service view with the key of `packet` points. */
-PG_VERIFIED_ALONE __u32 pg_backend_of(struct pg_packet *packet, struct pg_view *view)
+/* The state (enum pg_backend_state, or 0) of the endpoint at which the view in the scratch points, of the service that
+ * the packet in `slot` is for. */
+PG_VERIFIED_ALONE __u32 pg_backend_of(__u32 slot)
 {
+	struct pg_packet *packet = pg_packet_in(slot);
+	struct pg_scratch *own = pg_scratch();
 	struct pg_service *service;
 
-	if (!packet || !view)
+	if (!packet || !own)
 		return 0;
 	service = pg_service_find(packet);
-	return service ? pg_backend_state_of(service->id, &view->other, view->other_port) : 0;
+	if (!service)
+		return 0;
+	return pg_backend_state_of(service->id, &own->view.other, own->view.other_port);
 }
 
 /* The endpoint that a client had last, if it is to have it again. */
@@ -121,7 +126,7 @@ static __always_inline int pg_points_back(const struct pg_flow *flow, const stru
 static __always_inline void pg_set_behind(struct pg_packet *behind, const struct pg_packet *packet,
 					  const struct pg_backend *backend)
 {
-	*behind = *packet;
+	pg_copy_to_behind(behind, packet);
 	pg_peer(packet, &behind->service);
 	behind->service_port = pg_peer_port(packet);
 	pg_set_peer(behind, &backend->addr);
@@ -130,8 +135,10 @@ static __always_inline void pg_set_behind(struct pg_packet *behind, const struct
 
 /* Whether the full map has forgotten the service view alone of the connection that `packet` belongs to: then makes
  * `behind` what it was. */
-PG_VERIFIED_ALONE int pg_find_again(struct pg_packet *packet, struct pg_packet *behind)
+PG_VERIFIED_ALONE int pg_find_again(void)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
+	struct pg_packet *behind = pg_packet_in(PG_SLOT_BEHIND);
 	struct pg_service *service;
 	struct pg_slot_key key;
 	__u32 count, n;
@@ -164,8 +171,10 @@ PG_VERIFIED_ALONE int pg_find_again(struct pg_packet *packet, struct pg_packet *
 
 /* Makes `behind` the flow to one of the endpoints of the service that `packet` is for; 0 if there is none. In
  * later attempts `behind` is an earlier choice, which clashed. */
-PG_VERIFIED_ALONE int pg_pick(struct pg_packet *packet, struct pg_packet *behind, __u32 attempt)
+PG_VERIFIED_ALONE int pg_pick(__u32 attempt)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
+	struct pg_packet *behind = pg_packet_in(PG_SLOT_BEHIND);
 	struct pg_backend backend = {};
 	struct pg_service *service;
 	struct pg_addr client;
@@ -183,7 +192,7 @@ PG_VERIFIED_ALONE int pg_pick(struct pg_packet *packet, struct pg_packet *behind
 		return 1;
 	}
 	if (pg_is_under_way(packet))
-		return !attempt && pg_find_again(packet, behind);
+		return !attempt && pg_find_again();
 	if (service->affinity_seconds)
 		kept = pg_affine(service, &client, &backend);
 	if (!kept && !pg_any_backend(packet, service, &backend))

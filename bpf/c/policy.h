@@ -4,6 +4,7 @@
 
 #include "maps.h"
 #include "packet.h"
+#include "scratch.h"
 
 enum pg_judge_flag {
 	PG_JUDGE_AGAIN = 1,	/* the flow was allowed once: who sent its first packet is known */
@@ -84,10 +85,10 @@ static __always_inline __u32 pg_class_of_peer(const struct pg_packet *packet)
 	return found ? found->class : PG_CLASS_ANY;
 }
 
-/* Returns the reason; leaves rule, class and owner in the packet. */
-PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction,
-			       __u32 flags)
+/* Judges the packet in `slot`. Returns enum pg_reason; leaves rule, class and owner in the packet. */
+PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, __u32 slot, __u32 direction, __u32 flags)
 {
+	struct pg_packet *packet = pg_packet_in(slot);
 	struct pg_policy_key key = { .prefixlen = PG_POLICY_PREFIX_PORT };
 	struct pg_policy_value *entry = NULL;
 	struct pg_endpoint *endpoint;

@@ -31,7 +31,7 @@ static __always_inline long pg_rewrite_quoted_ports(struct __sk_buff *skb, __u32
 	    (inner->protocol == PG_IPPROTO_UDP && !old))
 		return 0;
 	/* ~new = ~old + what the covered words change by (RFC 1624). */
-	sum = (__u64)(__u16)~old + pg_addresses_diff(from, to) + moved;
+	sum = (__u64)(__u16)~old + pg_addresses_diff() + moved;
 	sum = pg_sum_fold(sum);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
@@ -43,17 +43,19 @@ static __always_inline long pg_rewrite_quoted_ports(struct __sk_buff *skb, __u32
 	return pg_write_icmp_checksum(skb, icmp, pg_sum_fold((__u64) new + (__u32) ~(__u32)old));
 }
 
-/* Gives the quoted packet the ends that its receiver knows. `packet` has the key of the quoted flow, as its pod saw
- * it; the quoted packet went against `direction`. */
-PG_VERIFIED_ALONE int pg_rewrite_quote(struct __sk_buff *skb, struct pg_packet *packet,
-				       struct pg_place *place, __u32 direction)
+/* Gives the quoted packet the ends that its receiver knows. Its key is that of the quoted flow, as its pod saw it; it
+ * went against `direction`. */
+PG_VERIFIED_ALONE int pg_rewrite_quote(struct __sk_buff *skb, __u32 direction)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_QUOTED);
 	struct pg_scratch *own = pg_scratch();
 	struct pg_ends *from, *to;
+	struct pg_place *place;
 	__u32 diff, header;
 
-	if (!packet || !place || !own)
+	if (!packet || !own)
 		return -1;
+	place = &own->place;
 	from = &own->from;
 	to = &own->to;
 	header = place->offset + PG_ICMP_ERROR_HLEN;
@@ -81,7 +83,7 @@ PG_VERIFIED_ALONE int pg_rewrite_quote(struct __sk_buff *skb, struct pg_packet *
 	}
 	if (pg_rewrite_quoted_ports(skb, place->offset, &own->inner, from, to))
 		return -1;
-	diff = pg_addresses_diff(from, to);
+	diff = pg_addresses_diff();
 	/* IPv4's header checksum makes up for the addresses; in IPv6 the error's own has to. */
 	if (packet->family == 4)
 		return pg_write_addresses4(skb, header, to, diff);
@@ -89,15 +91,17 @@ PG_VERIFIED_ALONE int pg_rewrite_quote(struct __sk_buff *skb, struct pg_packet *
 	       pg_write_icmp_checksum(skb, place->offset, diff);
 }
 
-/* Whether the flow with the key of `quoted` is allowed now; leaves its view in the scratch. */
-PG_VERIFIED_ALONE int pg_quotes_allowed(struct __sk_buff *skb, struct pg_packet *quoted)
+/* Whether the quoted flow is allowed now; leaves its view in the scratch. */
+PG_VERIFIED_ALONE int pg_quotes_allowed(struct __sk_buff *skb)
 {
+	struct pg_packet *quoted = pg_packet_in(PG_SLOT_QUOTED);
+	struct pg_packet *behind = pg_packet_in(PG_SLOT_BEHIND);
 	struct pg_control *ctl = pg_control();
 	__u32 now = pg_now(), epoch = ctl ? ctl->epoch : 0;
 	struct pg_scratch *own = pg_scratch();
 	struct pg_flow *flow;
 
-	if (!quoted || !own)
+	if (!quoted || !behind || !own)
 		return 0;
 	flow = pg_flow_find(quoted);
 	if (!flow || pg_flow_expired(flow, now))
@@ -108,44 +112,46 @@ PG_VERIFIED_ALONE int pg_quotes_allowed(struct __sk_buff *skb, struct pg_packet 
 	/* A pod may always reach itself; whose flow it is was seen when the epoch moved. */
 	if (flow->flags & PG_FLOW_HAIRPIN)
 		return flow->epoch == epoch;
-	pg_behind(&own->behind, quoted, &own->view);
-	flow = pg_flow_find(&own->behind);
+	pg_behind(behind, quoted, &own->view);
+	flow = pg_flow_find(behind);
 	return flow && !pg_flow_expired(flow, now) && pg_points_back(flow, quoted) &&
-	       pg_refresh(skb, &own->behind, flow, epoch, now) && flow->state != PG_FLOW_CUT;
+	       pg_refresh(skb, behind, flow, epoch, now) && flow->state != PG_FLOW_CUT;
 }
 
 /* Reads the flow that an error quotes into the scratch; 0 if it can be told. */
-PG_VERIFIED_ALONE int pg_parse_quote(struct __sk_buff *skb, struct pg_packet *packet,
-				     __u32 direction, struct pg_place *place)
+PG_VERIFIED_ALONE int pg_parse_quote(struct __sk_buff *skb, __u32 direction)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
+	struct pg_packet *quoted = pg_packet_in(PG_SLOT_QUOTED);
 	struct pg_scratch *own = pg_scratch();
 
-	if (!packet || !place || !own)
+	if (!packet || !quoted || !own)
 		return -1;
-	__builtin_memset(&own->quoted, 0, sizeof(own->quoted));
+	__builtin_memset(quoted, 0, sizeof(*quoted));
+	quoted->slot = PG_SLOT_QUOTED;
 	if (packet->family == 4)
-		return pg_parse_quote4(skb, packet, direction, place, &own->quoted, &own->inner);
-	return pg_parse_quote6(skb, packet, direction, place, &own->quoted, &own->inner);
+		return pg_parse_quote4(skb, packet, direction, &own->place, quoted, &own->inner);
+	return pg_parse_quote6(skb, packet, direction, &own->place, quoted, &own->inner);
 }
 
 /* An ICMP error: PG_PLAIN if it quotes no packet of a flow that is allowed now. */
-PG_VERIFIED_ALONE int pg_related(struct __sk_buff *skb, struct pg_packet *packet, __u32 direction,
-				 struct pg_place *place)
+PG_VERIFIED_ALONE int pg_related(struct __sk_buff *skb, __u32 direction)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_scratch *own = pg_scratch();
 	struct pg_addr quoted, peer;
 
-	if (!packet || !place || !own)
+	if (!packet || !own)
 		return PG_TC_DROP;
-	if (pg_parse_quote(skb, packet, direction, place) || !pg_quotes_allowed(skb, &own->quoted))
+	if (pg_parse_quote(skb, direction) || !pg_quotes_allowed(skb))
 		return PG_PLAIN;
 	pg_allow(skb, direction, PG_ALLOW_RELATED);
 	/* The pod has sent to services and received from them: the other view is what nobody has seen there. */
 	if (!(own->view.flags & (direction == PG_EGRESS ? PG_FLOW_SERVICE : PG_FLOW_ENDPOINT)))
 		return PG_TC_NEXT;
-	if (pg_rewrite_quote(skb, &own->quoted, place, direction))
+	if (pg_rewrite_quote(skb, direction))
 		return PG_TC_DROP;
-	pg_peer(&own->quoted, &quoted);
+	pg_peer(&own->packets[PG_SLOT_QUOTED], &quoted);
 	pg_peer(packet, &peer);
 	/* From a router on the way it goes on coming from there. */
 	if (direction == PG_INGRESS && pg_addr_differs(&quoted, &peer))

@@ -37,14 +37,16 @@ static __always_inline __u64 pg_addr_sum(const struct pg_addr *from, const struc
 	       (__u32)~pg_word(from, 3);
 }
 
-/* What the checksums change by when one pair of addresses takes the place of another. The mapped form's leading
+/* What the checksums change by when the ends in the scratch, `to`, take the place of `from`. The mapped form's leading
  * words are the same on both sides and cancel out. */
-PG_VERIFIED_ALONE __u32 pg_addresses_diff(struct pg_ends *from, struct pg_ends *to)
+PG_VERIFIED_ALONE __u32 pg_addresses_diff(void)
 {
-	if (!from || !to)
+	struct pg_scratch *own = pg_scratch();
+
+	if (!own)
 		return 0;
-	return pg_sum_fold(pg_addr_sum(&from->source, &to->source) +
-			   pg_addr_sum(&from->destination, &to->destination));
+	return pg_sum_fold(pg_addr_sum(&own->from.source, &own->to.source) +
+			   pg_addr_sum(&own->from.destination, &own->to.destination));
 }
 
 static __always_inline __u32 pg_ports_word(const struct pg_ends *ends)
@@ -105,17 +107,23 @@ static __always_inline __u32 pg_checksum_offset(__u8 protocol)
 	}
 }
 
-/* Gives a packet new ends. A later fragment has no ports. Not 0: the kernel had no memory for it, or the packet
+/* Gives the packet in hand the ends `to` of the scratch in place of `from`. A later fragment has no ports. Not 0: the kernel had no memory for it, or the packet
  * cannot be changed (a fragment of SCTP whose ports change: its checksum covers what is not here). */
-PG_VERIFIED_ALONE int pg_rewrite(struct __sk_buff *skb, struct pg_packet *packet,
-				 struct pg_place *place, struct pg_ends *from, struct pg_ends *to)
+PG_VERIFIED_ALONE int pg_rewrite(struct __sk_buff *skb)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
+	struct pg_scratch *own = pg_scratch();
 	__u32 diff, moved = 0, offset;
+	struct pg_ends *from, *to;
+	struct pg_place *place;
 
-	if (!packet || !place || !from || !to)
+	if (!packet || !own)
 		return -1;
+	place = &own->place;
+	from = &own->from;
+	to = &own->to;
 	offset = pg_checksum_offset(place->protocol);
-	diff = pg_addresses_diff(from, to);
+	diff = pg_addresses_diff();
 	if (packet->fragment != PG_LATER_FRAGMENT && pg_ports_word(from) != pg_ports_word(to)) {
 		moved = pg_ports_diff(from, to);
 		if (place->protocol == PG_IPPROTO_SCTP) {

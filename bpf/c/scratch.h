@@ -29,11 +29,23 @@ struct pg_place {
 	__u8 protocol;
 };
 
+/*
+ * The packets of the scratch space. A global function is given one's number (packet.h, `slot`) and no pointer to it:
+ * kernels before 5.12 take no pointer to memory as an argument of such a function, and those before 6.2 take no map
+ * key out of memory that was passed that way. A key inside a map's value is taken by all.
+ */
+enum pg_slot {
+	PG_SLOT_PACKET = 0, /* the packet in hand */
+	PG_SLOT_BEHIND = 1, /* the same with the key of the flow behind its service view */
+	PG_SLOT_QUOTED = 2, /* the one that an ICMP error quotes */
+	PG_SLOT_COUNT = 4,  /* a power of two: a number is masked to stay inside */
+};
+
 struct pg_scratch {
-	struct pg_packet behind; /* the flow behind a service view */
-	struct pg_packet quoted; /* the flow that an ICMP error quotes */
-	struct pg_place inner;	 /* of the quoted transport header */
-	struct pg_view view;	 /* of the flow in hand */
+	struct pg_packet packets[PG_SLOT_COUNT]; /* by enum pg_slot */
+	struct pg_place place;			 /* of the transport header of the packet in hand */
+	struct pg_place inner;			 /* of the quoted transport header */
+	struct pg_view view;			 /* of the flow in hand */
 	struct pg_ends from;
 	struct pg_ends to;
 };
@@ -50,4 +62,19 @@ static __always_inline struct pg_scratch *pg_scratch(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&scratch, &zero);
+}
+
+static __always_inline struct pg_packet *pg_packet_in(__u32 slot)
+{
+	struct pg_scratch *own = pg_scratch();
+
+	return own ? &own->packets[slot & (PG_SLOT_COUNT - 1)] : NULL;
+}
+
+/* Makes `behind` (PG_SLOT_BEHIND) a copy of another packet. */
+static __always_inline void pg_copy_to_behind(struct pg_packet *behind,
+					      const struct pg_packet *packet)
+{
+	*behind = *packet;
+	behind->slot = PG_SLOT_BEHIND;
 }

@@ -26,8 +26,9 @@ static __always_inline __u32 pg_service_state(const struct pg_packet *packet, in
 
 /* A packet from the pod that opens a flow to a service: choose, judge the choice, remember, rewrite. PG_PLAIN if
  * there is no such service. A choice that policy refuses is not made again: kube-proxy would not either. */
-PG_VERIFIED_ALONE int pg_new_service(struct __sk_buff *skb, struct pg_packet *packet)
+PG_VERIFIED_ALONE int pg_new_service(struct __sk_buff *skb)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_control *ctl = pg_control();
 	__u32 epoch = ctl ? ctl->epoch : 0, attempt, state, hairpin = 0;
 	struct pg_scratch *own = pg_scratch();
@@ -36,18 +37,18 @@ PG_VERIFIED_ALONE int pg_new_service(struct __sk_buff *skb, struct pg_packet *pa
 
 	if (!packet || !own)
 		return PG_TC_DROP;
-	behind = &own->behind;
+	behind = &own->packets[PG_SLOT_BEHIND];
 	for (attempt = 0; attempt < PG_ATTEMPTS; attempt++) {
-		if (!pg_pick(packet, behind, attempt))
+		if (!pg_pick(attempt))
 			return PG_PLAIN;
-		reason = pg_judge(skb, behind, PG_EGRESS, 0);
+		reason = pg_judge(skb, behind->slot, PG_EGRESS, 0);
 		/* It may be of a conversation from before, which somebody else translates: to another endpoint. */
 		if (behind->watched && !pg_is_opening(packet))
 			return PG_PLAIN;
 		hairpin = reason == PG_ALLOW_OWN_ADDRESS;
 		/* Where denials pass, one must not take a live flow's place either. */
 		if ((reason >= PG_DENY_FIRST && pg_mode() == PG_MODE_ENFORCE) ||
-		    !pg_is_taken(packet, behind, hairpin))
+		    !pg_is_taken(hairpin))
 			break;
 		reason = PG_DENY_PORT_TAKEN;
 	}
@@ -55,8 +56,8 @@ PG_VERIFIED_ALONE int pg_new_service(struct __sk_buff *skb, struct pg_packet *pa
 	    (reason >= PG_DENY_FIRST && pg_mode() == PG_MODE_ENFORCE))
 		return pg_deny(skb, behind, PG_EGRESS, reason);
 	state = pg_service_state(packet, reason);
-	pg_remember_endpoint(packet, behind, epoch, state, hairpin);
-	pg_remember_service(packet, behind, epoch, state, hairpin);
+	pg_remember_endpoint(epoch, state, hairpin);
+	pg_remember_service(epoch, state, hairpin);
 	pg_peer(behind, &own->view.other);
 	own->view.other_port = pg_peer_port(behind);
 	own->view.own_port = pg_pod_port(behind);
@@ -71,9 +72,9 @@ PG_VERIFIED_ALONE int pg_new_service(struct __sk_buff *skb, struct pg_packet *pa
 /* A packet with the key of a service view: from the pod it goes where the view says; PG_STALE if that is no good
  * any more, PG_HAIRPIN if the view is the other kind. To the pod it can only be somebody else's translation, under
  * way since before this one. */
-PG_VERIFIED_ALONE int pg_known_service(struct __sk_buff *skb, struct pg_packet *packet,
-				       __u32 direction)
+PG_VERIFIED_ALONE int pg_known_service(struct __sk_buff *skb, __u32 direction)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_control *ctl = pg_control();
 	__u32 now = pg_now(), epoch = ctl ? ctl->epoch : 0;
 	struct pg_scratch *own = pg_scratch();
@@ -83,7 +84,7 @@ PG_VERIFIED_ALONE int pg_known_service(struct __sk_buff *skb, struct pg_packet *
 
 	if (!packet || !own)
 		return PG_TC_DROP;
-	behind = &own->behind;
+	behind = &own->packets[PG_SLOT_BEHIND];
 	view = pg_flow_find(packet);
 	if (!view || pg_flow_expired(view, now) || !(view->flags & PG_FLOW_SERVICE))
 		return PG_STALE;
@@ -93,19 +94,18 @@ PG_VERIFIED_ALONE int pg_known_service(struct __sk_buff *skb, struct pg_packet *
 	pg_behind(behind, packet, &own->view);
 	flow = pg_flow_find(behind);
 	if ((!flow || pg_flow_expired(flow, now)) && direction == PG_EGRESS &&
-	    !pg_is_opening(packet) &&
-	    (pg_is_under_way(packet) || pg_backend_of(packet, &own->view))) {
+	    !pg_is_opening(packet) && (pg_is_under_way(packet) || pg_backend_of(packet->slot))) {
 		/* The full map has forgotten the endpoint view alone: the choice was made. */
-		__u32 reason = pg_judge(skb, behind, PG_EGRESS, PG_JUDGE_AGAIN);
+		__u32 reason = pg_judge(skb, behind->slot, PG_EGRESS, PG_JUDGE_AGAIN);
 
 		if (reason >= PG_DENY_FIRST && pg_mode() == PG_MODE_ENFORCE)
 			return pg_deny(skb, behind, PG_EGRESS, reason);
-		pg_remember_endpoint(packet, behind, epoch, pg_service_state(packet, reason), 0);
+		pg_remember_endpoint(epoch, pg_service_state(packet, reason), 0);
 		flow = pg_flow_find(behind);
 	}
 	if (!flow || pg_flow_expired(flow, now) || !pg_points_back(flow, packet))
 		return PG_STALE;
-	if (direction == PG_EGRESS && !pg_keeps_backend(packet, &own->view, view, flow, epoch))
+	if (direction == PG_EGRESS && !pg_keeps_backend(packet, view, flow, epoch))
 		return PG_STALE;
 	if (!pg_refresh(skb, behind, flow, epoch, now))
 		return PG_STALE;

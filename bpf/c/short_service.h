@@ -67,9 +67,10 @@ static __always_inline __u32 pg_two_ports(__be16 source, __be16 destination)
 	return *(__u32 *)ports;
 }
 
-/* `flow` has the key, and flag SERVICE or ENDPOINT. */
-PG_VERIFIED_ALONE int pg_short_service4(struct __sk_buff *skb, struct pg_flow4_key *key,
-					struct pg_flow *flow, __u32 direction)
+/* `flow` has the key, and flag SERVICE or ENDPOINT. No global function, as those are given no pointers (packet.h). */
+static __attribute__((noinline)) int pg_short_service4(struct __sk_buff *skb,
+						       struct pg_flow4_key *key,
+						       struct pg_flow *flow, __u32 direction)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct iphdr *ip = data + PG_ETH_HLEN;
@@ -134,8 +135,9 @@ PG_VERIFIED_ALONE int pg_short_service4(struct __sk_buff *skb, struct pg_flow4_k
 				  new_ports);
 }
 
-PG_VERIFIED_ALONE int pg_short_service6(struct __sk_buff *skb, struct pg_flow6_key *key,
-					struct pg_flow *flow, __u32 direction)
+static __attribute__((noinline)) int pg_short_service6(struct __sk_buff *skb,
+						       struct pg_flow6_key *key,
+						       struct pg_flow *flow, __u32 direction)
 {
 	struct pg_control *ctl = pg_control();
 	__u32 now, epoch, old_ports, new_ports, diff, at;

@@ -41,16 +41,16 @@ static __always_inline int pg_send_back(struct __sk_buff *skb)
 	return bpf_redirect(skb->ifindex, 0);
 }
 
-/* Rewrites a packet of the flow whose view is in the scratch, and says which way it goes on; PG_TC_DROP if the
+/* Rewrites the packet in hand, of the flow whose view is in the scratch, and says which way it goes on; PG_TC_DROP if the
  * kernel could not: half a translation must not leave, whatever the mode. */
-PG_VERIFIED_ALONE int pg_translate(struct __sk_buff *skb, struct pg_packet *packet,
-				   struct pg_place *place, __u32 direction)
+PG_VERIFIED_ALONE int pg_translate(struct __sk_buff *skb, __u32 direction)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_scratch *own = pg_scratch();
 	struct pg_ends *from, *to;
 	struct pg_view *view;
 
-	if (!packet || !place || !own)
+	if (!packet || !own)
 		return PG_TC_DROP;
 	view = &own->view;
 	from = &own->from;
@@ -77,7 +77,7 @@ PG_VERIFIED_ALONE int pg_translate(struct __sk_buff *skb, struct pg_packet *pack
 		to->ports[0] = view->other_port;
 		to->ports[1] = view->own_port;
 	}
-	if (pg_rewrite(skb, packet, place, from, to)) {
+	if (pg_rewrite(skb)) {
 		pg_count(skb, direction, PG_DENY_MALFORMED);
 		return PG_TC_DROP;
 	}

@@ -46,12 +46,12 @@ static __always_inline int pg_deny(struct __sk_buff *skb, struct pg_packet *pack
 	__u32 mode = pg_mode();
 
 	if (mode == PG_MODE_ENFORCE) {
-		pg_tell(skb, packet, direction, reason | PG_VERDICT_DENY << 8);
+		pg_tell(skb, packet->slot, direction, reason | PG_VERDICT_DENY << 8);
 		pg_count(skb, direction, reason);
 		return PG_TC_DROP;
 	}
 	if (mode == PG_MODE_AUDIT)
-		pg_tell(skb, packet, direction, reason | PG_VERDICT_ALLOW << 8);
+		pg_tell(skb, packet->slot, direction, reason | PG_VERDICT_ALLOW << 8);
 	pg_count(skb, direction, PG_ALLOW_AUDIT);
 	return PG_TC_NEXT;
 }
@@ -69,6 +69,6 @@ static __always_inline int pg_allow_new(struct __sk_buff *skb, struct pg_packet 
 	struct pg_control *ctl = pg_control();
 
 	if (ctl && ctl->tell_allowed)
-		pg_tell(skb, packet, direction, reason | PG_VERDICT_ALLOW << 8);
+		pg_tell(skb, packet->slot, direction, reason | PG_VERDICT_ALLOW << 8);
 	return pg_allow(skb, direction, reason);
 }

@@ -51,9 +51,10 @@ static __always_inline int pg_has_ended(const struct pg_flow *flow)
 }
 
 /* Whether the place of the other view is another live flow's. */
-PG_VERIFIED_ALONE int pg_is_taken(struct pg_packet *packet, struct pg_packet *behind,
-				  __u32 is_hairpin)
+PG_VERIFIED_ALONE int pg_is_taken(__u32 is_hairpin)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
+	struct pg_packet *behind = pg_packet_in(PG_SLOT_BEHIND);
 	struct pg_flow *flow;
 
 	if (!packet || !behind)
@@ -85,9 +86,10 @@ static __always_inline void pg_new_view(struct pg_flow *flow, const struct pg_pa
 
 /* Remembers the endpoint view, or the counterpart. Before the service view: a reply that overtakes it is
  * translated. */
-PG_VERIFIED_ALONE int pg_remember_endpoint(struct pg_packet *packet, struct pg_packet *behind,
-					   __u32 epoch, __u32 state, __u32 is_hairpin)
+PG_VERIFIED_ALONE int pg_remember_endpoint(__u32 epoch, __u32 state, __u32 is_hairpin)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
+	struct pg_packet *behind = pg_packet_in(PG_SLOT_BEHIND);
 	struct pg_flow flow = {};
 
 	if (!packet || !behind)
@@ -114,9 +116,10 @@ PG_VERIFIED_ALONE int pg_remember_endpoint(struct pg_packet *packet, struct pg_p
 }
 
 /* Remembers the service view, and for a while the client's choice. */
-PG_VERIFIED_ALONE int pg_remember_service(struct pg_packet *packet, struct pg_packet *behind,
-					  __u32 epoch, __u32 state, __u32 is_hairpin)
+PG_VERIFIED_ALONE int pg_remember_service(__u32 epoch, __u32 state, __u32 is_hairpin)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
+	struct pg_packet *behind = pg_packet_in(PG_SLOT_BEHIND);
 	struct pg_flow flow = {};
 
 	if (!packet || !behind)
@@ -144,37 +147,39 @@ PG_VERIFIED_ALONE int pg_remember_service(struct pg_packet *packet, struct pg_pa
 static __always_inline void pg_behind(struct pg_packet *behind, const struct pg_packet *packet,
 				      const struct pg_view *view)
 {
-	*behind = *packet;
+	pg_copy_to_behind(behind, packet);
 	pg_peer(packet, &behind->service);
 	behind->service_port = pg_peer_port(packet);
 	pg_set_peer(behind, &view->other);
 	pg_set_ports(behind, view->own_port, view->other_port);
 }
 
-/* The service view lives as long as the endpoint view, also where only the endpoint speaks for a while. */
-PG_VERIFIED_ALONE int pg_extend_service(struct pg_packet *packet, struct pg_view *endpoint,
-					__u32 expires)
+/* The service view lives as long as the endpoint view, which the scratch has, also where only the endpoint speaks for
+ * a while. */
+PG_VERIFIED_ALONE int pg_extend_service(__u32 expires)
 {
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
+	struct pg_packet *behind = pg_packet_in(PG_SLOT_BEHIND);
 	struct pg_scratch *own = pg_scratch();
 	struct pg_flow *view;
 
-	if (!packet || !endpoint || !own)
+	if (!packet || !behind || !own)
 		return -1;
-	pg_behind(&own->behind, packet, endpoint);
-	view = pg_flow_find(&own->behind);
+	pg_behind(behind, packet, &own->view);
+	view = pg_flow_find(behind);
 	if (view && (view->flags & PG_FLOW_SERVICE))
 		view->expires = expires;
 	return 0;
 }
 
-/* Whether the view's endpoint may be kept. */
-static __always_inline int pg_keeps_backend(struct pg_packet *packet, struct pg_view *backend,
+/* Whether the endpoint of the view, which the scratch has too, may be kept. */
+static __always_inline int pg_keeps_backend(const struct pg_packet *packet,
 					    const struct pg_flow *view, const struct pg_flow *flow,
 					    __u32 epoch)
 {
 	/* A SYN sent again stays: the endpoint that was sent the first may be answering. */
 	if (pg_is_opening(packet))
-		return !pg_has_ended(flow) && pg_backend_of(packet, backend) == PG_BACKEND_READY;
+		return !pg_has_ended(flow) && pg_backend_of(packet->slot) == PG_BACKEND_READY;
 	return view->epoch == epoch || pg_protocol(packet) == PG_IPPROTO_TCP ||
-	       pg_backend_of(packet, backend) != 0;
+	       pg_backend_of(packet->slot) != 0;
 }
