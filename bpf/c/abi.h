@@ -10,7 +10,7 @@
 
 #include <linux/types.h>
 
-#define PG_ABI_VERSION 1
+#define PG_ABI_VERSION 2
 
 #pragma clang diagnostic push
 #pragma clang diagnostic error "-Wpadded"

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of all layouts here, part of the pin path.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 /// Addresses per family that a registration holds.
 pub const ENDPOINT_ADDRS: usize = 4;
 /// Added to a direction in policy keys: "some port of this protocol".
