@@ -10,8 +10,9 @@ use podgate_bpf::handshake::{EndpointRef, MAX_LINE, Request, Response};
 use podgate_policy::compile::EndpointId;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
+use crate::listen::{CNI_CONNECTIONS, accept_unix};
 use crate::view::Shared;
 use crate::writer::{Handle, Message};
 
@@ -35,18 +36,14 @@ pub struct CniServer {
 impl CniServer {
     /// Serves until the task is dropped.
     pub async fn serve(self, listener: UnixListener) {
+        let places = Arc::new(Semaphore::new(CNI_CONNECTIONS));
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let server = self.clone();
-                    tokio::spawn(async move { server.talk(stream).await });
-                }
-                Err(error) => {
-                    // out of file descriptors, most likely: do not spin
-                    tracing::warn!(%error, "cannot accept a plugin's connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
+            let (stream, place) = accept_unix(&listener, &places).await;
+            let server = self.clone();
+            tokio::spawn(async move {
+                server.talk(stream).await;
+                drop(place);
+            });
         }
     }
 
@@ -59,9 +56,11 @@ impl CniServer {
         };
         match serde_json::to_string(&response) {
             Ok(line) => {
-                if let Err(error) = stream.write_all(format!("{line}\n").as_bytes()).await {
+                let line = format!("{line}\n");
+                let written = tokio::time::timeout(PATIENCE, stream.write_all(line.as_bytes()));
+                if !written.await.is_ok_and(|written| written.is_ok()) {
                     // the plugin gave up waiting; the pod is programmed all the same
-                    tracing::debug!(%error, "a plugin did not wait for its answer");
+                    tracing::debug!("a plugin did not wait for its answer");
                 }
             }
             Err(error) => tracing::error!(%error, "cannot write an answer to a plugin"),

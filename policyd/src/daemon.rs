@@ -13,6 +13,7 @@ use podgate_bpf::loader::Sizes;
 use podgate_bpf::{Gate, PinRoot};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::adopt::{Adopter, Places};
@@ -20,6 +21,7 @@ use crate::api::Api;
 use crate::args::{Events, MetricsAddr, Run, Server};
 use crate::cni::CniServer;
 use crate::events;
+use crate::listen::{API_STREAMS, descriptors};
 use crate::metrics::{self, Metrics};
 use crate::reconcile::Reconciler;
 use crate::report::Reporter;
@@ -111,6 +113,7 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         log: _,
     } = args;
     let stop = stop_signal()?;
+    descriptors::raise();
     let node = node_name.map_or_else(host_name, Ok)?;
     let root = PinRoot::new(bpf_root);
     let gate = Arc::new(Gate::open_current(&root, &Sizes::from(&sizes))?);
@@ -151,7 +154,8 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         let fault = |source| RunError::Metrics { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(fault)?;
         parts.spawn(async move {
-            format!("the metrics' server ended: {:?}", metrics.serve(listener).await)
+            metrics.serve(listener).await;
+            "the metrics' server ended".to_owned()
         });
     }
     let cni = socket::listen(&cni_socket)?;
@@ -165,8 +169,12 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         "the plugin's server ended".to_owned()
     });
     let listener = socket::listen(&api_socket)?;
-    let api = Api { shared: shared.clone(), writer: handle, local, listeners };
-    parts.spawn(async move { format!("the API's server ended: {:?}", api.serve(listener).await) });
+    let streams = Arc::new(Semaphore::new(API_STREAMS));
+    let api = Api { shared: shared.clone(), writer: handle, local, listeners, streams };
+    parts.spawn(async move {
+        api.serve(listener).await;
+        "the API's server ended".to_owned()
+    });
     parts.spawn(async move {
         reconciler.run().await;
         "the reconciler ended".to_owned()

@@ -20,6 +20,7 @@ pub mod encode;
 pub mod events;
 pub mod install;
 pub mod lab;
+pub mod listen;
 pub mod logging;
 pub mod metrics;
 pub mod reconcile;

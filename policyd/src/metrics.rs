@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
@@ -21,14 +21,18 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::api::{count_endpoints, count_entries, count_objects};
+use crate::listen::{self, Limits, METRICS_FROM_NODE, METRICS_FROM_ONE, METRICS_FROM_OTHERS, Room};
 use crate::sources::kubernetes;
 use crate::view::Shared;
 use crate::writer::Handle;
 
 /// How long a health check waits for the writer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long its answer counts.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// Serves /metrics, /healthz and /readyz.
 #[derive(Clone)]
@@ -36,7 +40,15 @@ pub struct Metrics {
     registry: Arc<Registry>,
     shared: Arc<Shared>,
     writer: Handle,
+    room: Room,
+    /// One scrape is written at a time: it reads maps of all CPUs, and the plugin's socket shares our threads.
+    scrapes: Arc<Semaphore>,
+    /// The last answer of the writer. Each look has it publish its state: clients that ask often share one.
+    looked: Arc<Mutex<Option<Look>>>,
 }
+
+/// When the writer was asked, and what is wrong.
+type Look = (Instant, Result<(), &'static str>);
 
 impl Metrics {
     /// Metrics of this node. `reattached` counts gates attached again; `commits` is [`durations`].
@@ -55,18 +67,23 @@ impl Metrics {
             Unit::Seconds,
             commits,
         );
-        registry.register_collector(Box::new(AtScrape { shared: shared.clone(), reattached }));
-        Self { registry: Arc::new(registry), shared, writer }
+        let room = Room::new(METRICS_FROM_NODE, METRICS_FROM_OTHERS, METRICS_FROM_ONE);
+        let at_scrape = AtScrape { shared: shared.clone(), reattached, room: room.clone() };
+        registry.register_collector(Box::new(at_scrape));
+        let scrapes = Arc::new(Semaphore::new(1));
+        let looked = Arc::default();
+        Self { registry: Arc::new(registry), shared, writer, room, scrapes, looked }
     }
 
     /// Serves until the task is dropped.
-    pub async fn serve(self, listener: TcpListener) -> std::io::Result<()> {
+    pub async fn serve(self, listener: TcpListener) {
+        let room = self.room.clone();
         let router = Router::new()
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
             .with_state(self);
-        axum::serve(listener, router).await
+        listen::serve_tcp(listener, room, router, Limits::METRICS).await;
     }
 }
 
@@ -76,13 +93,18 @@ pub fn durations() -> Histogram {
 }
 
 async fn metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
-    let mut text = String::new();
-    match encode(&mut text, &metrics.registry) {
-        Ok(()) => {
+    let _turn = metrics.scrapes.acquire().await;
+    let registry = metrics.registry.clone();
+    let encoded = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        encode(&mut text, &registry).map(|()| text)
+    });
+    match encoded.await {
+        Ok(Ok(text)) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text)
         }
-        Err(_) => {
+        Ok(Err(_)) | Err(_) => {
             let text =
                 "encode metrics: cannot read the kernel's counters, see the log\n".to_owned();
             (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], text)
@@ -92,10 +114,22 @@ async fn metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
 
 /// Whether the writer still does its work; if not, a restart helps and costs no packet.
 async fn healthz(State(metrics): State<Metrics>) -> (StatusCode, &'static str) {
-    match tokio::time::timeout(PATIENCE, metrics.writer.settled()).await {
-        Ok(Ok(())) => (StatusCode::OK, "ok\n"),
-        Ok(Err(_)) => (StatusCode::SERVICE_UNAVAILABLE, "the writer has stopped\n"),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the writer has not answered for 5 s\n"),
+    let mut looked = metrics.looked.lock().await;
+    let health = match *looked {
+        Some((at, health)) if at.elapsed() < FRESH => health,
+        _ => {
+            let health = match tokio::time::timeout(PATIENCE, metrics.writer.settled()).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(_)) => Err("the writer has stopped\n"),
+                Err(_) => Err("the writer has not answered for 5 s\n"),
+            };
+            *looked = Some((Instant::now(), health));
+            health
+        }
+    };
+    match health {
+        Ok(()) => (StatusCode::OK, "ok\n"),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason),
     }
 }
 
@@ -110,6 +144,7 @@ async fn readyz(State(metrics): State<Metrics>) -> (StatusCode, String) {
 struct AtScrape {
     shared: Arc<Shared>,
     reattached: Arc<AtomicU64>,
+    room: Room,
 }
 
 impl fmt::Debug for AtScrape {
@@ -219,6 +254,12 @@ impl Collector for AtScrape {
             "commits_incomplete",
             "Commits that left something undone",
             view.commits.incomplete,
+        )?;
+        counter(
+            &mut encoder,
+            "connections_refused",
+            "Connections to the metrics port that found no place: too many at once, of all or of one address",
+            self.room.refused(),
         )?;
         counter(
             &mut encoder,

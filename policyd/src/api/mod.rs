@@ -17,8 +17,10 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::{get, put};
 use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
 
 use crate::events::Listeners;
+use crate::listen::{self, API_CONNECTIONS, Limits};
 use crate::sources::local::LocalPolicies;
 use crate::view::Shared;
 use crate::writer::Handle;
@@ -40,12 +42,14 @@ pub struct Api {
     pub local: Arc<LocalPolicies>,
     /// Verdict events.
     pub listeners: Listeners,
+    /// Places for streams of verdicts: [`crate::listen::API_STREAMS`].
+    pub streams: Arc<Semaphore>,
 }
 
 impl Api {
     /// Serves until the task is dropped.
-    pub async fn serve(self, listener: UnixListener) -> std::io::Result<()> {
-        axum::serve(listener, self.router()).await
+    pub async fn serve(self, listener: UnixListener) {
+        listen::serve_unix(listener, API_CONNECTIONS, self.router(), Limits::API).await;
     }
 
     fn router(self) -> Router {

@@ -58,9 +58,8 @@ pub struct Cli {
     /// Draw with ASCII only; also when the locale is not UTF-8
     #[arg(long, global = true)]
     ascii: bool,
-    /// policyd's API socket
-    #[arg(long, global = true, env = "PODGATE_API_SOCKET", default_value = online::SOCKET)]
-    socket: PathBuf,
+    #[command(flatten)]
+    server: online::Server,
     #[command(subcommand)]
     command: Command,
 }
@@ -253,33 +252,33 @@ fn called_as(program: Option<OsString>) -> &'static str {
 
 impl Cli {
     fn run(self, name: &str) -> Result<ExitCode, Failure> {
-        let Self { output, color, ascii, socket, command } = self;
+        let Self { output, color, ascii, server, command } = self;
         let printer = Printer::new(output, color, ascii);
         let ended = match command {
             Command::Explain(explain) => match &explain.manifests {
                 Some(dir) => offline::explain(&printer, dir, &explain)?,
-                None => online::explain(&printer, &socket, &explain)?,
+                None => online::explain(&printer, &server, &explain)?,
             },
             Command::Matrix { manifests, ports } => offline::matrix(&printer, &manifests, &ports)?,
             Command::Check { manifests, probes } => offline::check(&printer, &manifests, &probes)?,
             // its own exit status: two processes, and the inner one prints
             Command::Lab(options) => return Ok(ExitCode::from(lab::run(&printer, &options)?)),
-            Command::Status => online::status(&printer, &socket)?,
+            Command::Status => online::status(&printer, &server)?,
             Command::Endpoints { namespace } => {
-                online::endpoints(&printer, &socket, namespace.as_deref())?
+                online::endpoints(&printer, &server, namespace.as_deref())?
             }
             Command::Services { namespace } => {
-                online::services(&printer, &socket, namespace.as_deref())?
+                online::services(&printer, &server, namespace.as_deref())?
             }
-            Command::Rules { pod } => online::rules(&printer, &socket, &pod)?,
-            Command::Observe(observe) => online::observe(&printer, &socket, &observe)?,
-            Command::Top { every } => online::top(&printer, &socket, every)?,
-            Command::Apply { file } => online::apply(&printer, &socket, &file)?,
+            Command::Rules { pod } => online::rules(&printer, &server, &pod)?,
+            Command::Observe(observe) => online::observe(&printer, &server, &observe)?,
+            Command::Top { every } => online::top(&printer, &server, every)?,
+            Command::Apply { file } => online::apply(&printer, &server, &file)?,
             Command::Delete(Delete { file, policy }) => {
-                online::delete(&printer, &socket, file.as_deref(), policy.as_deref())?
+                online::delete(&printer, &server, file.as_deref(), policy.as_deref())?
             }
-            Command::Policies => online::policies(&printer, &socket)?,
-            Command::Enforcement { mode } => online::enforcement(&printer, &socket, mode)?,
+            Command::Policies => online::policies(&printer, &server)?,
+            Command::Enforcement { mode } => online::enforcement(&printer, &server, mode)?,
             Command::Completion { shell } => {
                 let binary = if name == "podgatectl" { name } else { "kubectl-podgate" };
                 clap_complete::generate(shell, &mut Self::command(), binary, &mut io::stdout());

@@ -13,6 +13,7 @@ mod degraded;
 mod flows;
 mod kill;
 mod limits;
+mod listeners;
 mod node;
 mod programming;
 mod reconcile;

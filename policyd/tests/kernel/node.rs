@@ -131,9 +131,11 @@ impl Node {
             .args(["--cni-socket".as_ref(), self.path("cni.sock").as_os_str()])
             .args(["--api-socket".as_ref(), self.path("api.sock").as_os_str()])
             .args(["--state-dir".as_ref(), self.path("state").as_os_str()])
-            .args(["--metrics-addr", "127.0.0.1:9898", "--node-name", "n1", "--log-level", "debug"])
+            .args(["--node-name", "n1", "--log-level", "debug"])
             .args(more)
             .env_clear()
+            // an option wins over a variable
+            .env("PODGATE_METRICS_ADDR", "127.0.0.1:9898")
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -209,6 +211,22 @@ impl Node {
         let (status, body) = self.http("GET", path, "");
         assert_eq!(status, 200, "GET {path}: {body}");
         body
+    }
+
+    /// What `podgatectl` prints of this node.
+    pub(crate) fn podgatectl(&self, arguments: &[&str]) -> Result<String, String> {
+        let run = Command::new(env!("CARGO_BIN_EXE_podgatectl"))
+            .arg("--socket")
+            .arg(self.path("api.sock"))
+            .args(arguments)
+            .env_clear()
+            .output();
+        let output = run.expect("run podgatectl");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(text(&output.stderr)),
+        }
     }
 
     /// The registrations by their pods.
@@ -291,6 +309,11 @@ impl Policyd {
 
     pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
+    }
+
+    /// How many descriptors it has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
     /// SIGKILL, and its end.

@@ -1,14 +1,13 @@
 //! `status`, `endpoints`, `rules` and `explain`.
 
 use std::fmt::Write;
-use std::path::Path;
 
 use comfy_table::{Cell, Color};
 use hyper::Method;
 use podgate_policy::compile::Transport;
 use podgate_policy::explain::Verdict;
 
-use super::client::{Client, decode};
+use super::client::{Client, Server, decode};
 use crate::api::types::{
     Endpoint, EndpointDetail, EndpointState, Enforcement, Explanation, Isolation, PeerSet,
     SourceStatus, Status,
@@ -19,9 +18,9 @@ use crate::ctl::{End, Ended, Failure, Format, Printer};
 /// Class members that one line of `rules` names.
 const NAMED: usize = 4;
 
-pub(in crate::ctl) fn status(printer: &Printer, socket: &Path) -> Result<Ended, Failure> {
+pub(in crate::ctl) fn status(printer: &Printer, server: &Server) -> Result<Ended, Failure> {
     let path = "/v1/status";
-    let answer = Client::new(socket)?.ask(Method::GET, path, None)?;
+    let answer = Client::new(server)?.ask(Method::GET, path, None)?;
     if printer.format == Format::Json {
         printer.print(&String::from_utf8_lossy(&answer))?;
         return Ok(Ended::Fine);
@@ -98,10 +97,10 @@ fn link(source: &SourceStatus) -> String {
 
 pub(in crate::ctl) fn endpoints(
     printer: &Printer,
-    socket: &Path,
+    server: &Server,
     namespace: Option<&str>,
 ) -> Result<Ended, Failure> {
-    let client = Client::new(socket)?;
+    let client = Client::new(server)?;
     let mut endpoints = client.get::<Vec<Endpoint>>("/v1/endpoints")?;
     endpoints.retain(|endpoint| namespace.is_none_or(|wanted| endpoint.namespace == wanted));
     if printer.format == Format::Json {
@@ -169,12 +168,16 @@ fn isolation(isolation: &Isolation) -> String {
     }
 }
 
-pub(in crate::ctl) fn rules(printer: &Printer, socket: &Path, pod: &End) -> Result<Ended, Failure> {
+pub(in crate::ctl) fn rules(
+    printer: &Printer,
+    server: &Server,
+    pod: &End,
+) -> Result<Ended, Failure> {
     let End::Pod(key) = pod else {
         return Err(Failure(format!("show rules of {pod}: must be a pod, as namespace/name")));
     };
     let path = format!("/v1/endpoints/{}/{}", key.namespace, key.name);
-    let answer = Client::new(socket)?.ask(Method::GET, &path, None)?;
+    let answer = Client::new(server)?.ask(Method::GET, &path, None)?;
     if printer.format == Format::Json {
         printer.print(&String::from_utf8_lossy(&answer))?;
         return Ok(Ended::Fine);
@@ -223,7 +226,7 @@ pub(super) fn peers(peers: &PeerSet) -> String {
 
 pub(in crate::ctl) fn explain(
     printer: &Printer,
-    socket: &Path,
+    server: &Server,
     asked: &Explain,
 ) -> Result<Ended, Failure> {
     for end in [&asked.from, &asked.to] {
@@ -239,7 +242,7 @@ pub(in crate::ctl) fn explain(
     };
     // names of pods and addresses hold nothing that a query must escape
     let path = format!("/v1/explain?from={}&to={}&{transport}", asked.from, asked.to);
-    let answer = Client::new(socket)?.ask(Method::GET, &path, None)?;
+    let answer = Client::new(server)?.ask(Method::GET, &path, None)?;
     let explanation = decode::<Explanation>("/v1/explain", &answer)?;
     if printer.format == Format::Json {
         printer.print(&String::from_utf8_lossy(&answer))?;

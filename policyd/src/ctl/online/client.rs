@@ -1,8 +1,10 @@
 //! HTTP over policyd's unix socket.
 
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::time::Duration;
 
+use clap::Args;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode, client::conn::http1, header};
@@ -10,14 +12,29 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::api::types::ApiError;
 use crate::ctl::Failure;
 
+/// How often to try again while policyd takes no more connections.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+
+/// Where policyd is, and how long it may take.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Server {
+    /// policyd's API socket
+    #[arg(long, global = true, env = "PODGATE_API_SOCKET", default_value = super::SOCKET)]
+    socket: PathBuf,
+    /// Give up when policyd has not answered for so many seconds; a stream, once begun, has no limit
+    #[arg(long, global = true, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+}
+
 /// Talks to one policyd, one request at a time.
 #[derive(Debug)]
 pub(super) struct Client {
-    socket: PathBuf,
+    server: Server,
     runtime: runtime::Runtime,
 }
 
@@ -25,12 +42,12 @@ pub(super) struct Client {
 type Answer = Result<(StatusCode, Bytes), Failure>;
 
 impl Client {
-    pub(super) fn new(socket: &Path) -> Result<Self, Failure> {
+    pub(super) fn new(server: &Server) -> Result<Self, Failure> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|e| Failure(format!("start a runtime: {e}")))?;
-        Ok(Self { socket: socket.to_path_buf(), runtime })
+        Ok(Self { server: server.clone(), runtime })
     }
 
     /// GET, as the type that the answer has.
@@ -50,20 +67,29 @@ impl Client {
         if status.is_success() {
             return Ok(answer);
         }
-        // its own words name the object and the field already
-        let told = match serde_json::from_slice::<ApiError>(&answer) {
-            Ok(ApiError { error, .. }) => error,
-            Err(_) => format!("{what}: {status}: {}", String::from_utf8_lossy(&answer).trim()),
-        };
-        Err(Failure(told))
+        Err(refused(&what, status, &answer))
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Option<String>) -> Answer {
-        let response = self.send(method, path, body).await?;
+        let deadline = self.deadline();
+        let response = self.send(method, path, body, deadline).await?;
         let status = response.status();
-        let body = response.into_body().collect().await;
+        let body = timeout_at(deadline, response.into_body().collect()).await;
+        let body = body.map_err(|_| self.late())?;
         let body = body.map_err(|e| Failure(format!("read the answer of policyd: {e}")))?;
         Ok((status, body.to_bytes()))
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + Duration::from_secs(self.server.timeout)
+    }
+
+    fn late(&self) -> Failure {
+        Failure(format!(
+            "ask policyd on {}: no answer within {} s: see its log, or give it longer with --timeout",
+            self.server.socket.display(),
+            self.server.timeout
+        ))
     }
 
     /// Hands over each line of an answer that does not end by itself, until `take` says stop.
@@ -73,9 +99,13 @@ impl Client {
         mut take: impl FnMut(&str) -> Result<bool, Failure>,
     ) -> Result<(), Failure> {
         self.runtime.block_on(async {
-            let mut response = self.send(Method::GET, path, None).await?;
+            let deadline = self.deadline();
+            let mut response = self.send(Method::GET, path, None, deadline).await?;
             if !response.status().is_success() {
-                return Err(Failure(format!("get {path}: {}", response.status())));
+                let status = response.status();
+                let answer = timeout_at(deadline, response.into_body().collect()).await;
+                let answer = answer.ok().and_then(Result::ok).unwrap_or_default().to_bytes();
+                return Err(refused(&format!("get {path}"), status, &answer));
             }
             let mut pending = Vec::new();
             while let Some(frame) = response.frame().await {
@@ -97,9 +127,11 @@ impl Client {
         method: Method,
         path: &str,
         body: Option<String>,
+        deadline: Instant,
     ) -> Result<Response<Incoming>, Failure> {
-        let socket = self.socket.display();
-        let stream = UnixStream::connect(&self.socket).await.map_err(|e| {
+        let socket = self.server.socket.display();
+        let connected = timeout_at(deadline, self.connect()).await;
+        let stream = connected.map_err(|_| self.late())?.map_err(|e| {
             Failure(match e.kind() {
                 ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
                     "connect to {socket}: {e}: is policyd running on this node? (offline, give --manifests DIR)"
@@ -120,8 +152,27 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body.unwrap_or_default())))
             .map_err(|e| failed(&e))?;
-        sender.send_request(request).await.map_err(|e| failed(&e))
+        let answered = timeout_at(deadline, sender.send_request(request)).await;
+        answered.map_err(|_| self.late())?.map_err(|e| failed(&e))
     }
+
+    /// Where the backlog is full the kernel says so at once, and a place in it may come free.
+    async fn connect(&self) -> io::Result<UnixStream> {
+        loop {
+            match UnixStream::connect(&self.server.socket).await {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(TRY_AGAIN).await,
+                connected => return connected,
+            }
+        }
+    }
+}
+
+/// policyd's own words name the object and the field already.
+fn refused(what: &str, status: StatusCode, answer: &[u8]) -> Failure {
+    Failure(match serde_json::from_slice::<ApiError>(answer) {
+        Ok(ApiError { error, .. }) => error,
+        Err(_) => format!("{what}: {status}: {}", String::from_utf8_lossy(answer).trim()),
+    })
 }
 
 /// Reads an answer; a policyd of another version may not speak the same.

@@ -1,11 +1,10 @@
 //! `top`: which rules let how many new flows pass.
 
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use super::ask::{json, name, peers};
-use super::client::Client;
+use super::client::{Client, Server};
 use crate::api::types::{Endpoint, EndpointDetail};
 use crate::ctl::{Ended, Failure, Format, Printer};
 
@@ -14,10 +13,10 @@ const LINES: usize = 30;
 
 pub(in crate::ctl) fn top(
     printer: &Printer,
-    socket: &Path,
+    server: &Server,
     every: Option<u64>,
 ) -> Result<Ended, Failure> {
-    let client = Client::new(socket)?;
+    let client = Client::new(server)?;
     loop {
         let busiest = busiest(&client)?;
         match printer.format {

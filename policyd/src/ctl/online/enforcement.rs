@@ -1,18 +1,16 @@
 //! `enforcement on|audit|off`.
 
-use std::path::Path;
-
 use hyper::Method;
 
 use super::ask::json;
-use super::client::{Client, decode};
+use super::client::{Client, Server, decode};
 use crate::api::types::{Enforcement as Mode, EnforcementMode};
 use crate::ctl::cli::Enforcement;
 use crate::ctl::{Ended, Failure, Format, Printer};
 
 pub(in crate::ctl) fn enforcement(
     printer: &Printer,
-    socket: &Path,
+    server: &Server,
     mode: Enforcement,
 ) -> Result<Ended, Failure> {
     let mode = match mode {
@@ -22,7 +20,7 @@ pub(in crate::ctl) fn enforcement(
     };
     let path = "/v1/enforcement";
     let body = json(&EnforcementMode { mode })?;
-    let answer = Client::new(socket)?.ask(Method::PUT, path, Some(body))?;
+    let answer = Client::new(server)?.ask(Method::PUT, path, Some(body))?;
     let text = match (printer.format, decode::<EnforcementMode>(path, &answer)?.mode) {
         (Format::Json, _) => String::from_utf8_lossy(&answer).into_owned(),
         (Format::Table, Mode::Enforce) => "enforcement is on: denied packets are dropped".into(),

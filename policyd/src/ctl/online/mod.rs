@@ -9,6 +9,7 @@ mod policies;
 mod services;
 
 pub(super) use ask::{endpoints, explain, rules, status};
+pub(super) use client::Server;
 pub(super) use counters::top;
 pub(super) use enforcement::enforcement;
 pub(crate) use observe::Observe;

@@ -1,12 +1,11 @@
 //! `observe`: verdicts as they fall, one line each.
 
 use std::net::SocketAddr;
-use std::path::Path;
 
 use clap::Args;
 use podgate_policy::explain::Verdict;
 
-use super::client::{Client, decode};
+use super::client::{Client, Server, decode};
 use crate::api::types::{FlowEvent, FlowService};
 use crate::ctl::{End, Ended, Failure, Format, Printer, name_of};
 
@@ -26,7 +25,7 @@ pub(crate) struct Observe {
 
 pub(in crate::ctl) fn observe(
     printer: &Printer,
-    socket: &Path,
+    server: &Server,
     wanted: &Observe,
 ) -> Result<Ended, Failure> {
     let Observe { of, denied, lines } = wanted;
@@ -36,7 +35,7 @@ pub(in crate::ctl) fn observe(
         )));
     }
     let mut left = *lines;
-    Client::new(socket)?.lines("/v1/flows", |line| {
+    Client::new(server)?.lines("/v1/flows", |line| {
         if line.is_empty() {
             return Ok(true); // keep-alive
         }

@@ -7,14 +7,14 @@ use std::path::Path;
 use hyper::Method;
 use serde_json::Value;
 
-use super::client::{Client, decode};
+use super::client::{Client, Server, decode};
 use crate::api::types::{ChangeKind, Policy, PolicyChange};
 use crate::ctl::{Ended, Failure, Format, Printer};
 use crate::sources::manifest;
 
-pub(in crate::ctl) fn policies(printer: &Printer, socket: &Path) -> Result<Ended, Failure> {
+pub(in crate::ctl) fn policies(printer: &Printer, server: &Server) -> Result<Ended, Failure> {
     let path = "/v1/policies";
-    let answer = Client::new(socket)?.ask(Method::GET, path, None)?;
+    let answer = Client::new(server)?.ask(Method::GET, path, None)?;
     if printer.format == Format::Json {
         printer.print(&String::from_utf8_lossy(&answer))?;
         return Ok(Ended::Fine);
@@ -34,10 +34,10 @@ pub(in crate::ctl) fn policies(printer: &Printer, socket: &Path) -> Result<Ended
 
 pub(in crate::ctl) fn apply(
     printer: &Printer,
-    socket: &Path,
+    server: &Server,
     file: &Path,
 ) -> Result<Ended, Failure> {
-    let client = Client::new(socket)?;
+    let client = Client::new(server)?;
     for (key, body) in read(file)? {
         let path = format!("/v1/policies/{key}");
         let answer = client.ask(Method::PUT, &path, Some(body.to_string()))?;
@@ -48,7 +48,7 @@ pub(in crate::ctl) fn apply(
 
 pub(in crate::ctl) fn delete(
     printer: &Printer,
-    socket: &Path,
+    server: &Server,
     file: Option<&Path>,
     policy: Option<&str>,
 ) -> Result<Ended, Failure> {
@@ -64,7 +64,7 @@ pub(in crate::ctl) fn delete(
             _ => return Err(Failure(format!("delete policy {policy}: must be namespace/name"))),
         }
     }
-    let client = Client::new(socket)?;
+    let client = Client::new(server)?;
     for key in keys {
         let path = format!("/v1/policies/{key}");
         let answer = client.ask(Method::DELETE, &path, None)?;

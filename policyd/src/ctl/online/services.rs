@@ -1,12 +1,11 @@
 //! `services`.
 
 use std::net::SocketAddr;
-use std::path::Path;
 
 use comfy_table::{Cell, Color};
 
 use super::ask::json;
-use super::client::Client;
+use super::client::{Client, Server};
 use crate::api::types::{ServiceEndpoint, ServiceFrontend, ServiceState};
 use crate::ctl::{Ended, Failure, Format, Printer};
 
@@ -15,10 +14,10 @@ const NAMED: usize = 4;
 
 pub(in crate::ctl) fn services(
     printer: &Printer,
-    socket: &Path,
+    server: &Server,
     namespace: Option<&str>,
 ) -> Result<Ended, Failure> {
-    let mut services = Client::new(socket)?.get::<Vec<ServiceFrontend>>("/v1/services")?;
+    let mut services = Client::new(server)?.get::<Vec<ServiceFrontend>>("/v1/services")?;
     services.retain(|service| namespace.is_none_or(|wanted| service.namespace == wanted));
     if printer.format == Format::Json {
         printer.print(&json(&services)?)?;
