@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use podgate_bpf::abi::{Direction, Note, Reason};
+use podgate_bpf::abi::Note;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -23,7 +23,8 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore};
 
-use crate::api::{count_endpoints, count_entries, count_objects};
+use crate::api::types::PacketCount;
+use crate::api::{count_endpoints, count_entries, count_objects, packets};
 use crate::listen::{self, Limits, METRICS_FROM_NODE, METRICS_FROM_ONE, METRICS_FROM_OTHERS, Room};
 use crate::sources::kubernetes;
 use crate::view::Shared;
@@ -276,37 +277,23 @@ impl AtScrape {
             tracing::error!(%error, "cannot read the counters");
             fmt::Error
         })?;
-        let each = || {
-            Direction::ALL
-                .iter()
-                .flat_map(|direction| Reason::ALL.iter().map(move |reason| (*direction, *reason)))
-        };
-        let labels = |direction: Direction, reason: Reason| {
-            let verdict = if reason.is_denial() { "deny" } else { "allow" };
-            [("direction", direction.name()), ("verdict", verdict), ("reason", reason.name())]
-        };
-        let mut family = encoder.encode_descriptor(
-            "packets",
-            "Packets by verdict",
-            None,
-            MetricType::Counter,
-        )?;
-        for (direction, reason) in each() {
-            let count = counters.get(direction, reason).packets;
-            let labels = labels(direction, reason);
-            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
-        }
-        let mut family = encoder.encode_descriptor(
-            "packet",
-            "Bytes of packets by verdict",
-            Some(&Unit::Bytes),
-            MetricType::Counter,
-        )?;
-        for (direction, reason) in each() {
-            let count = counters.get(direction, reason).bytes;
-            let labels = labels(direction, reason);
-            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
-        }
+        let mut each =
+            |name: &str, help: &str, unit: Option<&Unit>, of: fn(&PacketCount) -> u64| {
+                let mut family =
+                    encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
+                for count in packets(&counters) {
+                    let labels = [
+                        ("direction", count.direction.as_str()),
+                        ("verdict", count.verdict.as_str()),
+                        ("reason", count.reason.as_str()),
+                    ];
+                    ConstCounter::new(of(&count)).encode(family.encode_family(&labels)?)?;
+                }
+                Ok(())
+            };
+        each("packets", "Packets by verdict", None, |count| count.packets)?;
+        let bytes = Some(&Unit::Bytes);
+        each("packet", "Bytes of packets by verdict", bytes, |count| count.bytes)?;
         let mut family = encoder.encode_descriptor(
             "datapath_notes",
             "What the programs met that is no verdict",

@@ -29,9 +29,7 @@ pub(super) async fn get(
     let view = api.shared.view();
     let shared = api.shared.clone();
     let wanted = format!("{namespace}/{pod}");
-    let of = view.endpoints.values().filter(|endpoint| endpoint.name() == wanted);
-    let entries = of.filter_map(|endpoint| endpoint.table.as_ref()).flat_map(|t| t.entries.keys());
-    let classes: BTreeSet<Class> = entries.map(|entry| entry.class).collect();
+    let classes = classes(view.endpoints.values().filter(|endpoint| endpoint.name() == wanted));
     let members = api.writer.ask(move |answers| members(answers, &classes)).await?;
     // hit counters are read from the kernel
     let details = tokio::task::spawn_blocking(move || {
@@ -86,7 +84,14 @@ fn describe(endpoint: &EndpointView) -> Endpoint {
     }
 }
 
-fn allowed(
+/// The classes of peers that their tables speak of.
+pub(super) fn classes<'a>(endpoints: impl Iterator<Item = &'a EndpointView>) -> BTreeSet<Class> {
+    let tables = endpoints.filter_map(|endpoint| endpoint.table.as_ref());
+    tables.flat_map(|table| table.entries.keys()).map(|entry| entry.class).collect()
+}
+
+/// Everything that an endpoint's table allows, with the hits that the kernel counted.
+pub(super) fn allowed(
     shared: &Shared,
     view: &View,
     endpoint: &EndpointView,
@@ -121,9 +126,9 @@ fn rule_name(origin: Option<&RuleOrigin>, rule: RuleId) -> String {
 }
 
 /// Who is in a class, for people: the first of them, and how many there are.
-type Members = BTreeMap<Class, (Vec<String>, usize)>;
+pub(super) type Members = BTreeMap<Class, (Vec<String>, usize)>;
 
-fn members(answers: &Answers<'_>, of: &BTreeSet<Class>) -> Members {
+pub(super) fn members(answers: &Answers<'_>, of: &BTreeSet<Class>) -> Members {
     let mut members = Members::new();
     let mut add = |class: Class, name: &dyn Fn() -> String| {
         if !of.contains(&class) {

@@ -3,6 +3,7 @@
 //! Reads come from what the writer publishes; changes go to the writer and are answered once they are in force.
 
 mod answer;
+mod counters;
 mod endpoints;
 mod enforcement;
 mod explain;
@@ -26,6 +27,7 @@ use crate::view::Shared;
 use crate::writer::Handle;
 
 use answer::Refusal;
+pub(crate) use counters::packets;
 pub(crate) use status::{count_endpoints, count_entries, count_objects};
 
 /// Where policyd listens unless told otherwise.
@@ -60,6 +62,7 @@ impl Api {
             .route("/v1/policies", get(policies::list))
             .route("/v1/policies/{namespace}/{name}", put(policies::put).delete(policies::delete))
             .route("/v1/services", get(services::list))
+            .route("/v1/counters", get(counters::get))
             .route("/v1/explain", get(explain::get))
             .route("/v1/flows", get(flows::get))
             .route("/v1/enforcement", get(enforcement::get).put(enforcement::put))

@@ -1,8 +1,12 @@
 //! The JSON of the API, version 1. `podgatectl` reads with the same types that policyd writes with.
 
+mod counters;
+
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+pub use counters::{Counters, PacketCount, RuleCount};
 
 /// Why a request was refused; the body of every answer that is not 2xx.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -129,10 +129,18 @@ policies which select it speak of, or on 80/TCP.")]
     Lab(lab::Options),
     /// Watch verdicts as they fall
     Observe(online::Observe),
-    /// Show counters: packets by direction, verdict and reason
+    /// Show counters: packets by direction, verdict and reason, and new flows by the rule that allowed them
+    #[command(after_help = "\
+Packets are counted since the kernel's maps were made, also while policyd does not run; those that a denial let pass
+(enforcement audit or off) under deny. New flows are counted since the pod's table was written; packets of
+a flow that is known count as reason \"flow\" only.
+
+Examples:
+  podgatectl top
+  podgatectl top --every 5")]
     Top {
-        /// Print again every so many seconds
-        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        /// Print again every so many seconds, with what was counted per second in between
+        #[arg(long, visible_alias = "watch", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
         every: Option<u64>,
     },
     /// Give this node local policies

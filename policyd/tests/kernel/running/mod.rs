@@ -4,6 +4,7 @@
 mod late;
 mod life;
 mod pods;
+mod top;
 mod wire;
 
 use std::process::Command;
