@@ -30,6 +30,7 @@ use crate::sources::dir::DirSource;
 use crate::sources::kubernetes::{self, ConnectError, Health, KubernetesSource, Pacing};
 use crate::sources::local::{LOCAL_SOURCE, LocalError, LocalPolicies};
 use crate::sources::{Rank, SourceSpec};
+use crate::ungated::Lookout;
 use crate::view::Shared;
 use crate::writer::{Message, StartError, Writer};
 
@@ -148,6 +149,9 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         places: Places { cni_cache: adopt.cni_cache, netns: adopt.netns_dirs },
         anti_spoofing: adopt.adopt_anti_spoofing,
     });
+    if adopter.is_none() {
+        shared.set_lookout(Lookout::off());
+    }
     if let MetricsAddr::At(addr) = metrics_addr {
         let reattached = reconciler.reattached.clone();
         let metrics = Metrics::new(shared.clone(), handle.clone(), reattached, durations);

@@ -28,5 +28,6 @@ pub mod report;
 pub mod socket;
 pub mod sources;
 pub mod sync;
+pub mod ungated;
 pub mod view;
 pub mod writer;

@@ -27,6 +27,7 @@ use crate::api::types::PacketCount;
 use crate::api::{count_endpoints, count_entries, count_objects, packets};
 use crate::listen::{self, Limits, METRICS_FROM_NODE, METRICS_FROM_ONE, METRICS_FROM_OTHERS, Room};
 use crate::sources::kubernetes;
+use crate::ungated::Gating;
 use crate::view::Shared;
 use crate::writer::Handle;
 
@@ -135,11 +136,13 @@ async fn healthz(State(metrics): State<Metrics>) -> (StatusCode, &'static str) {
 }
 
 async fn readyz(State(metrics): State<Metrics>) -> (StatusCode, String) {
-    let view = metrics.shared.view();
-    match view.ready {
-        true => (StatusCode::OK, "ok\n".to_owned()),
-        false => (StatusCode::SERVICE_UNAVAILABLE, view.problems().join("\n") + "\n"),
+    let Gating { view, unenforced, ready } = metrics.shared.gating();
+    if ready {
+        return (StatusCode::OK, "ok\n".to_owned());
     }
+    let mut reasons = view.problems();
+    reasons.extend(unenforced.into_iter().map(|each| format!("{}: {}", each.pod, each.reason)));
+    (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n")
 }
 
 struct AtScrape {
@@ -156,7 +159,7 @@ impl fmt::Debug for AtScrape {
 
 impl Collector for AtScrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let view = self.shared.view();
+        let Gating { view, unenforced, ready } = self.shared.gating();
         let objects = count_objects(&self.shared);
         let endpoints = count_endpoints(&view);
         let entries = count_entries(&view);
@@ -235,13 +238,13 @@ impl Collector for AtScrape {
             &mut encoder,
             "local_pods_unenforced",
             "Pods of this node that no gate stands at",
-            i64::try_from(self.shared.unenforced().len()).unwrap_or(i64::MAX),
+            i64::try_from(unenforced.len()).unwrap_or(i64::MAX),
         )?;
         one_gauge(
             &mut encoder,
             "ready",
-            "Whether the sources' policies are in force",
-            view.ready.into(),
+            "Whether the sources' policies are in force, for every pod that ran before too unless it is known why not",
+            ready.into(),
         )?;
         one_gauge(
             &mut encoder,

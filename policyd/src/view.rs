@@ -11,12 +11,12 @@ use podgate_bpf::maps::Registration;
 use podgate_policy::compile::{EndpointId, Table};
 use podgate_policy::engine::RuleNames;
 use podgate_policy::index::Index;
-use podgate_policy::model::ObjectKey;
 
 use crate::report::Reported;
 use crate::sources::SourceState;
 use crate::sources::kubernetes::Health;
 use crate::sync::services::{Counts, ServiceMode};
+use crate::ungated::Lookout;
 
 /// Shared by the writer, which fills it, and its readers.
 #[derive(Debug)]
@@ -30,20 +30,11 @@ pub struct Shared {
     /// When policyd started.
     pub started: Instant,
     view: ArcSwap<View>,
-    unenforced: ArcSwap<Vec<Unenforced>>,
+    lookout: ArcSwap<Lookout>,
     index: RwLock<Index>,
     servers: Mutex<Vec<Arc<Health>>>,
     /// What became of the events that were sent to an API server.
     pub reports: Arc<Reported>,
-}
-
-/// A pod of this node that no gate stands at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unenforced {
-    /// Which.
-    pub pod: ObjectKey,
-    /// Why not.
-    pub reason: String,
 }
 
 /// The state after a commit.
@@ -127,12 +118,12 @@ impl Shared {
     pub fn new(gate: Arc<Gate>, node: String, services: ServiceMode) -> Self {
         Self {
             gate,
+            index: RwLock::new(Index::of_node(&node)),
             node,
             services,
             started: Instant::now(),
             view: ArcSwap::default(),
-            unenforced: ArcSwap::default(),
-            index: RwLock::new(Index::new()),
+            lookout: ArcSwap::default(),
             servers: Mutex::default(),
             reports: Arc::default(),
         }
@@ -143,13 +134,13 @@ impl Shared {
         self.view.load_full()
     }
 
-    /// The pods of this node that no gate stands at, as of the last look; sorted.
-    pub fn unenforced(&self) -> Arc<Vec<Unenforced>> {
-        self.unenforced.load_full()
+    /// What adoption found when it last looked.
+    pub(crate) fn lookout(&self) -> Arc<Lookout> {
+        self.lookout.load_full()
     }
 
-    pub(crate) fn set_unenforced(&self, unenforced: Vec<Unenforced>) {
-        self.unenforced.store(Arc::new(unenforced));
+    pub(crate) fn set_lookout(&self, lookout: Lookout) {
+        self.lookout.store(Arc::new(lookout));
     }
 
     pub(crate) fn publish(&self, view: View) {

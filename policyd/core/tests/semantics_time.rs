@@ -8,7 +8,7 @@ use cluster::{Cluster, STRANGER, key, pod_object};
 use podgate_policy::compile::{Endpoint, EndpointId};
 use podgate_policy::engine::Engine;
 use podgate_policy::index::{Change, Index};
-use podgate_policy::model::Direction;
+use podgate_policy::model::{Direction, ObjectKey, Pod, PodLife};
 use serde_json::{Value, json};
 
 const SHARED: &str = "10.0.0.50";
@@ -199,4 +199,45 @@ fn a_static_pods_mirror_is_known_by_the_uid_the_runtime_knows() {
     cluster.object(&pod_object("shop/static", &[], json!({"app": "web"}), mirror));
     cluster.interface("shop/static", "hash", &[SHARED]);
     assert!(!cluster.ingress("shop/static", STRANGER, "80/TCP"));
+}
+
+/// Those of the index's own node that own addresses, at each moment.
+#[test]
+fn an_index_knows_the_pods_of_its_node() {
+    let pod = |name: &str, node: Option<&str>, addresses: &[&str]| Pod {
+        key: ObjectKey::new("shop", name),
+        uid: "".into(),
+        created: 0,
+        labels: Default::default(),
+        addresses: addresses.iter().map(|each| each.parse().unwrap()).collect(),
+        ports: Vec::new().into(),
+        life: PodLife::Live,
+        host_network: false,
+        node: node.map(Into::into),
+    };
+    let local =
+        |index: &Index| index.local_pods().map(|pod| pod.key.name.to_string()).collect::<Vec<_>>();
+    let mut index = Index::of_node("n1");
+    let here = pod("here", Some("n1"), &["10.0.0.1"]);
+    for pod in [
+        here.clone(),
+        pod("there", Some("n2"), &["10.0.0.2"]),
+        pod("nowhere", None, &["10.0.0.3"]),
+        pod("new", Some("n1"), &[]),
+        Pod { host_network: true, ..pod("host", Some("n1"), &["192.0.2.1"]) },
+    ] {
+        index.apply(Change::PodSet(pod));
+    }
+    assert_eq!(local(&index), ["here"]);
+    index.apply(Change::PodSet(pod("new", Some("n1"), &["10.0.0.4"])));
+    assert_eq!(local(&index), ["here", "new"]);
+    index.apply(Change::PodSet(Pod { life: PodLife::Finished, ..here.clone() }));
+    assert_eq!(local(&index), ["new"]);
+    index.apply(Change::PodSet(Pod { life: PodLife::Terminating, ..here }));
+    index.apply(Change::PodGone(ObjectKey::new("shop", "new")));
+    assert_eq!(local(&index), ["here"]);
+
+    let mut index = Index::new();
+    index.apply(Change::PodSet(pod("nowhere", None, &["10.0.0.3"])));
+    assert!(local(&index).is_empty(), "an index of no node");
 }

@@ -106,13 +106,6 @@ fn key_of(pod: &PodRef) -> ObjectKey {
     ObjectKey::new(pod.namespace.as_str(), pod.name.as_str())
 }
 
-/// The pods of this node that have addresses of their own: those that should have a gate.
-pub(super) fn local_pods<'a>(index: &'a Index, node: &'a str) -> impl Iterator<Item = &'a Pod> {
-    index.pods().map(|pod| &**pod).filter(move |pod| {
-        pod.node.as_deref() == Some(node) && pod.may_own_addresses() && !pod.addresses.is_empty()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;

@@ -23,15 +23,16 @@ use std::time::Duration;
 use podgate_bpf::abi::Startup;
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::maps::Registration;
-use podgate_policy::model::ObjectKey;
+use podgate_policy::model::{ObjectKey, Pod, PodLife};
 use tokio::time::Instant;
 
 pub use find::Places;
 
-use crate::view::{Shared, Unenforced};
+use crate::ungated::{Finding, Lookout, registered};
+use crate::view::Shared;
 use crate::writer::Handle;
 use find::Veth;
-use identify::{Finding, identify, local_pods};
+use identify::identify;
 
 /// How often the node's links are compared with the registry.
 const TICK: Duration = Duration::from_secs(2);
@@ -40,8 +41,10 @@ const TICK: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How soon a veth that cannot be adopted is looked at again: doubled from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(16));
-/// How often all pods are gone through for those of this node without a gate.
-const REPORT: Duration = Duration::from_secs(10);
+/// How soon after its start policyd looks whether the sources have been read.
+const SOON: Duration = Duration::from_millis(100);
+/// By then policyd is ready, whether every pod that ran before has its gate or not.
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// The task that adopts.
 #[derive(Clone, Debug)]
@@ -62,7 +65,13 @@ pub struct Adopter {
 #[derive(Debug, Default)]
 struct Ungated {
     veths: BTreeMap<u32, Candidate>,
-    reported: Option<Instant>,
+    /// Pods of this node whose veth was not found, and since when.
+    missing: BTreeMap<ObjectKey, Instant>,
+    /// Why the last look failed.
+    failed: Option<String>,
+    /// When adoption began.
+    began: Option<Instant>,
+    settled: bool,
 }
 
 #[derive(Debug)]
@@ -71,8 +80,17 @@ struct Candidate {
     since: Instant,
     due: Instant,
     delay: Duration,
-    /// Why it is not adopted, if it is a pod's.
-    reason: Option<(ObjectKey, String)>,
+    /// How it stands, if it is a pod's.
+    pod: Option<(ObjectKey, Finding)>,
+}
+
+/// How far a round is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// Pods are being gated, some of which an earlier policyd has registered.
+    Gating,
+    /// All that could be gated now are.
+    Done,
 }
 
 impl Adopter {
@@ -81,17 +99,21 @@ impl Adopter {
         let mut ungated = Ungated::default();
         loop {
             // which policy a pod has is not known before
-            if self.shared.view().ready {
+            let ready = self.shared.view().ready;
+            if ready {
                 self.round(&mut ungated).await;
             }
-            tokio::time::sleep(TICK).await;
+            tokio::time::sleep(if ready { TICK } else { SOON }).await;
         }
     }
 
     async fn round(&self, ungated: &mut Ungated) {
         let mut batch = self.begun();
         batch.extend(self.found(ungated).await);
-        let active = !batch.is_empty();
+        if !batch.is_empty() {
+            // that takes a while
+            self.report(ungated, Progress::Gating).await;
+        }
         for (registration, result) in self.gate_all(batch).await {
             let Some(pod) = key_of(&registration) else { continue };
             match result {
@@ -113,9 +135,7 @@ impl Adopter {
                 }
             }
         }
-        if active || ungated.reported.is_none_or(|at| at.elapsed() >= REPORT) {
-            self.report(ungated);
-        }
+        self.report(ungated, Progress::Done).await;
     }
 
     /// Those that an earlier policyd, or an earlier round, has begun with. What the writer published last may be late:
@@ -144,17 +164,20 @@ impl Adopter {
             let found = find::ungated(&places, &known);
             (found, known)
         });
-        let (veths, known) = match looked.await {
-            Ok((Ok(veths), known)) => (veths, known),
-            Ok((Err(error), _)) => {
-                tracing::warn!(%error, "cannot look for pods without a gate, trying again");
-                return Vec::new();
-            }
+        let looked = match looked.await {
+            Ok((Ok(veths), known)) => Ok((veths, known)),
+            Ok((Err(error), _)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        let (veths, known) = match looked {
+            Ok(looked) => looked,
             Err(error) => {
-                tracing::error!(%error, "cannot look for pods without a gate, trying again");
+                tracing::warn!(error, "cannot look for pods without a gate, trying again");
+                ungated.failed = Some(error);
                 return Vec::new();
             }
         };
+        ungated.failed = None;
         let there: BTreeSet<u32> = veths.iter().map(|veth| veth.host.index).collect();
         ungated.veths.retain(|ifindex, _| there.contains(ifindex) || known.contains(ifindex));
         veths.iter().filter_map(|veth| self.decide(veth, ungated)).collect()
@@ -164,44 +187,105 @@ impl Adopter {
         let finding = identify(veth, &self.shared.index(), &self.shared.node, self.anti_spoofing);
         let candidate = ungated.candidate(veth.host.index, &veth.host.name);
         match finding {
-            Finding::Pod { registration, settled } => {
+            identify::Finding::Pod { registration, settled } => {
+                let pending = |reason: &str| Finding::Pending(reason.to_owned());
+                let pod = key_of(&registration);
                 if settled || candidate.since.elapsed() >= PATIENCE {
+                    candidate.pod = pod.map(|pod| (pod, pending("it is being gated")));
                     return Some(registration);
                 }
+                let reason = "its runtime may be about to gate it, or to end it";
+                candidate.pod = pod.map(|pod| (pod, pending(reason)));
                 candidate.due = candidate.since + PATIENCE;
             }
-            Finding::Waits { pod, reason } => candidate.wait(Some((pod, reason))),
-            Finding::Stranger => candidate.wait(None),
+            identify::Finding::Waits { pod, reason } => candidate.wait(Some((pod, reason))),
+            identify::Finding::Stranger => candidate.wait(None),
         }
         None
     }
 
-    /// Tells who reads of the pods of this node that have no gate.
-    fn report(&self, ungated: &mut Ungated) {
-        ungated.reported = Some(Instant::now());
-        let view = self.shared.view();
-        let gated: BTreeSet<ObjectKey> = view
-            .endpoints
+    /// Publishes how the pods of this node stand that have no gate.
+    async fn report(&self, ungated: &mut Ungated, progress: Progress) {
+        let now = Instant::now();
+        let registered = registered(&self.shared.view());
+        let veths: BTreeMap<ObjectKey, Finding> = ungated
+            .veths
             .values()
-            .filter(|endpoint| endpoint.registration.startup != Startup::Watch)
-            .filter_map(|endpoint| key_of(&endpoint.registration))
+            .filter_map(|candidate| {
+                let (pod, finding) = candidate.pod.clone()?;
+                let at = |reason| format!("{reason} (at {})", candidate.host_interface);
+                Some(match finding {
+                    Finding::Ungated(reason) => (pod, Finding::Ungated(at(reason))),
+                    finding => (pod, finding),
+                })
+            })
             .collect();
-        let mut without: BTreeMap<ObjectKey, String> = {
+        let missing: Vec<Arc<Pod>> = {
             let index = self.shared.index();
-            let without = local_pods(&index, &self.shared.node);
-            without
-                .filter(|pod| !gated.contains(&pod.key))
-                .map(|pod| (pod.key.clone(), self.unseen(&pod.addresses)))
-                .collect()
+            let has_veth = |pod: &ObjectKey| registered.contains(pod) || veths.contains_key(pod);
+            index.local_pods().filter(|pod| !has_veth(&pod.key)).cloned().collect()
         };
-        let reasons = ungated.veths.values().filter_map(|candidate| {
-            let (pod, reason) = candidate.reason.clone()?;
-            Some((pod, format!("{reason} (at {})", candidate.host_interface)))
+        let keys: BTreeSet<&ObjectKey> = missing.iter().map(|pod| &pod.key).collect();
+        ungated.missing.retain(|pod, _| keys.contains(pod));
+        for pod in keys {
+            ungated.missing.entry(pod.clone()).or_insert(now);
+        }
+        let noted = self.noted(&missing).await;
+        let say = |pod: Arc<Pod>| {
+            let finding = self.missing(&pod, noted.contains(&pod.key), ungated);
+            (pod.key.clone(), finding)
+        };
+        let local = missing.into_iter().map(say).collect();
+        let mut lookout = Lookout { settled: false, local, veths, unsought: None };
+        let began = *ungated.began.get_or_insert(now);
+        let is_done = progress == Progress::Done && !lookout.is_pending();
+        if !ungated.settled && (is_done || began.elapsed() >= SETTLE) {
+            ungated.settled = true;
+            let without = lookout.without_gate();
+            if !without.is_empty() {
+                tracing::warn!(
+                    pods = without,
+                    "ready, but no gate stands at some pods: see podgatectl status"
+                );
+            }
+        }
+        lookout.settled = ungated.settled;
+        self.shared.set_lookout(lookout);
+    }
+
+    /// What there is to say of a pod of this node whose veth was not found.
+    fn missing(&self, pod: &Pod, is_noted: bool, ungated: &Ungated) -> Finding {
+        // manifests may speak of pods that nobody runs; an API server says an address only of one that runs
+        let is_told = is_noted || !self.shared.servers().is_empty();
+        if !is_told || pod.life == PodLife::Terminating && !is_noted {
+            return Finding::Absent;
+        }
+        let since = ungated.missing.get(&pod.key);
+        let is_old = since.is_some_and(|since| since.elapsed() >= PATIENCE);
+        let reason = match &ungated.failed {
+            Some(error) => format!("cannot look for its veth: {error}"),
+            None => self.unseen(&pod.addresses),
+        };
+        match (is_old, ungated.settled) {
+            (true, _) => Finding::Ungated(reason),
+            (false, false) => Finding::Pending(reason),
+            // its plugin is at work, or its runtime has just ended it
+            (false, true) => Finding::Absent,
+        }
+    }
+
+    /// The pods that libcni knows of, where that matters.
+    async fn noted(&self, missing: &[Arc<Pod>]) -> BTreeSet<ObjectKey> {
+        if missing.is_empty() {
+            return BTreeSet::new();
+        }
+        let dir = self.places.cni_cache.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let pods = cache::read(&dir).into_iter().filter_map(|attachment| attachment.pod);
+            pods.map(|pod| ObjectKey::new(pod.namespace.as_str(), pod.name.as_str())).collect()
         });
-        without.extend(reasons.filter(|(pod, _)| !gated.contains(pod)));
-        let unenforced =
-            without.into_iter().map(|(pod, reason)| Unenforced { pod, reason }).collect();
-        self.shared.set_unenforced(unenforced);
+        // only by a panic, of which the log tells
+        read.await.unwrap_or_default()
     }
 
     fn unseen(&self, addresses: &[std::net::IpAddr]) -> String {
@@ -222,7 +306,7 @@ impl Ungated {
             since: now,
             due: now,
             delay: RETRY.0,
-            reason: None,
+            pod: None,
         });
         if candidate.host_interface != host_interface {
             // the number is another's by now
@@ -231,7 +315,7 @@ impl Ungated {
                 since: now,
                 due: now,
                 delay: RETRY.0,
-                reason: None,
+                pod: None,
             };
         }
         candidate
@@ -239,8 +323,8 @@ impl Ungated {
 }
 
 impl Candidate {
-    fn wait(&mut self, reason: Option<(ObjectKey, String)>) {
-        self.reason = reason;
+    fn wait(&mut self, pod: Option<(ObjectKey, String)>) {
+        self.pod = pod.map(|(pod, reason)| (pod, Finding::Ungated(reason)));
         self.due = Instant::now() + self.delay;
         self.delay = (self.delay * 2).min(RETRY.1);
     }

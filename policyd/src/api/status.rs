@@ -13,7 +13,8 @@ use super::types::{
 };
 use crate::sources::SourceState;
 use crate::sources::kubernetes::{Health, Link};
-use crate::view::{EndpointState, Shared, Unenforced, View};
+use crate::ungated::{Gating, Stage, Unenforced};
+use crate::view::{EndpointState, Shared, View};
 
 impl From<Mode> for Enforcement {
     fn from(mode: Mode) -> Self {
@@ -25,9 +26,9 @@ impl From<Mode> for Enforcement {
     }
 }
 
-impl From<&Unenforced> for UnenforcedPod {
-    fn from(unenforced: &Unenforced) -> Self {
-        Self { pod: unenforced.pod.to_string(), reason: unenforced.reason.clone() }
+impl From<Unenforced> for UnenforcedPod {
+    fn from(unenforced: Unenforced) -> Self {
+        Self { pod: unenforced.pod.to_string(), reason: unenforced.reason }
     }
 }
 
@@ -81,9 +82,22 @@ fn watches(server: Option<&Arc<Health>>) -> Vec<WatchStatus> {
 }
 
 pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
-    let view = api.shared.view();
+    let Gating { view, unenforced, ready } = api.shared.gating();
     let control = api.shared.gate.maps.control();
     let servers = api.shared.servers();
+    let (pending, ungated): (Vec<_>, Vec<_>) =
+        unenforced.into_iter().partition(|pod| pod.stage == Stage::Pending);
+    let mut endpoints = count_endpoints(&view);
+    endpoints.pending += pending.len();
+    endpoints.ungated = ungated.len();
+    let mut pending: Vec<_> = pending.into_iter().map(UnenforcedPod::from).collect();
+    pending.extend(view.endpoints.values().filter_map(|endpoint| match &endpoint.state {
+        EndpointState::Pending(reason) => {
+            Some(UnenforcedPod { pod: endpoint.name(), reason: reason.clone() })
+        }
+        _ => None,
+    }));
+    pending.sort_by(|a, b| a.pod.cmp(&b.pod));
     let source = |state: &SourceState| SourceStatus {
         name: state.name.clone(),
         synced: state.synced,
@@ -94,14 +108,15 @@ pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
     Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: api.shared.node.clone(),
-        ready: view.ready,
+        ready,
         problems: view.problems(),
-        unenforced: api.shared.unenforced().iter().map(UnenforcedPod::from).collect(),
+        pending,
+        unenforced: ungated.into_iter().map(UnenforcedPod::from).collect(),
         enforcement: control.mode().into(),
         epoch: control.epoch(),
         uptime: api.shared.started.elapsed().as_secs(),
         sources: view.sources.iter().map(source).collect(),
-        endpoints: count_endpoints(&view),
+        endpoints,
         objects: count_objects(&api.shared),
         services: ServiceCounts {
             frontends: view.services.frontends,

@@ -46,7 +46,8 @@ pub struct Status {
     pub version: String,
     /// This node's name.
     pub node: String,
-    /// Whether every source has been read once and the result is in force.
+    /// Whether every source has been read once, the result is in force, and each pod that ran before is gated or it is known
+    /// why not.
     pub ready: bool,
     /// Everything that is not as it should be, for people.
     pub problems: Vec<String>,
@@ -70,12 +71,16 @@ pub struct Status {
     pub commits: u64,
     /// How long the last one took, seconds.
     pub last_commit: f64,
-    /// Pods of this node that no gate stands at, so that no policy holds for them; sorted.
+    /// Pods of this node whose policy is about to be in force, with a gate or without one yet; sorted.
+    #[serde(default)]
+    pub pending: Vec<UnenforcedPod>,
+    /// Pods of this node that no gate stands at and that cannot get one as things are, so that no policy holds for them;
+    /// sorted.
     #[serde(default)]
     pub unenforced: Vec<UnenforcedPod>,
 }
 
-/// A pod of this node that no gate stands at.
+/// A pod of this node for which no policy holds (yet).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnenforcedPod {
     /// `namespace/name`.
@@ -127,10 +132,13 @@ pub struct WatchStatus {
 pub struct EndpointCounts {
     /// Their policy is in force.
     pub enforced: usize,
-    /// No policy yet: their startup state.
+    /// No policy yet: their startup state, or no gate yet.
     pub pending: usize,
     /// An earlier policy is in force.
     pub degraded: usize,
+    /// Pods that no gate stands at, and why is known.
+    #[serde(default)]
+    pub ungated: usize,
 }
 
 /// Objects known.

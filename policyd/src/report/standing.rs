@@ -10,6 +10,7 @@ use podgate_policy::model::{ObjectKey, PolicyId};
 use super::notice::PodRef;
 use crate::sources::kubernetes::{KUBERNETES_SOURCE, Refused, UidMap};
 use crate::sources::{Kind, ObjectId};
+use crate::ungated::Gating;
 use crate::view::{EndpointState, Shared};
 
 /// How the node stands.
@@ -17,6 +18,8 @@ use crate::view::{EndpointState, Shared};
 pub struct Standing {
     /// Whether what the sources say has been put in force once.
     pub ready: bool,
+    /// Whether the pods that ran before are gated too, or it is known why not.
+    pub settled: bool,
     /// What a denial does.
     pub mode: Mode,
     /// Why the classes of addresses cannot be changed.
@@ -56,7 +59,7 @@ pub enum State {
 impl Standing {
     /// How it stands now.
     pub fn of(shared: &Shared) -> Self {
-        let view = shared.view();
+        let Gating { view, unenforced, ready } = shared.gating();
         let mut pods: BTreeMap<PodRef, PodStanding> = BTreeMap::new();
         for endpoint in view.endpoints.values() {
             let Some(pod) = &endpoint.registration.pod else { continue };
@@ -86,14 +89,14 @@ impl Standing {
         let uid = |pod: &ObjectKey| {
             shared.index().pod(pod).map_or_else(String::new, |known| known.uid.to_string())
         };
-        let ungated = shared
-            .unenforced()
-            .iter()
-            .map(|pod| (PodRef { key: pod.pod.clone(), uid: uid(&pod.pod) }, pod.reason.clone()))
+        let ungated = unenforced
+            .into_iter()
+            .map(|each| (PodRef { uid: uid(&each.pod), key: each.pod }, each.reason))
             .collect();
         Self {
             ungated,
             ready: view.ready,
+            settled: ready,
             mode: shared.gate.maps.control().mode(),
             stopped: view.stopped.clone(),
             pods,

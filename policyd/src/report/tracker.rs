@@ -19,6 +19,9 @@ pub struct Settings {
     pub spread: Duration,
     /// What is still wrong is told again after this: events are forgotten after an hour.
     pub again: Duration,
+    /// How many pods have their policies in force is corrected after this at the earliest, then after twice that, and so
+    /// on up to `again`: pods come and go.
+    pub correct: Duration,
 }
 
 impl Default for Settings {
@@ -27,6 +30,7 @@ impl Default for Settings {
             grace: Duration::from_secs(10),
             spread: Duration::from_secs(20).mul_f64(fastrand::f64()),
             again: Duration::from_secs(30 * 60),
+            correct: Duration::from_secs(15),
         }
     }
 }
@@ -35,7 +39,7 @@ impl Default for Settings {
 #[derive(Debug)]
 pub(super) struct Tracker {
     settings: Settings,
-    ready: bool,
+    summary: Option<Summary>,
     mode: Mode,
     /// When the mode was told, if it ever was.
     mode_told: Option<Instant>,
@@ -43,6 +47,15 @@ pub(super) struct Tracker {
     pods: BTreeMap<PodRef, InForce>,
     /// What is wrong.
     wrong: BTreeMap<Key, Wrong>,
+}
+
+/// How many pods have their policies in force, as last told.
+#[derive(Debug)]
+struct Summary {
+    note: String,
+    told: Instant,
+    /// The next one is told so much later at the earliest.
+    wait: Duration,
 }
 
 /// The isolation of a pod that was told to be in force.
@@ -78,7 +91,7 @@ impl Tracker {
     pub(super) fn new(settings: Settings) -> Self {
         Self {
             settings,
-            ready: false,
+            summary: None,
             mode: Mode::Enforce,
             mode_told: None,
             pods: BTreeMap::new(),
@@ -98,17 +111,42 @@ impl Tracker {
             }
             return news;
         }
-        if !self.ready {
-            self.ready = true;
-            let in_force = standing.pods.values().filter(|pod| pod.state == State::InForce).count();
-            let note = format!("{in_force} pods have their policies in force");
-            news.push(notice(About::Node, Severity::Normal, "PolicyInForce", note));
-        }
+        self.summarize(now, &standing, &mut news);
         let wrongs = wrongs(&standing);
         self.mended(&standing, &wrongs, &mut news);
         self.broken(now, wrongs, &mut news);
         self.in_force(&standing, &mut news);
         news
+    }
+
+    /// How many pods have their policies in force: once that is settled, and when it is no longer so.
+    fn summarize(&mut self, now: Instant, standing: &Standing, news: &mut Vec<Notice>) {
+        if !standing.settled {
+            return;
+        }
+        let in_force = standing.pods.values().filter(|pod| pod.state == State::InForce).count();
+        let all = standing.pods.len() + standing.ungated.len();
+        let have = |count: usize| if count == 1 { "pod has its" } else { "pods have their" };
+        let mut note = match all - in_force {
+            0 => format!("{in_force} {} policies in force", have(in_force)),
+            _ => format!("{in_force} of {all} pods have their policies in force"),
+        };
+        if !standing.ungated.is_empty() {
+            note += &format!(", without a gate: {}", some(standing.ungated.keys()));
+        }
+        let Settings { again, correct, .. } = self.settings;
+        let wait = match &self.summary {
+            None => correct,
+            Some(last) => {
+                let passed = now.duration_since(last.told);
+                if last.note == note || passed < last.wait {
+                    return;
+                }
+                if passed >= again { correct } else { (last.wait * 2).min(again) }
+            }
+        };
+        self.summary = Some(Summary { note: note.clone(), told: now, wait });
+        news.push(notice(About::Node, Severity::Normal, "PolicyInForce", note));
     }
 
     /// Whether denials mean anything.

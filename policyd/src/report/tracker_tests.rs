@@ -19,6 +19,8 @@ impl World {
             grace: Duration::from_secs(10),
             spread: Duration::from_secs(7),
             again: Duration::from_secs(1800),
+            // these tests are about other news
+            correct: Duration::from_secs(1_000_000),
         };
         Self { tracker: Tracker::new(settings), now: Instant::now() }
     }
@@ -52,6 +54,7 @@ fn standing<const N: usize>(pods: [(&str, PodStanding); N]) -> Standing {
     let pod = |name: &str| PodRef { key: ObjectKey::new("shop", name), uid: format!("uid-{name}") };
     Standing {
         ready: true,
+        settled: true,
         mode: Mode::Enforce,
         stopped: None,
         pods: pods.into_iter().map(|(name, stands)| (pod(name), stands)).collect(),
@@ -282,4 +285,37 @@ fn the_node_says_when_it_does_not_enforce() {
     assert!(told[0].contains("cannot change the classes of addresses: peers4 is full"), "{told:?}");
     let told = world.look(1, standing([]));
     assert_eq!(told, ["node Normal PolicyInForce: changes are put in force again"]);
+}
+
+/// The first number is told when it is settled, and does not stand for ever.
+#[test]
+fn how_many_are_in_force_is_corrected_and_not_too_often() {
+    let mut world = World::new();
+    world.tracker.settings.correct = Duration::from_secs(15);
+    let node = |note: &str| vec![format!("node Normal PolicyInForce: {note}")];
+    let early = Standing { settled: false, ..standing([]) };
+    assert!(world.look(0, early).is_empty(), "pods are being gated");
+    let stands = |ungated: &[&str], count: usize| {
+        let names = ["a", "b", "c", "d"];
+        let pods = names[..count].iter().map(|name| (*name, by(&[], State::InForce)));
+        let mut now = standing([]);
+        let pod =
+            |name: &str| PodRef { key: ObjectKey::new("shop", name), uid: format!("uid-{name}") };
+        now.pods = pods.map(|(name, stands)| (pod(name), stands)).collect();
+        now.ungated = ungated.iter().map(|name| (pod(name), "no veth".to_owned())).collect();
+        now
+    };
+    let told = world.look(1, stands(&["x"], 1));
+    assert_eq!(told, node("1 of 2 pods have their policies in force, without a gate: shop/x"));
+    assert!(world.look(1, stands(&["x"], 1)).is_empty());
+    assert!(world.look(1, stands(&[], 2)).is_empty(), "too soon");
+    assert_eq!(world.look(13, stands(&[], 2)), node("2 pods have their policies in force"));
+    assert!(world.look(29, stands(&[], 3)).is_empty(), "twice as long");
+    assert!(world.look(1, stands(&[], 2)).is_empty(), "as it was told");
+    assert_eq!(world.look(1, stands(&[], 4)), node("4 pods have their policies in force"));
+    assert!(world.look(59, stands(&[], 1)).is_empty());
+    assert_eq!(world.look(1, stands(&[], 1)), node("1 pod has its policies in force"));
+    // after a quiet time it is told soon again
+    assert_eq!(world.look(1800, stands(&[], 2)), node("2 pods have their policies in force"));
+    assert_eq!(world.look(15, stands(&[], 3)), node("3 pods have their policies in force"));
 }

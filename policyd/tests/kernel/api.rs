@@ -20,11 +20,16 @@ fn it_shows_status_endpoints_and_policies() {
         let api = node.endpoint("shop/api", "10.0.0.2");
         let _policyd = node.policyd();
         node.ready();
-        let status = node.get("/v1/status");
-        assert_eq!(status["ready"], true);
+        let status = eventually("no pod that ran before waits for its gate", || {
+            let status = node.get("/v1/status");
+            (status["ready"] == true).then_some(status)
+        });
         assert_eq!(status["node"], "n1");
         assert_eq!(status["objects"], json!({"pods": 2, "namespaces": 0, "policies": 1}));
-        assert_eq!(status["endpoints"], json!({"enforced": 1, "pending": 0, "degraded": 0}));
+        assert_eq!(
+            status["endpoints"],
+            json!({"enforced": 1, "pending": 0, "degraded": 0, "ungated": 0})
+        );
         let endpoint = &node.get("/v1/endpoints")[0];
         assert_eq!(endpoint["ifindex"], api.ifindex);
         assert_eq!(

@@ -74,6 +74,10 @@ pub struct Index {
     policies_of: HashMap<Arc<str>, NamespacePolicies>,
     names: Names,
     services: Catalog,
+    /// The node whose pods are `local`.
+    node: Option<Arc<str>>,
+    /// Of the pods that own addresses, those of this node.
+    local: BTreeSet<ObjectKey>,
     /// What happened since [`Index::take_changes`]; nobody has asked yet: not kept.
     changes: Option<Changes>,
 }
@@ -107,6 +111,11 @@ impl Index {
     /// An empty index.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty index that knows which pods are on this node.
+    pub fn of_node(node: &str) -> Self {
+        Self { node: Some(node.into()), ..Self::default() }
     }
 
     /// What has changed since the last time, for the one engine that follows this index. The first time
@@ -190,6 +199,10 @@ impl Index {
 
     fn hold(&mut self, held: Held) {
         let pod = held.pod.clone();
+        let is_local = self.node.is_some() && pod.node == self.node;
+        if is_local && held.shape.is_some() && !pod.addresses.is_empty() {
+            self.local.insert(pod.key.clone());
+        }
         self.pods.insert(pod.key.clone(), held);
         self.note(|changes| {
             changes.addresses.extend(&pod.addresses);
@@ -199,6 +212,7 @@ impl Index {
 
     fn let_go(&mut self, held: Option<Held>) {
         let Some(Held { pod, shape }) = held else { return };
+        self.local.remove(&pod.key);
         for address in &pod.addresses {
             self.claims.remove(*address, &pod);
         }
@@ -260,6 +274,11 @@ impl Index {
     /// All pods, by key.
     pub fn pods(&self) -> impl ExactSizeIterator<Item = &Arc<Pod>> {
         self.pods.values().map(|held| &held.pod)
+    }
+
+    /// The pods of this index's own node that own addresses, by key: those that should have a gate.
+    pub fn local_pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.local.iter().filter_map(|key| self.pod(key))
     }
 
     /// The pod of this name.

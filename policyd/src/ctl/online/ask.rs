@@ -1,5 +1,6 @@
 //! `status`, `endpoints`, `rules` and `explain`.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use comfy_table::{Cell, Color};
@@ -44,7 +45,7 @@ fn describe(printer: &Printer, status: &Status) -> String {
     let _ = write!(
         text,
         "enforcement  {mode}\n\
-         endpoints    {} enforced, {} pending, {} degraded\n\
+         endpoints    {} enforced, {} pending, {} degraded, {} ungated\n\
          knows        {} pods, {} namespaces, {} policies\n\
          services     {} addresses and ports translated to {} endpoints, {} degraded\n\
          maps         {} addresses, {} prefixes, {} rules\n\
@@ -54,6 +55,7 @@ fn describe(printer: &Printer, status: &Status) -> String {
         endpoints.enforced,
         endpoints.pending,
         endpoints.degraded,
+        endpoints.ungated,
         objects.pods,
         objects.namespaces,
         objects.policies,
@@ -75,6 +77,9 @@ fn describe(printer: &Printer, status: &Status) -> String {
     text += &sources.collect::<Vec<_>>().join("\n             ");
     for problem in &status.problems {
         let _ = write!(text, "\nproblem: {problem}");
+    }
+    for each in &status.pending {
+        let _ = write!(text, "\npending: {}: {}", each.pod, each.reason);
     }
     for line in without_gate(status) {
         let _ = write!(text, "\n{line}");
@@ -128,6 +133,12 @@ pub(in crate::ctl) fn endpoints(
         _ => true,
     };
     status.unenforced.retain(|each| of_namespace(&each.pod));
+    let listed: BTreeSet<String> = endpoints.iter().map(name).collect();
+    // one that has a gate is in the table
+    let unlisted = |pod: &str| pod.contains('/') && of_namespace(pod) && !listed.contains(pod);
+    for each in status.pending.iter().filter(|each| unlisted(&each.pod)) {
+        let _ = write!(text, "\npending: {}: {}", each.pod, each.reason);
+    }
     for line in without_gate(&status) {
         let _ = write!(text, "\n{line}");
     }

@@ -4,6 +4,7 @@
 mod late;
 mod life;
 mod pods;
+mod ready;
 mod top;
 mod wire;
 

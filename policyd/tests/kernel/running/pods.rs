@@ -110,7 +110,7 @@ impl<'a> Pods<'a> {
     }
 
     /// As libcni 1.1 (of containerd 1.6) does after an ADD.
-    fn note(&self, name: &str, container_id: &str, result: &Value) {
+    pub(crate) fn note(&self, name: &str, container_id: &str, result: &Value) {
         let (namespace, pod) = name.split_once('/').unwrap();
         let dir = self.cache().join("results");
         fs::create_dir_all(&dir).unwrap();
