@@ -249,6 +249,11 @@ async fn watch_sources(
                     });
                 }
                 shared.watch(health.clone());
+                let unenforced = kubernetes::follow_unenforced(client.clone(), sink(writer, rank));
+                parts.spawn(async move {
+                    unenforced.await;
+                    "the look for kinds that are not enforced ended".to_owned()
+                });
                 let source = KubernetesSource::start(
                     client,
                     pacing(server, shared),

@@ -27,6 +27,7 @@ use crate::api::types::PacketCount;
 use crate::api::{count_endpoints, count_entries, count_objects, packets};
 use crate::listen::{self, Limits, METRICS_FROM_NODE, METRICS_FROM_ONE, METRICS_FROM_OTHERS, Room};
 use crate::sources::kubernetes;
+use crate::sources::unenforced::UnenforcedKind;
 use crate::ungated::Gating;
 use crate::view::Shared;
 use crate::writer::Handle;
@@ -234,6 +235,18 @@ impl Collector for AtScrape {
             kubernetes::metrics::encode(&server, &mut encoder)?;
         }
         self.shared.reports.encode(&mut encoder)?;
+        let kinds = view.unenforced();
+        let kinds: Vec<_> = UnenforcedKind::ALL
+            .iter()
+            .map(|kind| (kind.name(), kinds.get(kind).copied().unwrap_or_default()))
+            .collect();
+        gauges(
+            &mut encoder,
+            "objects_unenforced",
+            "Policies of kinds that podgate knows of and does not enforce",
+            "kind",
+            &kinds,
+        )?;
         one_gauge(
             &mut encoder,
             "local_pods_unenforced",

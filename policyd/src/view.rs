@@ -15,6 +15,7 @@ use podgate_policy::index::Index;
 use crate::report::Reported;
 use crate::sources::SourceState;
 use crate::sources::kubernetes::Health;
+use crate::sources::unenforced::Unenforced;
 use crate::sync::services::{Counts, ServiceMode};
 use crate::ungated::Lookout;
 
@@ -174,6 +175,15 @@ impl View {
             Some(endpoint) => endpoint.name(),
             None => format!("interface {ifindex}"),
         }
+    }
+
+    /// How many objects all sources have of kinds that are not enforced.
+    pub fn unenforced(&self) -> Unenforced {
+        let mut sum = Unenforced::new();
+        for (kind, count) in self.sources.iter().flat_map(|source| &source.unenforced) {
+            *sum.entry(*kind).or_default() += count;
+        }
+        sum
     }
 
     /// Everything that is not as it should be, for people.

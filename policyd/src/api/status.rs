@@ -8,11 +8,12 @@ use podgate_bpf::abi::Mode;
 
 use super::Api;
 use super::types::{
-    EndpointCounts, Enforcement, MapCounts, ObjectCounts, ServiceCounts, SourceStatus, Status,
-    UnenforcedPod, WatchStatus,
+    EndpointCounts, Enforcement, KindCount, MapCounts, ObjectCounts, ServiceCounts, SourceStatus,
+    Status, UnenforcedPod, WatchStatus,
 };
 use crate::sources::SourceState;
 use crate::sources::kubernetes::{Health, Link};
+use crate::sources::unenforced::UnenforcedKind;
 use crate::ungated::{Gating, Stage, Unenforced};
 use crate::view::{EndpointState, Shared, View};
 
@@ -105,6 +106,10 @@ pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
         problems: state.problems.clone(),
         watches: watches(servers.iter().find(|server| server.name() == state.name)),
     };
+    let kind = |(kind, objects): (UnenforcedKind, usize)| KindCount {
+        kind: kind.name().to_owned(),
+        objects,
+    };
     Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: api.shared.node.clone(),
@@ -112,6 +117,7 @@ pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
         problems: view.problems(),
         pending,
         unenforced: ungated.into_iter().map(UnenforcedPod::from).collect(),
+        unenforced_kinds: view.unenforced().into_iter().map(kind).collect(),
         enforcement: control.mode().into(),
         epoch: control.epoch(),
         uptime: api.shared.started.elapsed().as_secs(),

@@ -78,6 +78,18 @@ pub struct Status {
     /// sorted.
     #[serde(default)]
     pub unenforced: Vec<UnenforcedPod>,
+    /// Policies of kinds that podgate knows of and does not enforce.
+    #[serde(default)]
+    pub unenforced_kinds: Vec<KindCount>,
+}
+
+/// Objects of a kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KindCount {
+    /// As in an object's `kind`.
+    pub kind: String,
+    /// How many there are.
+    pub objects: usize,
 }
 
 /// A pod of this node for which no policy holds (yet).

@@ -15,6 +15,7 @@ use podgate_policy::services::ServiceTable;
 use super::end::End;
 use super::probes::Probe;
 use crate::lab::plan::{self, Plan};
+use crate::sources::unenforced::describe;
 use crate::sources::{Object, complete, manifest};
 
 /// The node that all pods of a world live on, as far as services ask.
@@ -64,6 +65,12 @@ impl World {
         if !read.errors.is_empty() {
             let lines = read.errors.iter().map(|error| format!("\n  {error}")).collect::<String>();
             return Err(format!("read manifests {shown}: {} mistakes{lines}", read.errors.len()));
+        }
+        for (kind, count) in &read.unenforced {
+            let objects = describe(kind.name(), *count);
+            anstream::eprintln!(
+                "read manifests {shown}: left out {objects}: podgate does not enforce that kind"
+            );
         }
         let mut index = Index::new();
         for object in &read.objects {

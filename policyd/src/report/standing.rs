@@ -9,6 +9,7 @@ use podgate_policy::model::{ObjectKey, PolicyId};
 
 use super::notice::PodRef;
 use crate::sources::kubernetes::{KUBERNETES_SOURCE, Refused, UidMap};
+use crate::sources::unenforced::Unenforced;
 use crate::sources::{Kind, ObjectId};
 use crate::ungated::Gating;
 use crate::view::{EndpointState, Shared};
@@ -28,6 +29,8 @@ pub struct Standing {
     pub pods: BTreeMap<PodRef, PodStanding>,
     /// Pods that no gate stands at, and why.
     pub ungated: BTreeMap<PodRef, String>,
+    /// Policies of kinds that are not enforced.
+    pub unenforced: Unenforced,
     /// Policies that cannot be read.
     pub refused: Vec<Refused>,
     /// The uids of the cluster's policies.
@@ -95,6 +98,7 @@ impl Standing {
             .collect();
         Self {
             ungated,
+            unenforced: view.unenforced(),
             ready: view.ready,
             settled: ready,
             mode: shared.gate.maps.control().mode(),

@@ -8,6 +8,7 @@ use podgate_policy::model::PolicyId;
 
 use super::notice::{About, Notice, PodRef, Severity};
 use super::standing::{PodStanding, Standing, State, refused_key};
+use crate::sources::unenforced::{self, UnenforcedKind};
 
 /// When something is told.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +77,7 @@ enum Key {
     Policy(PolicyId),
     Refused(PolicyId, String),
     Ungated(PodRef),
+    Kind(UnenforcedKind),
     Classes,
     Pods,
     AnyUngated,
@@ -196,7 +198,7 @@ impl Tracker {
                     continue;
                 }
                 Key::Policy(_) => "in force again on every pod of this node that it selects",
-                Key::Refused(..) => continue,
+                Key::Refused(..) | Key::Kind(_) => continue,
                 Key::Ungated(_) => "a gate stands at the pod",
                 Key::AnyUngated => "a gate stands at every pod",
                 Key::Classes => "changes are put in force again",
@@ -301,6 +303,11 @@ fn wrongs(standing: &Standing) -> BTreeMap<Key, Notice> {
     if let Some((_, reason)) = standing.ungated.first_key_value() {
         let note = format!("no gate stands at {}: {reason}", some(standing.ungated.keys()));
         warn(Key::AnyUngated, About::Node, "NotEnforcing", note);
+    }
+    for (kind, count) in &standing.unenforced {
+        let objects = unenforced::describe(kind.name(), *count);
+        let note = format!("not enforced: {objects}; podgate enforces NetworkPolicy only");
+        warn(Key::Kind(*kind), About::Node, "NotEnforcing", note);
     }
     if let Some(reason) = &standing.stopped {
         let note = format!(

@@ -59,6 +59,7 @@ fn standing<const N: usize>(pods: [(&str, PodStanding); N]) -> Standing {
         stopped: None,
         pods: pods.into_iter().map(|(name, stands)| (pod(name), stands)).collect(),
         ungated: BTreeMap::new(),
+        unenforced: BTreeMap::new(),
         refused: vec![],
         uids: Arc::new([(ObjectKey::new("shop", "p"), Arc::from("uid-p"))].into()),
     }
@@ -318,4 +319,25 @@ fn how_many_are_in_force_is_corrected_and_not_too_often() {
     // after a quiet time it is told soon again
     assert_eq!(world.look(1800, stands(&[], 2)), node("2 pods have their policies in force"));
     assert_eq!(world.look(15, stands(&[], 3)), node("3 pods have their policies in force"));
+}
+
+#[test]
+fn a_kind_that_is_not_enforced_is_told_of_on_the_node() {
+    let mut world = World::ready();
+    let with = |count| Standing {
+        unenforced: [(UnenforcedKind::ClusterNetworkPolicy, count)].into(),
+        ..standing([])
+    };
+    assert!(world.look(1, with(3)).is_empty());
+    let told = world.look(10, with(3));
+    assert_eq!(
+        told,
+        [
+            "node Warning NotEnforcing: not enforced: 3 ClusterNetworkPolicy objects; podgate enforces NetworkPolicy only"
+        ]
+    );
+    // once, and again when events are forgotten
+    assert!(world.look(60, with(4)).is_empty());
+    assert_eq!(world.look(1800, with(4)).len(), 1);
+    assert!(world.look(1, standing([])).is_empty());
 }

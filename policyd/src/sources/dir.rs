@@ -18,6 +18,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
 use super::Update;
 use super::scan::{Read, Scan};
+use super::unenforced::Unenforced;
 
 /// How long the directory must be quiet before it is read: editors write in several steps.
 const QUIET: Duration = Duration::from_millis(50);
@@ -60,6 +61,7 @@ impl DirSource {
                 unwatched: None,
                 synced: false,
                 told: Vec::new(),
+                unenforced: Unenforced::new(),
             };
             watch.run(&woken, &events);
         })?;
@@ -87,6 +89,7 @@ struct Watch<S> {
     unwatched: Option<String>,
     synced: bool,
     told: Vec<String>,
+    unenforced: Unenforced,
 }
 
 impl<S: FnMut(Update)> Watch<S> {
@@ -166,6 +169,11 @@ impl<S: FnMut(Update)> Watch<S> {
             }
             self.told.clone_from(&problems);
             (self.sink)(Update::Problems(problems));
+        }
+        let unenforced = self.scan.unenforced();
+        if unenforced != self.unenforced {
+            self.unenforced.clone_from(&unenforced);
+            (self.sink)(Update::Unenforced(unenforced));
         }
         let whole = matches!(scanned, Ok(Read::Whole));
         // the first time, a file that cannot be read has no last good state to stand in for it
@@ -247,6 +255,7 @@ mod tests {
                 Update::Replace(objects) => format!("all: {}", set(&objects)),
                 Update::Change { set: new, gone } => format!("+ {} - {}", set(&new), names(gone)),
                 Update::Problems(problems) => format!("! {}", problems.join("; ")),
+                Update::Unenforced(counts) => format!("? {counts:?}"),
                 other => panic!("a directory says {other:?}"),
             }
         }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::Object;
 use super::manifest::{DIR_SOURCE, Manifest, ManifestError};
 use super::object::{namespace, pod, policy, service, slice};
+use super::unenforced::{GROUP, UnenforcedKind};
 
 /// Splits YAML into its documents and the line each starts at. `---` at the start of a line is a document
 /// marker wherever it stands, in a block scalar too, so no parser is needed to see it.
@@ -132,6 +133,10 @@ impl Document<'_> {
             ("", _) => Err(FieldError::new("apiVersion", "missing")),
             (_, "") => Err(FieldError::new("kind", "missing")),
             (version, kind) => {
+                if let Some(kind) = UnenforcedKind::of(version, kind) {
+                    *self.out.unenforced.entry(kind).or_default() += 1;
+                    return;
+                }
                 tracing::debug!(file = %self.file.display(), version, kind, "ignoring an object");
                 return;
             }
@@ -172,10 +177,17 @@ impl Document<'_> {
 
 const NETWORKING: &str = "networking.k8s.io/v1";
 const DISCOVERY: &str = "discovery.k8s.io/v1";
+const UNENFORCED: &str = "policy.networking.k8s.io/v1alpha2";
 
 /// What the items of a typed list are.
 fn version_and_list(version: &str, kind: &str) -> Option<(&'static str, &'static str)> {
     match (version, kind) {
+        _ if kind.ends_with("List") && version.starts_with(GROUP) => {
+            let is_its = |each: &&UnenforcedKind| Some(each.name()) == kind.strip_suffix("List");
+            let item = UnenforcedKind::ALL.iter().find(is_its)?;
+            // the version does not matter: none of them is enforced
+            Some((UNENFORCED, item.name()))
+        }
         ("v1", "PodList") => Some(("v1", "Pod")),
         ("v1", "NamespaceList") => Some(("v1", "Namespace")),
         ("v1", "ServiceList") => Some(("v1", "Service")),

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use super::Object;
 use super::document::{Document, documents};
 pub use super::object::policy;
+use super::unenforced::Unenforced;
 
 /// The name of directories as a source, in [`podgate_policy::model::PolicyId`].
 pub const DIR_SOURCE: &str = "dir";
@@ -62,6 +63,8 @@ pub struct Manifest {
     pub objects: Vec<Object>,
     /// Every mistake, not only the first. With any, `objects` lacks something.
     pub errors: Vec<ManifestError>,
+    /// Objects of kinds that are not enforced.
+    pub unenforced: Unenforced,
 }
 
 /// Whether a directory's entry counts as a manifest, by its name.
@@ -98,6 +101,9 @@ pub fn read_dir(dir: &Path) -> io::Result<Manifest> {
     for file in list(dir)? {
         let manifest = read_file(&file);
         all.errors.extend(manifest.errors);
+        for (kind, count) in manifest.unenforced {
+            *all.unenforced.entry(kind).or_default() += count;
+        }
         for object in manifest.objects {
             match seen.entry(object.id()) {
                 Entry::Vacant(vacant) => {
@@ -130,7 +136,6 @@ pub fn read_file(file: &Path) -> Manifest {
     match fs::read_to_string(file) {
         Ok(text) => read_text(file, &text),
         Err(error) => Manifest {
-            objects: Vec::new(),
             errors: vec![ManifestError {
                 file: file.to_owned(),
                 document: None,
@@ -139,6 +144,7 @@ pub fn read_file(file: &Path) -> Manifest {
                 field: String::new(),
                 cause: error.to_string(),
             }],
+            ..Manifest::default()
         },
     }
 }

@@ -14,6 +14,7 @@ mod object;
 mod scan;
 mod spec;
 mod store;
+pub mod unenforced;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -175,6 +176,8 @@ pub enum Update {
         /// Gone.
         gone: Vec<ObjectId>,
     },
+    /// How many objects it has of kinds that are not enforced, in full.
+    Unenforced(unenforced::Unenforced),
     /// What it could not read, in full: replaces what it complained about before. The objects it gave
     /// earlier stay in force.
     Problems(Vec<String>),

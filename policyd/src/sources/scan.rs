@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{self, Manifest, ManifestError};
+use super::unenforced::Unenforced;
 use super::{Object, ObjectId, complete};
 
 /// What changes when a file's content does, also when it is replaced by another of the same length.
@@ -48,6 +49,8 @@ struct File {
     stamp: Option<Stamp>,
     /// Of its last whole state.
     objects: Vec<Object>,
+    /// Of its last whole state.
+    unenforced: Unenforced,
     /// Of its present state; with any, `objects` is older than that.
     errors: Vec<ManifestError>,
 }
@@ -74,7 +77,7 @@ impl Scan {
             if before.is_some() && before == file.stamp {
                 continue;
             }
-            let Manifest { objects, errors } = manifest::read_file(&path);
+            let Manifest { objects, errors, unenforced } = manifest::read_file(&path);
             if before.is_none() || Stamp::of(&path).ok() != before {
                 // somebody is writing: what was read may be half of it
                 (file.stamp, read) = (None, Read::Moving);
@@ -86,7 +89,7 @@ impl Scan {
             }
             file.stamp = before;
             if errors.is_empty() {
-                file.objects = objects;
+                (file.objects, file.unenforced) = (objects, unenforced);
             }
             file.errors = errors;
         }
@@ -130,6 +133,15 @@ impl Scan {
         let gone = self.given.keys().filter(|id| !merged.contains_key(*id)).cloned().collect();
         self.given = merged;
         (set, gone)
+    }
+
+    /// How many objects there are of kinds that are not enforced.
+    pub(super) fn unenforced(&self) -> Unenforced {
+        let mut sum = Unenforced::new();
+        for (kind, count) in self.files.values().flat_map(|file| &file.unenforced) {
+            *sum.entry(*kind).or_default() += count;
+        }
+        sum
     }
 
     pub(super) fn problems(&self) -> Vec<String> {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use podgate_policy::index::{Change, Index};
 use podgate_policy::model::{ObjectKey, Pod};
 
+use super::unenforced::Unenforced;
 use super::{Kind, Object, ObjectId, Rank, Update};
 
 /// Owned by the writer, beside the index.
@@ -33,6 +34,7 @@ struct Source {
     untold: BTreeSet<Kind>,
     given: BTreeSet<ObjectId>,
     problems: Vec<String>,
+    unenforced: Unenforced,
 }
 
 /// What there is to say of one source.
@@ -46,6 +48,24 @@ pub struct SourceState {
     pub objects: usize,
     /// What it cannot read, and what is done about it.
     pub problems: Vec<String>,
+    /// How many objects it has of kinds that are not enforced.
+    pub unenforced: Unenforced,
+}
+
+impl Source {
+    /// Each kind is told once in the log, when its first object comes.
+    fn note_unenforced(&mut self, counts: Unenforced) {
+        let new = counts.iter().filter(|(kind, _)| !self.unenforced.contains_key(kind));
+        for (kind, objects) in new {
+            tracing::warn!(
+                source = self.name,
+                kind = kind.name(),
+                objects,
+                "policies of a kind that podgate does not enforce: they have no effect here"
+            );
+        }
+        self.unenforced = counts;
+    }
 }
 
 impl Store {
@@ -56,6 +76,7 @@ impl Store {
             untold: Kind::ALL.iter().copied().collect(),
             given: BTreeSet::new(),
             problems: Vec::new(),
+            unenforced: Unenforced::new(),
         };
         Self {
             sources: names.into_iter().map(source).collect(),
@@ -79,6 +100,7 @@ impl Store {
             synced: source.untold.is_empty(),
             objects: source.given.len(),
             problems: source.problems.clone(),
+            unenforced: source.unenforced.clone(),
         };
         self.sources.iter().map(state).collect()
     }
@@ -100,6 +122,10 @@ impl Store {
         let (set, gone) = match update {
             Update::Problems(problems) => {
                 source.problems = problems;
+                return false;
+            }
+            Update::Unenforced(counts) => {
+                source.note_unenforced(counts);
                 return false;
             }
             Update::Change { set, gone } => (set, gone),

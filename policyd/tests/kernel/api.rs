@@ -215,3 +215,49 @@ fn metrics_and_health_are_served() {
         }
     });
 }
+
+/// It is said, everywhere where an operator may look, instead of being passed over.
+#[test]
+fn a_kind_that_is_not_enforced_is_named() {
+    on_a_node(|node| {
+        world(node);
+        let policy = |kind: &str, name: &str| {
+            format!(
+                "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: {kind}\nmetadata: {{name: {name}}}\n\
+                 spec: {{tier: Admin, priority: 10, subject: {{namespaces: {{}}}}}}\n---\n"
+            )
+        };
+        let kind = "ClusterNetworkPolicy";
+        node.manifest("cluster.yaml", &[policy(kind, "a"), policy(kind, "b")].concat());
+        let item = |name| json!({"metadata": {"name": name}});
+        let list = json!({
+            "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicyList",
+            "items": [item("c")],
+        });
+        node.manifest("list.json", &list.to_string());
+        let policyd = node.policyd();
+        node.ready();
+        let status = node.get("/v1/status");
+        let expected = json!([{"kind": "ClusterNetworkPolicy", "objects": 3}]);
+        assert_eq!(status["unenforced_kinds"], expected);
+        let text = node.podgatectl(&["status"]).unwrap();
+        assert!(text.contains("not enforced: 3 ClusterNetworkPolicy objects"), "{text}");
+        let metrics = node.metrics();
+        for line in [
+            "podgate_objects_unenforced{kind=\"ClusterNetworkPolicy\"} 3",
+            "podgate_objects_unenforced{kind=\"AdminNetworkPolicy\"} 0",
+        ] {
+            assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+        }
+        std::fs::remove_file(node.path("manifests/list.json")).unwrap();
+        node.manifest("cluster.yaml", &policy("BaselineAdminNetworkPolicy", "default"));
+        eventually("the numbers follow", || {
+            let expected = json!([{"kind": "BaselineAdminNetworkPolicy", "objects": 1}]);
+            (node.get("/v1/status")["unenforced_kinds"] == expected).then_some(())
+        });
+        let log = policyd.kill();
+        let warned: Vec<_> = log.iter().filter(|line| line.contains("does not enforce")).collect();
+        assert_eq!(warned.len(), 2, "once for each kind: {warned:#?}");
+        assert!(warned.iter().all(|line| line.contains("WARN")), "{warned:#?}");
+    });
+}

@@ -15,6 +15,7 @@ use crate::api::types::{
 };
 use crate::ctl::cli::Explain;
 use crate::ctl::{End, Ended, Failure, Format, Printer};
+use crate::sources::unenforced;
 
 /// Class members that one line of `rules` names.
 const NAMED: usize = 4;
@@ -77,6 +78,9 @@ fn describe(printer: &Printer, status: &Status) -> String {
     text += &sources.collect::<Vec<_>>().join("\n             ");
     for problem in &status.problems {
         let _ = write!(text, "\nproblem: {problem}");
+    }
+    for each in &status.unenforced_kinds {
+        let _ = write!(text, "\nnot enforced: {}", unenforced::describe(&each.kind, each.objects));
     }
     for each in &status.pending {
         let _ = write!(text, "\npending: {}: {}", each.pod, each.reason);

@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::client::{Client, Server, decode};
 use crate::api::types::{ChangeKind, Policy, PolicyChange};
 use crate::ctl::{Ended, Failure, Format, Printer};
-use crate::sources::manifest;
+use crate::sources::manifest::{self, Manifest};
+use crate::sources::unenforced::describe;
 
 pub(in crate::ctl) fn policies(printer: &Printer, server: &Server) -> Result<Ended, Failure> {
     let path = "/v1/policies";
@@ -105,7 +106,11 @@ fn read(file: &Path) -> Result<Vec<(String, Value)>, Failure> {
         false => fs::read_to_string(file).map(|content| text = content),
     };
     read.map_err(|e| Failure(format!("read {shown}: {e}")))?;
-    let mistakes = manifest::read_text(file, &text).errors;
+    let Manifest { errors: mistakes, unenforced, .. } = manifest::read_text(file, &text);
+    for (kind, count) in unenforced {
+        let objects = describe(kind.name(), count);
+        anstream::eprintln!("read {shown}: left out {objects}: podgate does not enforce that kind");
+    }
     if !mistakes.is_empty() {
         let lines = mistakes.iter().map(|error| format!("\n  {error}")).collect::<String>();
         return Err(Failure(format!("read {shown}: {} mistakes{lines}", mistakes.len())));

@@ -15,6 +15,7 @@ mod health;
 mod keep;
 pub mod metrics;
 mod read;
+mod unenforced;
 mod watch;
 
 use std::path::Path;
@@ -33,6 +34,7 @@ use super::{Kind, Update};
 pub use connect::ConnectError;
 pub use feed::{Instead, Refused};
 pub use health::{Health, Link, UidMap, Watch};
+pub use unenforced::follow as follow_unenforced;
 
 /// The name of the cluster as a source, in [`podgate_policy::model::PolicyId`] and on the command line.
 pub const KUBERNETES_SOURCE: &str = "kubernetes";
