@@ -28,6 +28,7 @@ pub mod seeding;
 pub mod services;
 mod sys;
 pub mod testrun;
+pub mod timelimit;
 mod typed;
 
 pub use error::{Error, Result};

@@ -5,10 +5,11 @@
 //! does this once, before anything is changed, and ends if it cannot come back. A thread of its own would
 //! cost ADD a tenth of its CPU and half its wall time on a busy node (it has to be scheduled, twice).
 
+use std::fs::OpenOptions;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use netlink_packet_route::RouteNetlinkMessage;
@@ -54,11 +55,19 @@ impl Sandbox {
     /// Opens CNI_NETNS. What is checked here is what later calls use: the open file, not the path.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let fail = |reason: String| Error::Netns { path: path.to_owned(), reason };
-        let netns = get_from_path(path).map_err(|e| fail(cause_of(&e)))?;
-        let found = fstatfs(netns.file()).map_err(|e| fail(e.desc().into()))?;
-        if found.filesystem_type() != NSFS_MAGIC {
+        // O_PATH only finds the file: to open a FIFO waits for its other end, to open a device may start something
+        let found = OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_PATH)
+            .open(path)
+            .map_err(|e| fail(e.to_string()))?;
+        let kind = fstatfs(&found).map_err(|e| fail(e.desc().into()))?;
+        if kind.filesystem_type() != NSFS_MAGIC {
             return Err(fail("the file is no namespace".into()));
         }
+        // the file that was found, even if the path leads to another one by now
+        let found = format!("/proc/self/fd/{}", found.as_raw_fd());
+        let netns = get_from_path(found).map_err(|e| fail(cause_of(&e)))?;
         let own = get_from_current_thread().map_err(|e| fail(cause_of(&e)))?;
         if netns == own {
             return Err(fail(
@@ -269,6 +278,15 @@ mod tests {
         ] {
             let error = Sandbox::open(Path::new(path)).unwrap_err().to_string();
             assert!(error.contains(path) && error.contains(reason), "{error}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, socket) = (dir.path().join("fifo"), dir.path().join("socket"));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for path in [fifo.as_path(), &socket, dir.path(), Path::new("/dev/zero")] {
+            let error = Sandbox::open(path).unwrap_err().to_string();
+            let named = path.display().to_string();
+            assert!(error.contains(&named) && error.contains("no namespace"), "{error}");
         }
         // a namespace of another kind is found out on entering
         let sandbox = Sandbox::open(Path::new("/proc/self/ns/uts")).unwrap();

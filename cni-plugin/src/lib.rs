@@ -6,6 +6,7 @@
 //!   cmd/      one verb per file
 //!   gating    register + attach, and the way back
 //!   daemon    the one line to policyd
+//!   limits    how long each part of a call may take
 //! ```
 //!
 //! stdout belongs to the protocol alone. Nothing here is kept between two calls: what must last is in
@@ -14,11 +15,13 @@
 pub mod cmd;
 pub mod daemon;
 pub mod gating;
+pub mod limits;
 pub mod logging;
 pub mod spec;
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use spec::env::{Command, EnvError};
 use spec::{CniError, Code, NetConf, SpecVersion};
@@ -30,6 +33,18 @@ pub fn run(
     stdout: &mut dyn Write,
     stderr: &mut dyn Write,
 ) -> ExitCode {
+    run_within(env, stdin, stdout, stderr, &|_, _| {})
+}
+
+/// The same under a time limit: `bound` is called once with the limit of the verb and what is to be printed should it
+/// be exceeded, before anything is touched that a call may wait for.
+pub fn run_within(
+    env: impl Fn(&str) -> Option<String>,
+    stdin: &mut dyn Read,
+    stdout: &mut dyn Write,
+    stderr: &mut dyn Write,
+    bound: &dyn Fn(Duration, String),
+) -> ExitCode {
     let command = match Command::from_env(&env) {
         Ok(command) => command,
         Err(EnvError::NoCommand) => {
@@ -39,20 +54,60 @@ pub fn run(
         }
         Err(EnvError::Invalid(error)) => return print(stdout, Err(error), SpecVersion::LATEST),
     };
-    // one read for nearly every configuration: the growing steps of an empty vector are system calls here
     let mut input = Vec::with_capacity(16 * 1024);
-    if let Err(e) = stdin.read_to_end(&mut input) {
-        let error = CniError::new(Code::Io, "read configuration from stdin").because(e);
-        return print(stdout, Err(error), SpecVersion::LATEST);
-    }
+    let read = read_configuration(stdin, &mut input);
+    let bound = |conf: Option<&NetConf>| {
+        let limit = limits::of(&command, conf);
+        let version = conf.map_or(SpecVersion::LATEST, |conf| conf.version);
+        bound(limit, limits::exceeded(&command, limit).to_json(version) + "\n");
+    };
     if command == Command::Version {
+        bound(None);
         let (version, result) = cmd::version(&input);
         return print(stdout, result, version);
     }
-    match NetConf::parse(&input) {
-        Err(error) => print(stdout, Err(error), SpecVersion::LATEST),
-        Ok(conf) => print(stdout, cmd::run(&command, &conf), conf.version),
+    let parsed = match read {
+        // whatever is missing of it, what can be taken away goes: the plugins before this one are called after it
+        _ if command.only_removes() => Ok(NetConf::parse_leniently(&input)),
+        Ok(()) => NetConf::parse(&input),
+        Err(error) => Err(error),
+    };
+    let conf = match parsed {
+        Err(error) => return print(stdout, Err(error), SpecVersion::LATEST),
+        Ok(conf) => conf,
+    };
+    bound(Some(&conf));
+    print(stdout, cmd::run(&command, &conf), conf.version)
+}
+
+/// Reads until the configuration is whole: a runtime that never closes its end must not be waited for.
+fn read_configuration(stdin: &mut dyn Read, input: &mut Vec<u8>) -> Result<(), CniError> {
+    let mut chunk = [0; 16 * 1024];
+    loop {
+        match stdin.read(&mut chunk) {
+            Ok(0) => return Ok(()),
+            Ok(count) => input.extend_from_slice(&chunk[..count]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => {
+                let cause = match e.kind() {
+                    io::ErrorKind::TimedOut => {
+                        format!("it is not whole after {} s", limits::INPUT.as_secs())
+                    }
+                    _ => e.to_string(),
+                };
+                return Err(
+                    CniError::new(Code::Io, "read network configuration from stdin").because(cause)
+                );
+            }
+        }
+        if input.trim_ascii_end().ends_with(b"}") && is_whole(input) {
+            return Ok(());
+        }
     }
+}
+
+fn is_whole(input: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(input).is_ok()
 }
 
 /// Writes the verb's result, or its error as the protocol wants it: on stdout, with exit code 1.

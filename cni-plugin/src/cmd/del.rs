@@ -1,13 +1,13 @@
 //! DEL: takes away what stands for the attachment, in whatever state it is. Needs neither CNI_NETNS nor
-//! `prevResult`, and finds nothing missing: every pod gets two DELs, and one whose ADD never came here.
+//! `prevResult`, and finds nothing missing: every pod gets two DELs, and one whose ADD never came here. Nothing in the
+//! configuration makes it fail either: the DEL of the plugins before this one is called only after it has succeeded.
 
 use crate::gating;
 use crate::spec::env::Attachment;
-use crate::spec::keys::Places;
 use crate::spec::{CniError, NetConf};
 
 pub(super) fn del(conf: &NetConf, attachment: &Attachment) -> Result<String, CniError> {
-    let places = Places::read(conf)?;
+    let places = super::places(conf);
     let Some(gate) = gating::open(&places)? else { return Ok(String::new()) };
     // Container and interface name are the attachment's key; the network's name may have changed since.
     gating::remove_all(&gate, &places, |registration| {

@@ -14,7 +14,7 @@ pub use version::version;
 
 use crate::logging;
 use crate::spec::env::{Attachment, Command};
-use crate::spec::keys::{Log, misspelt};
+use crate::spec::keys::{Log, Places, misspelt};
 use crate::spec::{CniError, NetConf, SpecVersion, args};
 
 /// Runs a verb; its text goes to stdout.
@@ -22,7 +22,7 @@ pub fn run(command: &Command, conf: &NetConf) -> Result<String, CniError> {
     let log = match (Log::read(conf), command) {
         (Ok(log), _) => log,
         // what is mistyped in the log's keys must keep no pod from going away
-        (Err(_), Command::Del(_) | Command::Gc) => Log::default(),
+        (Err(_), command) if command.only_removes() => Log::default(),
         (Err(error), _) => return Err(error),
     };
     logging::with(&log, || {
@@ -34,6 +34,9 @@ pub fn run(command: &Command, conf: &NetConf) -> Result<String, CniError> {
         for (found, ours) in misspelt(conf) {
             warn!(found, meant = ours, "configuration key is spelt otherwise: ignored");
         }
+        for error in &conf.ignored {
+            warn!(%error, "ignored: this verb only takes away");
+        }
         let result = dispatch(command, conf);
         match &result {
             Ok(_) => debug!("done"),
@@ -41,6 +44,15 @@ pub fn run(command: &Command, conf: &NetConf) -> Result<String, CniError> {
         }
         result
     })
+}
+
+/// The places for a verb that only takes away.
+fn places(conf: &NetConf) -> Places {
+    let (places, wrong) = Places::read_leniently(conf);
+    for error in wrong {
+        warn!(%error, "the default is used instead: this verb only takes away");
+    }
+    places
 }
 
 fn span(command: &Command, attachment: &Attachment) -> tracing::Span {
@@ -59,10 +71,7 @@ fn dispatch(command: &Command, conf: &NetConf) -> Result<String, CniError> {
             since(SpecVersion::V0_4_0)?;
             check::check(conf, attachment, netns)
         }
-        Command::Gc => {
-            since(SpecVersion::V1_1_0)?;
-            gc::gc(conf)
-        }
+        Command::Gc => gc::gc(conf),
         Command::Status => {
             since(SpecVersion::V1_1_0)?;
             status::status(conf)

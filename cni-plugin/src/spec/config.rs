@@ -19,6 +19,8 @@ pub struct NetConf {
     pub name: String,
     /// Every key with its literal text.
     fields: BTreeMap<String, Box<RawValue>>,
+    /// What could not be read, where that is no reason to refuse.
+    pub ignored: Vec<CniError>,
 }
 
 /// One entry of `cni.dev/valid-attachments`.
@@ -34,13 +36,35 @@ pub struct ValidAttachment {
 impl NetConf {
     /// Reads stdin.
     pub fn parse(input: &[u8]) -> Result<Self, CniError> {
-        let fields = Self::fields(input)?;
-        let mut conf = Self { version: SpecVersion::LATEST, name: String::new(), fields };
+        let mut conf = Self::of(Self::fields(input)?);
         // a configuration that names no version means 0.1.0, which is too old for chaining
         let version: Option<String> = conf.get("cniVersion")?;
         conf.version = SpecVersion::parse(version.as_deref().unwrap_or("0.1.0"))?;
         conf.name = conf.get("name")?.unwrap_or_default();
         Ok(conf)
+    }
+
+    /// Reads stdin for a verb that only takes away: what cannot be read counts as missing, and an unknown version
+    /// (libcni 1.3 sends an empty one where it knows none of a list's `cniVersions`) as the latest.
+    pub fn parse_leniently(input: &[u8]) -> Self {
+        let mut ignored = Vec::new();
+        let fields = Self::fields(input).map_err(|e| ignored.push(e)).unwrap_or_default();
+        let mut conf = Self::of(fields);
+        let version = conf.get::<String>("cniVersion");
+        match version.and_then(|v| SpecVersion::parse(v.as_deref().unwrap_or("0.1.0"))) {
+            Ok(version) => conf.version = version,
+            Err(e) => ignored.push(e),
+        }
+        match conf.get("name") {
+            Ok(name) => conf.name = name.unwrap_or_default(),
+            Err(e) => ignored.push(e),
+        }
+        conf.ignored = ignored;
+        conf
+    }
+
+    fn of(fields: BTreeMap<String, Box<RawValue>>) -> Self {
+        Self { version: SpecVersion::LATEST, name: String::new(), fields, ignored: Vec::new() }
     }
 
     /// The version alone, for VERSION: `None` if stdin does not say or it is none of ours.
@@ -119,6 +143,24 @@ mod tests {
             assert_eq!(error.code, code, "{text}");
             assert!(error.to_string().contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn what_only_removes_reads_whatever_there_is() {
+        for (text, name, ignored) in [
+            ("", "", 2),
+            ("[1]", "", 2),
+            ("{\"cniVersion\":\"\",\"name\":\"pods\"}", "pods", 1),
+            ("{\"cniVersion\":\"9.0.0\",\"name\":\"pods\"}", "pods", 1),
+            ("{\"cniVersion\":1,\"name\":2}", "", 2),
+            ("{\"name\":\"pods\",\"prevResult\":7}", "pods", 1),
+        ] {
+            let conf = NetConf::parse_leniently(text.as_bytes());
+            assert_eq!((conf.version, &*conf.name), (SpecVersion::LATEST, name), "{text}");
+            assert_eq!(conf.ignored.len(), ignored, "{text}: {:?}", conf.ignored);
+        }
+        let conf = NetConf::parse_leniently(br#"{"cniVersion":"0.4.0","name":"n"}"#);
+        assert_eq!((conf.version, conf.ignored), (SpecVersion::V0_4_0, vec![]));
     }
 
     #[test]

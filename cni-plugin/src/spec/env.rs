@@ -89,6 +89,12 @@ impl Command {
         })
     }
 
+    /// Whether it takes away and nothing else. Such a verb works with whatever it is given: one that refused would keep
+    /// the runtime from calling the plugins before this one.
+    pub fn only_removes(&self) -> bool {
+        matches!(self, Self::Del(_) | Self::Gc)
+    }
+
     /// As in CNI_COMMAND.
     pub fn verb(&self) -> &'static str {
         match self {

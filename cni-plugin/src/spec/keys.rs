@@ -1,6 +1,6 @@
 //! podgate's own configuration keys. A key that is there with a value it cannot have is an error that
-//! names the key, the value and what is allowed; what a verb does not use, it does not read: DEL must
-//! not fail because somebody has since mistyped `startup`.
+//! names the key, the value and what is allowed; what a verb does not use, it does not read, and
+//! what DEL and GC cannot read they take for missing.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -89,14 +89,23 @@ impl Default for Log {
 impl Places {
     /// Reads them.
     pub fn read(conf: &NetConf) -> Result<Self, CniError> {
-        let bpf_root = key(conf, "bpfRoot", "an absolute path on a BPF file system", absolute)?;
+        let (places, mut wrong) = Self::read_leniently(conf);
+        if wrong.is_empty() { Ok(places) } else { Err(wrong.remove(0)) }
+    }
+
+    /// Reads them with the default in the place of each that cannot be; also what is wrong with those.
+    pub fn read_leniently(conf: &NetConf) -> (Self, Vec<CniError>) {
+        let mut wrong = Vec::new();
+        let bpf_root = key(conf, "bpfRoot", "an absolute path on a BPF file system", absolute);
         let socket = key(conf, "socket", "an absolute path of at most 107 bytes", |value| {
             absolute(value).filter(|path| path.as_os_str().len() <= SOCKET_PATH_MAX)
-        })?;
-        Ok(Self {
-            bpf_root: bpf_root.unwrap_or_else(|| DEFAULT_BPF_ROOT.into()),
-            socket: socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
-        })
+        });
+        let mut given = |read: Result<Option<PathBuf>, CniError>, default: &str| {
+            read.map_err(|e| wrong.push(e)).ok().flatten().unwrap_or_else(|| default.into())
+        };
+        let bpf_root = given(bpf_root, DEFAULT_BPF_ROOT);
+        let socket = given(socket, DEFAULT_SOCKET);
+        (Self { bpf_root, socket }, wrong)
     }
 }
 

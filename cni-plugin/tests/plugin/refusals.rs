@@ -1,11 +1,15 @@
 //! What ADD refuses, by name and without a trace, and what it repairs.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::json;
 
-use crate::world::{Pod, in_world};
+use crate::world::{Pod, finish, in_world};
 
 /// The result of a plugin that made one interface in the pod.
 fn reports(pod: &mut Pod<'_>, interface: &str) {
@@ -62,14 +66,26 @@ fn a_namespace_that_is_none() {
         let mut pod = world.bridged("lost");
         let file = world.path("plain");
         fs::write(&file, "").expect("write");
+        // to open it would wait for its other end
+        let (fifo, socket) = (world.path("fifo"), world.path("socket"));
+        mkfifo(&fifo, Mode::S_IRWXU).expect("make FIFO");
+        let _socket = UnixListener::bind(&socket).expect("bind");
         for (netns, words) in [
             ("/proc/thread-self/ns/net".into(), "caller's own"),
             (world.path("nowhere"), "No such file"),
             (file, "no namespace"),
+            (fifo, "no namespace"),
+            (socket, "no namespace"),
+            (world.path("bpf"), "no namespace"),
+            ("/dev/zero".into(), "no namespace"),
             ("/proc/self/ns/uts".into(), "enter it"),
         ] {
             pod.netns = netns;
-            pod.call("ADD", json!({})).failed(8, &["CNI_NETNS", words]);
+            let path = pod.netns.display().to_string();
+            for verb in ["ADD", "CHECK"] {
+                pod.call(verb, json!({})).failed(8, &["CNI_NETNS", &path, words]);
+            }
+            pod.call("DEL", json!({})).succeeded();
         }
         nothing_was_touched(&pod);
     });
@@ -88,6 +104,25 @@ fn a_configuration_that_cannot_be() {
         pod.call("ADD", json!({ "cniVersion": "0.2.0" })).failed(1, &["0.2.0", "0.3.1"]);
         let prev = json!({ "cniVersion": "1.0.0", "ips": [{ "address": "ten" }] });
         pod.call("ADD", json!({ "prevResult": prev })).failed(6, &["prevResult", "ten"]);
+        nothing_was_touched(&pod);
+    });
+}
+
+#[test]
+fn a_configuration_that_never_ends() {
+    in_world(|world| {
+        let pod = world.bridged("endless");
+        let half = "{\"cniVersion\":\"1.0.0\",\"name\":\"pods\",";
+        let calls = ["ADD", "CHECK", "DEL"].map(|verb| (verb, pod.start_open_ended(verb, half)));
+        for (verb, (child, stdin)) in calls {
+            let done = finish(child);
+            drop(stdin);
+            match verb {
+                "DEL" => done.succeeded(),
+                _ => done.failed(5, &["stdin", "not whole after 10 s"]),
+            };
+            assert!(done.took < Duration::from_secs(50), "{verb}: {done:?}");
+        }
         nothing_was_touched(&pod);
     });
 }
@@ -158,6 +193,10 @@ fn a_log_file_takes_the_log_and_a_bad_one_costs_no_pod() {
         }
         let nowhere = world.path("no/such/dir/log");
         pod.call("ADD", json!({ "logFile": nowhere })).succeeded().logged("open log file");
+        // nobody reads it
+        let fifo = world.path("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).expect("make FIFO");
+        pod.call("ADD", json!({ "logFile": fifo })).succeeded().logged("open log file");
         // quiet means quiet
         let done = pod.call("ADD", json!({ "logLevel": "error" }));
         assert_eq!(done.succeeded().stderr, "");

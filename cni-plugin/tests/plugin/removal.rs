@@ -50,6 +50,56 @@ fn del_does_not_stumble_over_what_it_does_not_need() {
         });
         pod.call("DEL", keys).succeeded();
         world.assert_nothing_stands();
+        for version in [json!(""), json!("9.9.9"), json!(1), json!(null)] {
+            pod.call("ADD", json!({})).succeeded();
+            let keys = json!({ "cniVersion": version, "prevResult": [], "name": 1, "socket": 7 });
+            pod.call("DEL", keys).succeeded().logged("this verb only takes away");
+            world.assert_nothing_stands();
+        }
+    });
+}
+
+#[test]
+fn del_works_without_any_configuration_where_the_pins_are_at_their_default_place() {
+    in_world(|world| {
+        world.pins_at_the_default_place();
+        let inputs = ["", "{", "[]", "{\"cniVersion\":\"1.0.0\",\"bpfRoot\":7}"];
+        for (number, stdin) in inputs.into_iter().enumerate() {
+            let pod = world.bridged(&format!("bare-{number}"));
+            pod.call("ADD", json!({})).succeeded();
+            pod.del_with(stdin).succeeded();
+            world.assert_nothing_stands();
+        }
+    });
+}
+
+#[test]
+fn del_does_not_wait_for_the_end_of_a_configuration_that_is_whole() {
+    in_world(|world| {
+        let pod = world.bridged("open-ended");
+        pod.call("ADD", json!({})).succeeded();
+        let (mut child, stdin) =
+            pod.start_open_ended("DEL", &world.conf("1.0.0", json!({})).to_string());
+        let code = child.wait().expect("wait").code();
+        drop(stdin);
+        assert_eq!(code, Some(0));
+        world.assert_nothing_stands();
+    });
+}
+
+#[test]
+fn gc_works_with_an_unknown_version() {
+    in_world(|world| {
+        let pod = world.bridged("old");
+        pod.call("ADD", json!({})).succeeded();
+        for (version, list, left) in [
+            ("9.9.9", json!([{ "containerID": "container-old", "ifname": "eth0" }]), 1),
+            ("", json!(null), 0),
+        ] {
+            let keys = json!({ "cni.dev/valid-attachments": list, "prevResult": 1, "socket": 7 });
+            world.call("GC", &world.conf(version, keys)).succeeded();
+            assert_eq!(pod.registrations().len(), left, "{version:?}");
+        }
     });
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -63,6 +63,13 @@ impl World {
 
     pub(crate) fn pins(&self) -> PinRoot {
         PinRoot::new(self.path("bpf/podgate"))
+    }
+
+    /// Makes the world's bpffs the one of `/sys/fs/bpf`, in this mount namespace.
+    pub(crate) fn pins_at_the_default_place(&self) {
+        let none: Option<&str> = None;
+        mount(Some(&self.path("bpf")), "/sys/fs/bpf", none, MsFlags::MS_BIND, none)
+            .expect("bind the world's bpffs");
     }
 
     /// What is pinned; fails the test if nothing is.
@@ -200,9 +207,19 @@ impl Pod<'_> {
 
     /// DEL as runtimes repeat it: no namespace, no result.
     pub(crate) fn bare_del(&self) -> Done {
+        self.del_with(&self.world.conf("1.0.0", json!({})).to_string())
+    }
+
+    /// The same with any text for a configuration.
+    pub(crate) fn del_with(&self, stdin: &str) -> Done {
         let mut env = self.env("DEL");
         env[2].1.clear();
-        finish(start(PODGATE, &env, &self.world.conf("1.0.0", json!({})).to_string()))
+        finish(start(PODGATE, &env, stdin))
+    }
+
+    /// Starts podgate with a configuration whose end never comes, as long as the second is kept.
+    pub(crate) fn start_open_ended(&self, verb: &str, stdin: &str) -> (Child, ChildStdin) {
+        start_open(PODGATE, &self.env(verb), stdin)
     }
 
     /// Runs a program in the pod.
@@ -300,6 +317,15 @@ pub(crate) fn start<K: AsRef<str>, V: AsRef<str>>(
     env: &[(K, V)],
     stdin: &str,
 ) -> Child {
+    start_open(program, env, stdin).0
+}
+
+/// The same, with stdin still open.
+fn start_open<K: AsRef<str>, V: AsRef<str>>(
+    program: &str,
+    env: &[(K, V)],
+    stdin: &str,
+) -> (Child, ChildStdin) {
     let mut child = Command::new(program)
         .env_clear()
         .envs(env.iter().map(|(k, v)| (k.as_ref(), v.as_ref())))
@@ -311,7 +337,7 @@ pub(crate) fn start<K: AsRef<str>, V: AsRef<str>>(
     let mut pipe = child.stdin.take().expect("stdin");
     // a plugin that refuses its environment may end without reading
     let _ = pipe.write_all(stdin.as_bytes());
-    child
+    (child, pipe)
 }
 
 /// A plugin that has ended.
