@@ -39,8 +39,8 @@ pub enum Command {
     Run(Run),
     /// Put podgate into the node's CNI configuration: the plugin's binary, and its entry in the conflist
     ///
-    /// The first configuration file in lexical order is the one that runtimes use. The entry goes to the end of its
-    /// list; a single plugin's .conf becomes a .conflist. What is not podgate's keeps its bytes.
+    /// The entry goes to the end of the list that new pods get, by the rule of the node's runtime; a single plugin's
+    /// .conf becomes a .conflist. What is not podgate's keeps its bytes. What cannot take podgate is refused by name.
     Install(Install),
     /// Take podgate out of the node: its entry, its gates, its pins, its binary
     ///

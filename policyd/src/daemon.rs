@@ -21,6 +21,7 @@ use crate::api::Api;
 use crate::args::{Events, MetricsAddr, Run, Server};
 use crate::cni::CniServer;
 use crate::events;
+use crate::install::STATE_FILE;
 use crate::listen::{API_STREAMS, descriptors};
 use crate::metrics::{self, Metrics};
 use crate::reconcile::Reconciler;
@@ -121,7 +122,7 @@ pub async fn run(args: Run) -> Result<(), RunError> {
     let _only = only_one(&root.dir()).await?;
     make_state_dir(&state_dir)?;
 
-    let shared = Arc::new(Shared::new(gate, node, services));
+    let shared = Arc::new(Shared::new(gate, node, services, state_dir.join(STATE_FILE)));
     let durations = metrics::durations();
     let names: Vec<String> = sources.iter().map(ToString::to_string).collect();
     let all = names.iter().cloned().chain([LOCAL_SOURCE.to_owned()]);

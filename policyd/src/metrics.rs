@@ -25,6 +25,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use crate::api::types::PacketCount;
 use crate::api::{count_endpoints, count_entries, count_objects, packets};
+use crate::install::{NewPods, new_pods};
 use crate::listen::{self, Limits, METRICS_FROM_NODE, METRICS_FROM_ONE, METRICS_FROM_OTHERS, Room};
 use crate::sources::kubernetes;
 use crate::sources::unenforced::UnenforcedKind;
@@ -247,6 +248,19 @@ impl Collector for AtScrape {
             "kind",
             &kinds,
         )?;
+        let gated = match new_pods(&self.shared.install_state) {
+            NewPods::Yes { .. } => Some(1),
+            NewPods::No { .. } => Some(0),
+            NewPods::Unknown { .. } => None,
+        };
+        if let Some(gated) = gated {
+            one_gauge(
+                &mut encoder,
+                "new_pods_gated",
+                "Whether the node's CNI configuration gives new pods a gate; missing where no `policyd install` says",
+                gated,
+            )?;
+        }
         one_gauge(
             &mut encoder,
             "local_pods_unenforced",

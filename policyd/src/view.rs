@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ pub struct Shared {
     pub services: ServiceMode,
     /// When policyd started.
     pub started: Instant,
+    /// Where `policyd install` writes whether new pods get a gate.
+    pub install_state: PathBuf,
     view: ArcSwap<View>,
     lookout: ArcSwap<Lookout>,
     index: RwLock<Index>,
@@ -116,13 +119,19 @@ impl EndpointState {
 
 impl Shared {
     /// Nothing known yet.
-    pub fn new(gate: Arc<Gate>, node: String, services: ServiceMode) -> Self {
+    pub fn new(
+        gate: Arc<Gate>,
+        node: String,
+        services: ServiceMode,
+        install_state: PathBuf,
+    ) -> Self {
         Self {
             gate,
             index: RwLock::new(Index::of_node(&node)),
             node,
             services,
             started: Instant::now(),
+            install_state,
             view: ArcSwap::default(),
             lookout: ArcSwap::default(),
             servers: Mutex::default(),

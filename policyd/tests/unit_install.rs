@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use policyd::install::{NewPods, new_pods};
 
 const LIST: &str = "{\n  \"cniVersion\": \"1.0.0\",\n  \"name\": \"pods\",\n  \"plugins\": [\n    { \"type\": \"bridge\", \"mtu\": 1.450e3 }\n  ]\n}\n";
 const SINGLE: &str = "{ \"cniVersion\": \"0.3.1\", \"name\": \"pods\", \"type\": \"ptp\" }\n";
@@ -27,9 +28,30 @@ struct Node {
 impl Node {
     fn new() -> Self {
         let node = Self { dir: tempfile::tempdir().unwrap() };
-        fs::create_dir(node.path("conf")).unwrap();
+        for dir in ["conf", "bin", "run"] {
+            fs::create_dir(node.path(dir)).unwrap();
+        }
+        for plugin in ["bridge", "ptp"] {
+            node.script(
+                &format!("bin/{plugin}"),
+                r#"printf '{"cniVersion":"1.0.0","supportedVersions":["0.2.0","0.3.1","1.0.0"]}'"#,
+            );
+        }
         node.plugin("0.1.0");
         node
+    }
+
+    /// An executable file.
+    fn script(&self, name: &str, body: &str) {
+        let new = self.path("new");
+        fs::write(&new, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::rename(new, self.path(name)).unwrap();
+    }
+
+    /// What policyd's status says.
+    fn new_pods(&self) -> NewPods {
+        new_pods(&self.path("run/install.json"))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -38,11 +60,7 @@ impl Node {
 
     /// The binary to be placed, of some version.
     fn plugin(&self, version: &str) {
-        let script = format!("#!/bin/sh\necho 'podgate {version}: a stand-in' >&2\nexit 1\n");
-        let new = self.path("new");
-        fs::write(&new, script).unwrap();
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o700)).unwrap();
-        fs::rename(new, self.path("podgate")).unwrap();
+        self.script("podgate", &format!("echo 'podgate {version}: a stand-in' >&2\nexit 1"));
     }
 
     fn write(&self, name: &str, text: &str) {
@@ -69,6 +87,7 @@ impl Node {
             .arg(verb)
             .args(["--cni-conf-dir".as_ref(), self.path("conf").as_os_str()])
             .args(["--cni-bin-dir".as_ref(), self.path("bin").as_os_str()])
+            .args(["--install-state".as_ref(), self.path("run/install.json").as_os_str()])
             .args(["--plugin".as_ref(), self.path("podgate").as_os_str()])
             .args(more)
             .env_clear()
@@ -163,6 +182,8 @@ fn once_places_the_binary_and_the_entry_and_then_nothing_more() {
     assert_eq!(fs::metadata(node.path("conf/10-pods.conflist")).unwrap().mode() & 0o7777, 0o600);
     assert_eq!(fs::metadata(node.path("bin/podgate")).unwrap().mode() & 0o7777, 0o755);
     assert_eq!(node.files(), ["10-pods.conflist", "20-other.conflist"]);
+    assert!(told(&done).contains("left alone, as new pods do not get it: 20-other.conflist"));
+    assert_eq!(node.new_pods(), NewPods::Yes { files: vec!["10-pods.conflist".into()] });
 
     let inode = |name: &str| fs::metadata(node.path(name)).unwrap().ino();
     let before = [inode("conf/10-pods.conflist"), inode("bin/podgate")];
@@ -186,6 +207,8 @@ fn once_fails_and_says_why_where_it_can_do_nothing() {
     let done = node.once(&[]);
     assert_eq!(done.status.code(), Some(1));
     assert!(told(&done).contains("no CNI configuration there yet"), "{}", told(&done));
+    let NewPods::No { reason } = node.new_pods() else { panic!("{:?}", node.new_pods()) };
+    assert!(reason.contains("no CNI configuration there yet"), "{reason}");
 
     node.write("10-half.conflist", &LIST[..40]);
     let done = node.once(&[]);
@@ -236,12 +259,16 @@ fn a_single_plugins_file_becomes_a_list_and_is_kept() {
 #[test]
 fn the_watch_waits_for_the_primary_and_mends_what_it_undoes() {
     let node = Node::new();
+    assert!(matches!(node.new_pods(), NewPods::Unknown { .. }));
     let watch = node.watch(&[]);
     watch.says("new pods get no gate: no CNI configuration there yet");
     assert!(node.path("bin/podgate").exists());
+    assert!(matches!(node.new_pods(), NewPods::No { .. }));
     node.write("10-pods.conflist", LIST);
     let gated = || node.read("10-pods.conflist").contains("podgate");
     eventually("the entry is put in", gated);
+    let files = vec!["10-pods.conflist".to_owned()];
+    eventually("policyd is told", || node.new_pods() == NewPods::Yes { files: files.clone() });
     node.write("10-pods.conflist", &LIST.replace("pods", "others"));
     eventually("the entry is put back", || {
         gated() && node.read("10-pods.conflist").contains("others")
@@ -406,6 +433,47 @@ fn a_link_that_leads_nowhere_is_told_and_nothing_else_is_edited() {
     assert_eq!(done.status.code(), Some(1));
     assert!(told(&done).contains("05-link.conflist cannot take podgate"), "{}", told(&done));
     assert_eq!(node.read("10-pods.conflist"), LIST);
+}
+
+#[test]
+fn what_cri_o_would_take_instead_is_gated_too_and_told() {
+    let node = Node::new();
+    node.write("10-pods.conflist", &LIST.replace("bridge", "sriov"));
+    node.write("100-crio-bridge.conflist", LIST);
+    let done = node.once(&[]);
+    assert!(done.status.success(), "{}", told(&done));
+    for file in ["10-pods.conflist", "100-crio-bridge.conflist"] {
+        assert!(node.read(file).contains("podgate"), "{}", node.read(file));
+    }
+    let told = told(&done);
+    assert!(told.contains("CRI-O passes over 10-pods.conflist: its plugin sriov is not"), "{told}");
+    let files = vec!["10-pods.conflist".into(), "100-crio-bridge.conflist".into()];
+    assert_eq!(node.new_pods(), NewPods::Yes { files });
+
+    let node = Node::new();
+    node.write("10-pods.conflist", &LIST.replace("bridge", "sriov"));
+    node.write("100-crio-bridge.conflist", LIST);
+    assert!(node.once(&["--runtime", "containerd"]).status.success());
+    assert_eq!(node.read("100-crio-bridge.conflist"), LIST);
+}
+
+#[test]
+fn plugins_beside_a_list_are_refused_and_nothing_is_edited() {
+    let node = Node::new();
+    for list in ["{\"cniVersion\":\"1.0.0\",\"name\":\"pods\"}", LIST] {
+        node.write("10-pods.conflist", list);
+        node.write("87-other.conflist", LIST);
+        fs::create_dir_all(node.path("conf/pods")).unwrap();
+        fs::write(node.path("conf/pods/50-tuning.conf"), "{\"type\":\"tuning\"}").unwrap();
+        let done = node.once(&[]);
+        assert_eq!(done.status.code(), Some(1));
+        let told = told(&done);
+        assert!(told.contains("10-pods.conflist cannot take podgate: libcni 1.3 runs"), "{told}");
+        assert!(told.contains("50-tuning.conf"), "{told}");
+        assert_eq!(node.read("10-pods.conflist"), list);
+        assert_eq!(node.read("87-other.conflist"), LIST);
+        assert!(matches!(node.new_pods(), NewPods::No { .. }));
+    }
 }
 
 #[test]

@@ -97,7 +97,12 @@ fn measure(gate: Arc<Gate>) -> Result<()> {
             netns: String::new(),
         })?;
     }
-    let shared = Arc::new(Shared::new(gate.clone(), "bench".into(), ServiceMode::default()));
+    let shared = Arc::new(Shared::new(
+        gate.clone(),
+        "bench".into(),
+        ServiceMode::default(),
+        "/nowhere/install.json".into(),
+    ));
     let writer = Writer::start(shared.clone(), ["bench".to_owned()], |_| {})?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let timed = Timed { handle: writer.handle(), runtime };

@@ -12,16 +12,24 @@ use crate::runtime::program::said;
 /// Builds packages of a module into the target directory, which is quick when that has been done; returns where
 /// they are.
 pub fn go_tools(module: &str, packages: &[&str]) -> Result<PathBuf> {
+    go_tools_at(module, None, packages)
+}
+
+/// The same with the versions that another file beside `go.mod` names, into a directory of that name.
+pub fn go_tools_at(module: &str, versions: Option<&str>, packages: &[&str]) -> Result<PathBuf> {
     let exe = env::current_exe().context("find this test's own file")?;
     // TARGET/debug/deps/test
-    let tools = exe.ancestors().nth(3).context("find the target directory")?.join("tools");
+    let mut tools = exe.ancestors().nth(3).context("find the target directory")?.join("tools");
+    tools.extend(versions);
     fs::create_dir_all(&tools).with_context(|| format!("create {}", tools.display()))?;
     // where Go's own installation puts it, which is not in everybody's PATH
     let go = Path::new("/usr/local/go/bin/go");
     let go = if go.is_file() { go } else { Path::new("go") };
     // `-trimpath` as everywhere here: packages that two modules share are compiled once
     let output = Command::new(go)
-        .args(["build", "-C", module, "-mod=readonly", "-trimpath", "-o"])
+        .args(["build", "-C", module, "-mod=readonly", "-trimpath"])
+        .args(versions.map(|file| format!("-modfile={file}")))
+        .arg("-o")
         .arg(&tools)
         .args(packages)
         .env("CGO_ENABLED", "0")

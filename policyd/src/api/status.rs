@@ -11,6 +11,7 @@ use super::types::{
     EndpointCounts, Enforcement, KindCount, MapCounts, ObjectCounts, ServiceCounts, SourceStatus,
     Status, UnenforcedPod, WatchStatus,
 };
+use crate::install::new_pods;
 use crate::sources::SourceState;
 use crate::sources::kubernetes::{Health, Link};
 use crate::sources::unenforced::UnenforcedKind;
@@ -118,6 +119,7 @@ pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
         pending,
         unenforced: ungated.into_iter().map(UnenforcedPod::from).collect(),
         unenforced_kinds: view.unenforced().into_iter().map(kind).collect(),
+        new_pods: new_pods(&api.shared.install_state),
         enforcement: control.mode().into(),
         epoch: control.epoch(),
         uptime: api.shared.started.elapsed().as_secs(),

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::install::NewPods;
+
 pub use counters::{Counters, PacketCount, RuleCount};
 
 /// Why a request was refused; the body of every answer that is not 2xx.
@@ -81,6 +83,8 @@ pub struct Status {
     /// Policies of kinds that podgate knows of and does not enforce.
     #[serde(default)]
     pub unenforced_kinds: Vec<KindCount>,
+    /// Whether the node's CNI configuration gives new pods a gate, as `policyd install` says.
+    pub new_pods: NewPods,
 }
 
 /// Objects of a kind.

@@ -1,11 +1,23 @@
-//! Which of a directory's files the runtime takes for the pods' network.
+//! Which of a directory's files new pods get.
 //!
-//! containerd and CRI-O read `.conf`, `.conflist` and `.json`, sorted by name, hidden ones too, and take the first.
-//! They part at one that cannot be read: CRI-O goes on to the next, containerd stays "not ready" until it is mended.
-//! So does this one go on: the next is what CRI-O uses, and containerd uses none. It does not go past one that only
-//! it cannot open, since what a runtime makes of that is not known.
+//! containerd and CRI-O read `.conf`, `.conflist` and `.json`, sorted by name, hidden ones too. containerd takes as many
+//! as `max_conf_num` says (one; 0 is all), each an interface of every pod, and none at all where one that it reads is
+//! invalid: pods then wait until it is mended. CRI-O goes past an invalid file, and past one with a plugin whose binary
+//! is missing or does not speak the list's version; it takes the first that is left, or the one whose network
+//! `cni_default_network` names.
+//!
+//! Which runtime and which version of its library reads the directory is not known here unless it is said. So podgate
+//! goes into every file that any of them gives new pods, and where one of these cannot take it, none behind it is
+//! edited and new pods count as not gated. `tests/tests/runtime_install_rules.rs` compares with the runtimes' own code.
 
+use std::collections::BTreeSet;
+
+use clap::{Args, ValueEnum};
+
+use super::PLUGIN;
 use super::conflist::{Conflist, from_conf};
+use super::libcni::{self, Beside, Library, Network, Unfit};
+use super::plugins::Plugin;
 
 /// A file of the configuration directory that a runtime would read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,11 +28,49 @@ pub struct Candidate {
     pub text: Result<String, String>,
 }
 
-/// The choice.
+/// A container runtime, by how it chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Runtime {
+    /// containerd.
+    Containerd,
+    /// CRI-O.
+    #[value(name = "cri-o")]
+    CriO,
+}
+
+/// What the runtime's own configuration says about the choice.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[command(next_help_heading = "The runtime's own configuration, where it is not the default")]
+pub struct Rules {
+    /// The node's runtime [default: whatever either would give new pods gets a gate]
+    #[arg(long, env = "PODGATE_RUNTIME", value_enum, value_name = "NAME")]
+    pub runtime: Option<Runtime>,
+    /// containerd's max_conf_num: how many of the configurations each pod gets, 0 for all
+    #[arg(long, env = "PODGATE_MAX_CONF_NUM", default_value_t = 1, value_name = "N")]
+    pub max_conf_num: usize,
+    /// CRI-O's cni_default_network: the name of the network that pods get, whatever the order of the files
+    #[arg(long, env = "PODGATE_DEFAULT_NETWORK", value_name = "NAME")]
+    pub default_network: Option<String>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { runtime: None, max_conf_num: 1, default_network: None }
+    }
+}
+
+/// What the choice depends on beside the files.
+#[derive(Clone, Copy)]
+pub(super) struct Surroundings<'a> {
+    /// What is in the directory under a network's name.
+    pub(super) beside: &'a dyn Fn(&str) -> Beside,
+    /// What is known of a plugin, by its type.
+    pub(super) plugin: &'a dyn Fn(&str) -> Plugin,
+}
+
+/// A file that new pods get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Active {
-    /// The runtime has no network yet.
-    None,
     /// A list that podgate can be in.
     List {
         /// The file's name.
@@ -37,13 +87,39 @@ pub enum Active {
         /// The list.
         text: String,
     },
-    /// What the runtime uses has no room for podgate.
+    /// It makes nothing that could have a gate.
+    NoInterface {
+        /// The file's name.
+        name: String,
+    },
+    /// It has no room for podgate.
     Refused {
         /// The file's name.
         name: String,
-        /// Why not.
+        /// Why not, and what to do.
         reason: String,
     },
+}
+
+/// The choice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// What new pods get, of any runtime that may be meant, in the order of the files.
+    pub networks: Vec<Active>,
+    /// What is wrong with files, and which are passed over.
+    pub problems: Vec<String>,
+    /// Files that are fine and that new pods do not get.
+    pub unused: Vec<String>,
+}
+
+/// What one runtime gives new pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Names of files: what it gives, and before that what it gives if a plugin that is not where this program looks
+    /// is somewhere else.
+    pub files: Vec<String>,
+    /// Whether it surely gives the last of them. If not, it gives none as far as can be seen from here.
+    pub sure: bool,
 }
 
 /// What a single plugin's file is called once the list has taken its place: runtimes do not read it.
@@ -54,37 +130,235 @@ pub(super) fn is_read(name: &str) -> bool {
     name.rfind('.').is_some_and(|dot| matches!(&name[dot..], ".conf" | ".conflist" | ".json"))
 }
 
-/// Chooses among `files` as a runtime does; also says what is wrong with those it had to pass over.
-pub fn choose(files: &[Candidate]) -> (Active, Vec<String>) {
-    let mut files: Vec<_> = files.iter().filter(|file| is_read(&file.name)).collect();
-    files.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut passed = Vec::new();
-    for file in &files {
-        let name = file.name.clone();
-        let outcome = match &file.text {
-            // the runtime may well read it: a link that leads out of a container's mount
-            Err(reason) => {
-                let reason = format!("it cannot be read from here: {reason}");
-                return (Active::Refused { name, reason }, passed);
+fn read(file: &Candidate, library: Library, around: Surroundings<'_>) -> Result<Network, Unfit> {
+    match &file.text {
+        // the runtime may well read it: a link that leads out of a container's mount
+        Err(reason) => Err(Unfit::Unknown(format!("it cannot be read from here: {reason}"))),
+        Ok(text) if file.name.ends_with(".conflist") => libcni::list(text, library, around.beside),
+        Ok(text) => libcni::single(text),
+    }
+}
+
+/// What `runtime`, with this version of the library, gives new pods of these files.
+pub(super) fn verdict(
+    files: &[Candidate],
+    runtime: Runtime,
+    library: Library,
+    rules: &Rules,
+    around: Surroundings<'_>,
+) -> Verdict {
+    walk(&sorted(files), runtime, library, rules, around, &mut Vec::new())
+}
+
+fn walk(
+    files: &[&Candidate],
+    runtime: Runtime,
+    library: Library,
+    rules: &Rules,
+    around: Surroundings<'_>,
+    problems: &mut Vec<String>,
+) -> Verdict {
+    let mut verdict = Verdict::default();
+    for file in files {
+        let name = &file.name;
+        let network = match read(file, library, around) {
+            Ok(network) => network,
+            Err(Unfit::Unknown(_)) => {
+                verdict.files.push(name.clone());
+                return Verdict { sure: true, ..verdict };
             }
-            Ok(text) if name.ends_with(".conflist") => Conflist::parse(text)
-                .map(|list| {
-                    (list.refusal(), Active::List { name: name.clone(), text: text.clone() })
-                })
-                .map_err(|e| e.to_string()),
-            Ok(text) => from_conf(text).map_err(|e| e.to_string()).and_then(|text| {
-                let refusal = Conflist::parse(&text).map_err(|e| e.to_string())?.refusal();
-                let list = list_name(&name, &files);
-                Ok((refusal, Active::Single { name: name.clone(), list, text }))
-            }),
+            Err(Unfit::Invalid(reason)) => {
+                let what = format!("{name} is no CNI configuration: {reason}");
+                match runtime {
+                    Runtime::Containerd => {
+                        problems.push(format!(
+                            "{what}; until it is mended or removed, containerd starts no pod"
+                        ));
+                        return Verdict::default();
+                    }
+                    Runtime::CriO => problems.push(format!("{what}; CRI-O goes on to the next")),
+                }
+                continue;
+            }
         };
-        match outcome {
-            Ok((None, active)) => return (active, passed),
-            Ok((Some(reason), _)) => return (Active::Refused { name, reason }, passed),
-            Err(reason) => passed.push(format!("{name} is no CNI configuration: {reason}")),
+        match runtime {
+            Runtime::Containerd => {
+                verdict.files.push(name.clone());
+                verdict.sure = true;
+                if verdict.files.len() == rules.max_conf_num {
+                    return verdict;
+                }
+            }
+            Runtime::CriO => {
+                let own = if network.name.is_empty() { name } else { &network.name };
+                let is_default = rules.default_network.as_ref().is_none_or(|wanted| wanted == own);
+                match passed_over(&network, around) {
+                    None if !is_default => {}
+                    None => {
+                        verdict.files.push(name.clone());
+                        return Verdict { sure: true, ..verdict };
+                    }
+                    Some(pass) => {
+                        problems.push(format!("CRI-O passes over {name}: {}", pass.reason));
+                        if !pass.surely && is_default {
+                            verdict.files.push(name.clone());
+                        }
+                    }
+                }
+            }
         }
     }
-    (Active::None, passed)
+    verdict
+}
+
+struct Pass {
+    reason: String,
+    /// Whether it does not depend on what cannot be seen from here.
+    surely: bool,
+}
+
+/// Why CRI-O passes over a list, if it does.
+fn passed_over(network: &Network, around: Surroundings<'_>) -> Option<Pass> {
+    let version = if network.version.is_empty() { "0.1.0" } else { &network.version };
+    let mut pass: Option<Pass> = None;
+    for kind in &network.kinds {
+        let (reason, surely) = match (around.plugin)(kind) {
+            Plugin::Speaks(versions) if versions.iter().any(|spoken| spoken == version) => continue,
+            Plugin::Speaks(versions) => {
+                let spoken = versions.join(", ");
+                (format!("its plugin {kind} speaks {spoken} and not {version}"), true)
+            }
+            Plugin::Silent(reason) => {
+                (format!("its plugin {kind} gives no versions: {reason}"), true)
+            }
+            Plugin::Missing => (
+                format!(
+                    "its plugin {kind} is not there (unless another of its plugin_dirs has it)"
+                ),
+                false,
+            ),
+            Plugin::Unknown(reason) => {
+                (format!("perhaps, as its plugin {kind} cannot be run from here: {reason}"), false)
+            }
+        };
+        if surely || pass.is_none() {
+            pass = Some(Pass { reason, surely });
+        }
+        if surely {
+            break;
+        }
+    }
+    pass
+}
+
+fn sorted(files: &[Candidate]) -> Vec<&Candidate> {
+    let mut files: Vec<_> = files.iter().filter(|file| is_read(&file.name)).collect();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    files
+}
+
+/// Chooses among `files` as runtimes do.
+pub(super) fn choose(files: &[Candidate], rules: &Rules, around: Surroundings<'_>) -> Choice {
+    let files = sorted(files);
+    let mut problems = Vec::new();
+    let mut used = BTreeSet::new();
+    for runtime in [Runtime::Containerd, Runtime::CriO] {
+        if rules.runtime.is_some_and(|only| only != runtime) {
+            continue;
+        }
+        for library in Library::ALL {
+            used.extend(walk(&files, runtime, library, rules, around, &mut problems).files);
+        }
+    }
+    let mut choice = Choice::default();
+    for file in &files {
+        if used.contains(&file.name) {
+            choice.networks.push(active(file, &files, around));
+        } else if Library::ALL.iter().any(|library| read(file, *library, around).is_ok()) {
+            choice.unused.push(file.name.clone());
+        }
+    }
+    // both libraries say most of it
+    let mut told = BTreeSet::new();
+    problems.retain(|problem| told.insert(problem.clone()));
+    choice.problems = problems;
+    choice
+}
+
+/// What podgate can do with a file that new pods get.
+fn active(file: &Candidate, files: &[&Candidate], around: Surroundings<'_>) -> Active {
+    let name = file.name.clone();
+    let refused = |reason: String| Active::Refused { name: name.clone(), reason };
+    for library in Library::ALL {
+        match read(file, library, around) {
+            Err(Unfit::Unknown(reason)) => return refused(reason),
+            Ok(network) if network.name.is_empty() => {
+                return refused("its network has no name: write one".into());
+            }
+            Ok(network) if network.beside != Beside::Nothing => {
+                return refused(load_refusal(&network));
+            }
+            _ => {}
+        }
+    }
+    let only_loopback =
+        |network: &Network| network.kinds.iter().all(|kind| kind == "loopback" || kind == PLUGIN);
+    if Library::ALL.iter().all(|lib| read(file, *lib, around).is_ok_and(|n| only_loopback(&n))) {
+        return Active::NoInterface { name };
+    }
+    let Ok(text) = &file.text else { return refused("it cannot be read from here".into()) };
+    if file.name.ends_with(".conflist") {
+        return match Conflist::parse(text).map(|list| list.refusal()) {
+            Ok(None) => Active::List { name, text: text.clone() },
+            Ok(Some(reason)) => refused(reason),
+            Err(e) => refused(format!("{e} as podgate reads it, and runtimes take it: mend it")),
+        };
+    }
+    let as_list = match from_conf(text) {
+        Ok(as_list) => as_list,
+        Err(e) => {
+            return refused(format!("{e} as podgate reads it, and runtimes take it: mend it"));
+        }
+    };
+    // as a list it would load what is beside it
+    for library in Library::ALL {
+        match libcni::list(&as_list, library, around.beside) {
+            Ok(network) if network.beside != Beside::Nothing => {
+                return refused(load_refusal(&network));
+            }
+            Ok(_) => {}
+            Err(Unfit::Invalid(reason) | Unfit::Unknown(reason)) => return refused(reason),
+        }
+    }
+    match Conflist::parse(&as_list).map(|list| list.refusal()) {
+        Ok(None) => {
+            let list = list_name(&file.name, files);
+            Active::Single { name, list, text: as_list }
+        }
+        Ok(Some(reason)) => refused(reason),
+        Err(e) => refused(e.to_string()),
+    }
+}
+
+fn load_refusal(network: &Network) -> String {
+    let name = &network.name;
+    match &network.beside {
+        Beside::Broken(reason) => format!(
+            "libcni 1.3 looks for plugins in {name:?} beside it, in vain ({reason}): mend or remove that, or write \
+             \"loadOnlyInlinedPlugins\": true into the list"
+        ),
+        beside => {
+            let files = match beside {
+                Beside::Plugins(files) => files.join(", "),
+                _ => String::new(),
+            };
+            format!(
+                "libcni 1.3 runs the plugins in the directory {name:?} beside it after those of the list ({files}), \
+                 and podgate must come last: move them into the list's plugins and write \
+                 \"loadOnlyInlinedPlugins\": true"
+            )
+        }
+    }
 }
 
 /// A name for the list at the same place in the order. Of the two usual ones, that may be taken or jump over
@@ -113,87 +387,4 @@ fn list_name(single: &str, files: &[&Candidate]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BRIDGE: &str = r#"{"cniVersion":"1.0.0","name":"n","type":"bridge"}"#;
-    const LIST: &str = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#;
-
-    fn file(name: &str, text: &str) -> Candidate {
-        Candidate { name: name.into(), text: Ok(text.into()) }
-    }
-
-    fn chosen(files: &[Candidate]) -> String {
-        match choose(files).0 {
-            Active::None => "none".into(),
-            Active::List { name, .. } => name,
-            Active::Single { name, list, .. } => format!("{name} -> {list}"),
-            Active::Refused { name, reason } => format!("{name}: {reason}"),
-        }
-    }
-
-    #[test]
-    fn the_first_in_lexical_order_whatever_its_kind() {
-        assert_eq!(chosen(&[]), "none");
-        let files =
-            [file("20-b.conflist", LIST), file("10-a.conflist", LIST), file("05-c.txt", LIST)];
-        assert_eq!(chosen(&files), "10-a.conflist");
-        let mut files = files.to_vec();
-        files.push(file("10-a.conf", BRIDGE));
-        // the usual name is another's
-        assert_eq!(chosen(&files), "10-a.conf -> 10-a.conf-podgate.conflist");
-        files.push(file(".hidden.conflist", LIST));
-        assert_eq!(chosen(&files), ".hidden.conflist");
-        assert_eq!(
-            chosen(&[file("x.conf.before-podgate", BRIDGE), file(".podgate-Ab.tmp", LIST)]),
-            "none"
-        );
-    }
-
-    #[test]
-    fn a_single_plugin_keeps_its_place_as_a_list() {
-        assert_eq!(chosen(&[file("10-a.conf", BRIDGE)]), "10-a.conf -> 10-a.conflist");
-        assert_eq!(chosen(&[file("10-a.json", BRIDGE)]), "10-a.json -> 10-a.conflist");
-        // would jump over an unreadable one, for which containerd waits
-        let files = [file("10-a.d.conf", "{"), file("10-a.json", BRIDGE)];
-        assert_eq!(chosen(&files), "10-a.json -> 10-a.json-podgate.conflist");
-        // an earlier turn's list makes way
-        let ours = r#"{"name":"n","plugins":[{"type":"bridge"},{"type":"podgate"}]}"#;
-        let files = [file("10-a.conf", BRIDGE), file("10-a.conflist", ours)];
-        assert_eq!(chosen(&files), "10-a.conf -> 10-a.conflist");
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_told_and_passed_over() {
-        let mut files = vec![
-            file("10-half.conflist", "{\"name\":\"n\",\"plug"),
-            file("20-empty.conflist", r#"{"name":"n","plugins":[]}"#),
-            file("30-list.conf", LIST),
-        ];
-        assert_eq!(chosen(&files), "none");
-        files.push(file("50-good.conflist", LIST));
-        assert_eq!(chosen(&files), "50-good.conflist");
-        let told = choose(&files).1.join("\n");
-        for part in [
-            "10-half.conflist is no CNI configuration: EOF while parsing",
-            "20-empty.conflist is no CNI configuration: its list of plugins is empty",
-            "30-list.conf is no CNI configuration: it has no type (a list belongs into a .conflist)",
-        ] {
-            assert!(told.contains(part), "{told}");
-        }
-    }
-
-    #[test]
-    fn what_has_no_room_for_podgate_is_refused_by_name() {
-        let old = r#"{"cniVersion":"0.2.0","name":"n","plugins":[{"type":"bridge"}]}"#;
-        let told = chosen(&[file("10-a.conflist", old), file("20-b.conflist", LIST)]);
-        assert!(told.starts_with("10-a.conflist: its cniVersion is 0.2.0"), "{told}");
-        let none = r#"{"name":"n","type":"bridge"}"#;
-        assert!(chosen(&[file("10-a.conf", none)]).contains("its cniVersion is 0.1.0"));
-        let unread = Candidate { name: "10-a.conflist".into(), text: Err("no such file".into()) };
-        let told = chosen(&[unread, file("20-b.conflist", LIST)]);
-        assert_eq!(told, "10-a.conflist: it cannot be read from here: no such file");
-        let lo = r#"{"cniVersion":"1.0.0","name":"lo","type":"loopback"}"#;
-        assert!(chosen(&[file("99-lo.conf", lo)]).contains("makes an interface for pods"));
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Entry;
+use super::{Entry, Rules};
 use crate::args::Log;
 
 /// Where runtimes look.
@@ -21,6 +21,14 @@ pub struct Dirs {
     /// The runtime's plugin directory
     #[arg(long, env = "PODGATE_CNI_BIN_DIR", default_value = "/opt/cni/bin", value_name = "DIR")]
     pub cni_bin_dir: PathBuf,
+    /// Where install writes whether new pods get a gate, for policyd's status; below policyd's --state-dir
+    #[arg(
+        long,
+        env = "PODGATE_INSTALL_STATE",
+        default_value = "/run/podgate/install.json",
+        value_name = "PATH"
+    )]
+    pub install_state: PathBuf,
 }
 
 /// `policyd install`.
@@ -45,6 +53,10 @@ pub struct Install {
     /// Edit the configuration only once a policyd answers here that it is ready, so that no pod waits for one
     #[arg(long, env = "PODGATE_WAIT_FOR", value_name = "SOCKET")]
     pub wait_for: Option<PathBuf>,
+
+    /// Which files new pods get.
+    #[command(flatten)]
+    pub rules: Rules,
 
     /// The entry.
     #[command(flatten)]

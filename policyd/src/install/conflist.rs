@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::PLUGIN;
 use super::entry::Entry;
+use super::libcni::{self, Library, Unfit};
 
 /// The versions of the protocol that the plugin speaks (`cni-plugin/src/spec/version.rs`; a test compares).
 pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -27,7 +28,8 @@ pub struct NotAConflist(String);
 pub struct Conflist<'a> {
     text: &'a str,
     plugins: Vec<Plugin>,
-    versions: Vec<String>,
+    /// The version that plugins are called with, by each version of the library.
+    versions: [String; 2],
 }
 
 #[derive(Clone, Debug)]
@@ -42,8 +44,8 @@ struct Keys<'a> {
     name: Option<String>,
     #[serde(rename = "cniVersion")]
     version: Option<String>,
-    #[serde(rename = "cniVersions", default)]
-    versions: Vec<String>,
+    #[serde(rename = "cniVersions")]
+    versions: Option<Value>,
     #[serde(rename = "type")]
     kind: Option<String>,
     #[serde(borrow)]
@@ -59,11 +61,15 @@ impl<'a> Keys<'a> {
         serde_json::from_str(text).map_err(|e| NotAConflist(e.to_string()))
     }
 
-    fn all_versions(&self) -> Vec<String> {
-        // without any, 0.1.0 is meant
-        let none = self.version.is_none() && self.versions.is_empty();
-        let implied = none.then(|| "0.1.0".to_owned());
-        self.version.iter().chain(&self.versions).cloned().chain(implied).collect()
+    fn all_versions(&self) -> Result<[String; 2], NotAConflist> {
+        let one = self.version.as_deref().unwrap_or_default();
+        let of = |library| match libcni::version_of(one, self.versions.as_ref(), library) {
+            // what it means to plugins
+            Ok(version) if version.is_empty() => Ok("0.1.0".to_owned()),
+            Ok(version) => Ok(version),
+            Err(Unfit::Invalid(reason) | Unfit::Unknown(reason)) => Err(NotAConflist(reason)),
+        };
+        Ok([of(Library::Before)?, of(Library::Since)?])
     }
 }
 
@@ -85,7 +91,7 @@ impl<'a> Conflist<'a> {
         if plugins.is_empty() {
             return Err(NotAConflist("its list of plugins is empty".into()));
         }
-        Ok(Self { text, plugins, versions: keys.all_versions() })
+        Ok(Self { text, plugins, versions: keys.all_versions()? })
     }
 
     /// The plugins' types, in order.
@@ -98,19 +104,22 @@ impl<'a> Conflist<'a> {
         self.kinds().any(|kind| kind == PLUGIN)
     }
 
-    /// Why podgate cannot be in this list, if it cannot.
+    /// Why podgate cannot be in this list, if it cannot: every version of the runtimes' library must call it with one
+    /// that it speaks, or no pod starts.
     pub fn refusal(&self) -> Option<String> {
-        if self.kinds().all(|kind| kind == "loopback" || kind == PLUGIN) {
-            return Some("no plugin in it makes an interface for pods".into());
+        let [before, since] = &self.versions;
+        let unknown = |version: &str| !VERSIONS.contains(&version);
+        let spoken = VERSIONS.join(", ");
+        match (unknown(before), unknown(since)) {
+            (false, false) => None,
+            (true, false) => Some(format!(
+                "runtimes with libcni before 1.2 do not read cniVersions and take its cniVersion to be {before}, \
+                 podgate speaks {spoken}: write one of these as cniVersion too"
+            )),
+            (_, true) => {
+                Some(format!("its cniVersion is {since}, podgate speaks {spoken}: raise it"))
+            }
         }
-        if !self.versions.iter().any(|version| VERSIONS.contains(&version.as_str())) {
-            return Some(format!(
-                "its cniVersion is {}, podgate speaks {}: raise it",
-                self.versions.join(", "),
-                VERSIONS.join(", ")
-            ));
-        }
-        None
     }
 
     /// The text with the entry as it should be, `None` if it is so already.

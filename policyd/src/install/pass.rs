@@ -1,41 +1,35 @@
 //! One look at the node, and what it takes to bring it where it should be.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::active::{Active, Candidate, KEPT, choose, is_read};
+use super::active::{Active, Candidate, Choice, KEPT, Rules};
 use super::conflist::Conflist;
+use super::directory::Directory;
 use super::place::{Over, Put, TRIES, pause};
+use super::plugins::Stamp;
 use super::{Entry, InstallError, PLUGIN, failed, place};
-
-/// More than any runtime reads.
-const LARGEST: u64 = 2 << 20;
 
 /// Brings binary and entry to their places.
 #[derive(Debug)]
 pub struct Installer {
-    conf_dir: PathBuf,
-    bin_dir: PathBuf,
+    dirs: Directory,
+    rules: Rules,
     plugin: PathBuf,
     version: String,
     entry: Entry,
     placed: Option<Stamp>,
 }
 
-/// Tells a file that somebody has written since.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp([i64; 5]);
-
 /// Whether pods that start now get a gate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// They do: this file says so.
+    /// They do: these files say so, and no other is in use.
     InForce {
-        /// Its name.
-        file: String,
+        /// Their names.
+        files: Vec<String>,
     },
     /// They do not.
     Waiting {
@@ -51,15 +45,17 @@ pub struct Report {
     pub standing: Standing,
     /// What it has changed, one line each.
     pub changes: Vec<String>,
-    /// What is wrong with other files.
+    /// What is wrong with files, and which ones a runtime passes over.
     pub problems: Vec<String>,
+    /// What else is worth knowing.
+    pub notes: Vec<String>,
 }
 
 impl Installer {
     /// Looks whether the plugin's binary runs here; touches nothing yet.
     pub fn new(
-        conf_dir: PathBuf,
-        bin_dir: PathBuf,
+        dirs: Directory,
+        rules: Rules,
         plugin: Option<PathBuf>,
         entry: Entry,
     ) -> Result<Self, InstallError> {
@@ -68,7 +64,7 @@ impl Installer {
             .map_or_else(beside, Ok)
             .map_err(failed("find the plugin beside this program"))?;
         let version = version_of(&plugin)?;
-        Ok(Self { conf_dir, bin_dir, plugin, version, entry, placed: None })
+        Ok(Self { dirs, rules, plugin, version, entry, placed: None })
     }
 
     /// The plugin's version.
@@ -89,53 +85,99 @@ impl Installer {
             pause();
         }
         let standing = waiting("its configuration is being written again and again");
-        Ok(Report { standing, changes, problems: Vec::new() })
+        Ok(Report { standing, changes, problems: Vec::new(), notes: Vec::new() })
     }
 
-    /// What there is, what has been changed, and what is wrong with other files. `None` if somebody has written
-    /// meanwhile what was about to be replaced.
+    /// What there is, what has been changed, and what is wrong with files. `None` if somebody has written meanwhile
+    /// what was about to be replaced.
     fn look(&self, edit: bool) -> Result<Option<Report>, InstallError> {
-        let files = read_all(&self.conf_dir)?;
-        let (active, problems) = choose(&files);
-        let mut changes = Vec::new();
-        let standing = match active {
-            Active::None => waiting("no CNI configuration there yet: the primary plugin writes it"),
-            Active::Refused { name, reason } => {
-                waiting(format!("{name} cannot take podgate: {reason}"))
-            }
-            Active::List { name, text } => match self.with_entry(&text, &name)? {
-                None => Standing::InForce { file: name },
-                // with other options than now, but it is there
-                Some(_) if !edit && Conflist::parse(&text).is_ok_and(|list| list.gates()) => {
-                    Standing::InForce { file: name }
+        let files = self.dirs.files()?;
+        let Choice { networks, problems, unused } = self.dirs.choose(&files, &self.rules);
+        let mut report = Report {
+            standing: waiting(self.nothing(&files)),
+            changes: Vec::new(),
+            problems,
+            notes: self.notes(&unused),
+        };
+        let mut gated = Vec::new();
+        for network in networks {
+            let file = match network {
+                Active::NoInterface { name } => {
+                    let reason = "no plugin in it makes an interface for pods";
+                    report.standing = waiting(cannot_take(&name, reason));
+                    continue;
                 }
-                Some(_) if !edit => waiting("policyd has not answered yet"),
-                Some(new) => {
-                    if self.write(&name, &new, &text)? == Put::Overtaken {
+                Active::Refused { name, reason } => {
+                    // what is behind it in the order is left alone: it might not be in use at all
+                    report.standing = waiting(cannot_take(&name, &reason));
+                    return Ok(Some(report));
+                }
+                Active::List { name, text } => match self.with_entry(&text, &name)? {
+                    None => name,
+                    // with other options than now, but it is there
+                    Some(_) if !edit && Conflist::parse(&text).is_ok_and(|list| list.gates()) => {
+                        name
+                    }
+                    Some(_) if !edit => {
+                        report.standing = waiting("policyd has not answered yet");
+                        return Ok(Some(report));
+                    }
+                    Some(new) => {
+                        if self.write(&name, &new, &text)? == Put::Overtaken {
+                            return Ok(None);
+                        }
+                        report.changes.push(format!("put {PLUGIN} into {name}"));
+                        name
+                    }
+                },
+                Active::Single { .. } if !edit => {
+                    report.standing = waiting("policyd has not answered yet");
+                    return Ok(Some(report));
+                }
+                Active::Single { name, list, text } => {
+                    let text = self.with_entry(&text, &name)?.unwrap_or(text);
+                    if self.turn(over(&files, &name), &name, over(&files, &list), &list, &text)?
+                        == Put::Overtaken
+                    {
                         return Ok(None);
                     }
-                    changes.push(format!("put {PLUGIN} into {name}"));
-                    Standing::InForce { file: name }
+                    let change = format!("turned {name} into {list} with {PLUGIN} in it");
+                    report.changes.push(change);
+                    list
                 }
-            },
-            Active::Single { .. } if !edit => waiting("policyd has not answered yet"),
-            Active::Single { name, list, text } => {
-                let text = self.with_entry(&text, &name)?.unwrap_or(text);
-                if self.turn(over(&files, &name), &name, over(&files, &list), &list, &text)?
-                    == Put::Overtaken
-                {
-                    return Ok(None);
-                }
-                changes.push(format!("turned {name} into {list} with {PLUGIN} in it"));
-                Standing::InForce { file: list }
+            };
+            gated.push(file);
+        }
+        if !gated.is_empty() {
+            report.standing = Standing::InForce { files: gated };
+        }
+        Ok(Some(report))
+    }
+
+    /// Why new pods get no network.
+    fn nothing(&self, files: &[Candidate]) -> String {
+        match &self.rules.default_network {
+            Some(name) if !files.is_empty() => {
+                format!("no CNI configuration there of the network {name} (--default-network) yet")
             }
-        };
-        Ok(Some(Report { standing, changes, problems }))
+            _ => "no CNI configuration there yet: the primary plugin writes it".to_owned(),
+        }
+    }
+
+    fn notes(&self, unused: &[String]) -> Vec<String> {
+        if unused.is_empty() {
+            return Vec::new();
+        }
+        vec![format!(
+            "left alone, as new pods do not get it: {} (if the runtime is configured with max_conf_num or \
+             cni_default_network, say so: --max-conf-num, --default-network)",
+            unused.join(", ")
+        )]
     }
 
     fn with_entry(&self, text: &str, name: &str) -> Result<Option<String>, InstallError> {
         let list = Conflist::parse(text).map_err(|e| InstallError::NotInForce {
-            dir: self.conf_dir.display().to_string(),
+            dir: self.dirs.conf().display().to_string(),
             reason: format!("{name}: {e}"),
         })?;
         Ok(list.with(&self.entry))
@@ -143,7 +185,7 @@ impl Installer {
 
     /// Writes a file of the directory that has been read; of a symbolic link its target.
     fn write(&self, name: &str, text: &str, read: &str) -> Result<Put, InstallError> {
-        let path = self.conf_dir.join(name);
+        let path = self.dirs.conf().join(name);
         let real = fs::canonicalize(&path).unwrap_or(path);
         place::put(&real, text.as_bytes(), 0o644, Over::Text(read))
             .map_err(failed(format!("write {}", real.display())))
@@ -159,22 +201,22 @@ impl Installer {
         list: &str,
         text: &str,
     ) -> Result<Put, InstallError> {
-        let path = self.conf_dir.join(single);
+        let path = self.dirs.conf().join(single);
         let mode = fs::metadata(&path).map_or(0o644, |old| old.mode() & 0o7777);
-        let list = self.conf_dir.join(list);
+        let list = self.dirs.conf().join(list);
         if place::put(&list, text.as_bytes(), mode, list_read)
             .map_err(failed(format!("write {}", list.display())))?
             == Put::Overtaken
         {
             return Ok(Put::Overtaken);
         }
-        let kept = self.conf_dir.join(format!("{single}{KEPT}"));
+        let kept = self.dirs.conf().join(format!("{single}{KEPT}"));
         place::rename(&path, &kept, single_read)
             .map_err(failed(format!("rename {}", path.display())))
     }
 
     fn place_binary(&mut self) -> Result<Option<String>, InstallError> {
-        let path = self.bin_dir.join(PLUGIN);
+        let path = self.dirs.bin().join(PLUGIN);
         if self.placed.is_some() && self.placed == Stamp::of(&path) {
             return Ok(None);
         }
@@ -183,8 +225,8 @@ impl Installer {
         let same = fs::read(&path).is_ok_and(|old| old == new) && is_executable(&path);
         if !same {
             // a runtime's directory may not be there before its first plugin is
-            fs::create_dir_all(&self.bin_dir)
-                .map_err(failed(format!("create {}", self.bin_dir.display())))?;
+            fs::create_dir_all(self.dirs.bin())
+                .map_err(failed(format!("create {}", self.dirs.bin().display())))?;
             // one that is there with another mode would keep it
             if path.exists() && !is_executable(&path) {
                 place::remove(&path).map_err(failed(format!("remove {}", path.display())))?;
@@ -207,58 +249,16 @@ fn over<'a>(files: &'a [Candidate], name: &str) -> Over<'a> {
     }
 }
 
+fn cannot_take(name: &str, reason: &str) -> String {
+    format!("{name} cannot take {PLUGIN}: {reason}")
+}
+
 fn waiting(reason: impl Into<String>) -> Standing {
     Standing::Waiting { reason: reason.into() }
 }
 
 fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.mode() & 0o111 == 0o111)
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let found = fs::metadata(path).ok()?;
-        let number = |n: u64| n.cast_signed();
-        Some(Self([
-            number(found.ino()),
-            number(found.size()),
-            found.mtime(),
-            found.mtime_nsec(),
-            i64::from(found.mode()),
-        ]))
-    }
-}
-
-/// Every file that a runtime would read. A directory that is not there holds none.
-pub(super) fn read_all(dir: &Path) -> Result<Vec<Candidate>, InstallError> {
-    let entries = match fs::read_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed(format!("read {}", dir.display())))?,
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(failed(format!("read {}", dir.display())))?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        // a link to a directory is read, and fails, as it does for a runtime
-        if !is_read(&name) || entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
-        match read(&entry.path()) {
-            // it has gone meanwhile
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !entry.path().is_symlink() => {}
-            text => files.push(Candidate { name, text: text.map_err(|e| e.to_string()) }),
-        }
-    }
-    Ok(files)
-}
-
-fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(LARGEST + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > LARGEST {
-        return Err(io::Error::other(format!("it is larger than {LARGEST} bytes")));
-    }
-    Ok(text)
 }
 
 /// Runs the binary as a person would: it says its version, and so that it can be executed on this machine.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::active::KEPT;
 use super::conflist::{Conflist, from_conf};
-use super::pass::read_all;
+use super::directory::read_all;
 use super::place::{Over, Put, TRIES, pause};
 use super::{InstallError, PLUGIN, failed, place};
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use podgate_bpf::PinRoot;
 
 use super::args::{Dirs, Uninstall};
-use super::{InstallError, PLUGIN, cached, failed, lock, place, restore, unload, watch};
+use super::{InstallError, PLUGIN, cached, failed, lock, place, restore, state, unload, watch};
 
 const HOLDER: &str = "`policyd install --watch` is running and would put the entry back; stop it first \
     (kubectl delete daemonset podgate)";
@@ -22,7 +22,7 @@ const ROUNDS: usize = 5;
 /// `policyd uninstall`.
 pub fn uninstall(args: Uninstall) -> Result<(), InstallError> {
     let Uninstall {
-        dirs: Dirs { cni_conf_dir, cni_bin_dir },
+        dirs: Dirs { cni_conf_dir, cni_bin_dir, install_state },
         bpf_root,
         cni_cache_dir,
         wait_seconds,
@@ -53,13 +53,14 @@ pub fn uninstall(args: Uninstall) -> Result<(), InstallError> {
         thread::sleep(Duration::from_millis(settle_ms));
     }
 
+    state::remove(&install_state)?;
     let binary = cni_bin_dir.join(PLUGIN);
     let remembered = cached::count(&cni_cache_dir);
     if remembered > 0 && binary.exists() {
         tracing::warn!(
             attachments = remembered,
             "left {}: the runtime may call it when pods that started with podgate end; it does nothing any more. \
-             Run this again once they are gone",
+             run this again once they are gone",
             binary.display()
         );
     } else if binary.exists() {

@@ -15,7 +15,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use podgate_bpf::handshake::{Request, Response};
 
 use super::args::{Dirs, Install};
-use super::{InstallError, Installer, Report, Standing, failed, lock, place};
+use super::{Directory, InstallError, Installer, Report, Standing, failed, lock, place, state};
 
 /// Whoever writes a file may do it in several steps.
 const QUIET: Duration = Duration::from_millis(30);
@@ -39,11 +39,18 @@ const HOLDER: &str = "another `policyd install` is at work on this node";
 /// `policyd install`.
 pub fn install(args: Install) -> Result<(), InstallError> {
     let Install {
-        dirs: Dirs { cni_conf_dir, cni_bin_dir }, plugin, watch, wait_for, entry, ..
+        dirs: Dirs { cni_conf_dir, cni_bin_dir, install_state },
+        plugin,
+        watch,
+        wait_for,
+        rules,
+        entry,
+        ..
     } = args;
     // before any thread exists, so that all of them leave it to the one that waits
     let stop = watch.then(stop_signals).transpose()?;
-    let mut installer = Installer::new(cni_conf_dir.clone(), cni_bin_dir.clone(), plugin, entry)?;
+    let dirs = Directory::new(cni_conf_dir.clone(), cni_bin_dir.clone());
+    let mut installer = Installer::new(dirs, rules, plugin, entry)?;
     fs::create_dir_all(&cni_conf_dir)
         .map_err(failed(format!("create {}", cni_conf_dir.display())))?;
     let (events, woken) = mpsc::channel();
@@ -69,7 +76,7 @@ pub fn install(args: Install) -> Result<(), InstallError> {
     place::sweep(&cni_conf_dir);
     place::sweep(&cni_bin_dir);
     if !watch {
-        return once(&mut installer, &cni_conf_dir, wait_for.as_deref());
+        return once(&mut installer, &cni_conf_dir, wait_for.as_deref(), &install_state);
     }
     tracing::info!(
         dir = %cni_conf_dir.display(), plugin = installer.version(),
@@ -79,6 +86,7 @@ pub fn install(args: Install) -> Result<(), InstallError> {
         installer,
         dirs: [cni_conf_dir, cni_bin_dir],
         wait_for,
+        install_state,
         watched: Vec::new(),
         watcher: None,
         told: Vec::new(),
@@ -94,16 +102,23 @@ fn once(
     installer: &mut Installer,
     dir: &Path,
     wait_for: Option<&Path>,
+    install_state: &Path,
 ) -> Result<(), InstallError> {
-    let report = installer.pass(wait_for.is_none_or(is_ready))?;
+    let pass = installer.pass(wait_for.is_none_or(is_ready));
+    state::write(install_state, pass.as_ref(), false)?;
+    let report = pass?;
     for change in &report.changes {
         tracing::info!("{change}");
     }
     for problem in &report.problems {
         tracing::warn!("{problem}");
     }
+    for note in &report.notes {
+        tracing::info!("{note}");
+    }
     match report.standing {
-        Standing::InForce { file } => {
+        Standing::InForce { files } => {
+            let file = files.join(", ");
             tracing::info!(file, plugin = installer.version(), "new pods get a gate");
             Ok(())
         }
@@ -123,6 +138,7 @@ struct Watch {
     installer: Installer,
     dirs: [PathBuf; 2],
     wait_for: Option<PathBuf>,
+    install_state: PathBuf,
     /// Device and inode of each directory: another one may take its name.
     watched: Vec<Option<(u64, u64)>>,
     watcher: Option<RecommendedWatcher>,
@@ -182,39 +198,45 @@ impl Watch {
             // policyd may stop again: the entry stays, the pods' state then is the plugin's to decide
             self.wait_for = None;
         }
-        match self.installer.pass(edit) {
-            Ok(Report { standing, changes, mut problems }) => {
+        let pass = self.installer.pass(edit);
+        // at every look, also as a sign of life
+        let written = state::write(&self.install_state, pass.as_ref(), true);
+        match pass {
+            Ok(Report { standing, changes, mut problems, notes }) => {
                 for change in &changes {
                     tracing::info!("{change}");
                 }
                 if !changes.is_empty() {
                     self.edits.push(Instant::now());
                 }
-                let (in_force, pause) = match standing {
-                    Standing::InForce { file } => {
-                        (Some(format!("new pods get a gate: {file}")), None)
+                problems.extend(written.err().map(|error| error.to_string()));
+                let mut fine = notes;
+                let pause = match standing {
+                    Standing::InForce { files } => {
+                        fine.push(format!("new pods get a gate: {}", files.join(", ")));
+                        None
                     }
                     Standing::Waiting { reason } => {
                         problems.push(format!("new pods get no gate: {reason}"));
-                        (None, Some(RETRY))
+                        Some(RETRY)
                     }
                 };
-                self.tell(problems, in_force);
+                self.tell(problems, fine);
                 pause
             }
             Err(error) => {
-                self.tell(vec![error.to_string()], None);
+                self.tell(vec![error.to_string()], Vec::new());
                 Some(RETRY)
             }
         }
     }
 
     /// Says each thing once, as long as it is so.
-    fn tell(&mut self, problems: Vec<String>, in_force: Option<String>) {
+    fn tell(&mut self, problems: Vec<String>, fine: Vec<String>) {
         let is_new = |line: &&String| !self.told.contains(*line);
         problems.iter().filter(is_new).for_each(|line| tracing::warn!("{line}"));
-        in_force.iter().filter(is_new).for_each(|line| tracing::info!("{line}"));
-        self.told = problems.into_iter().chain(in_force).collect();
+        fine.iter().filter(is_new).for_each(|line| tracing::info!("{line}"));
+        self.told = problems.into_iter().chain(fine).collect();
     }
 
     fn watch(&mut self, events: &mpsc::Sender<Wake>) {

@@ -27,7 +27,8 @@ impl Writing {
 
     pub(crate) fn with(node: &Node, services: ServiceMode) -> Self {
         let gate = Arc::new(Gate::open(&PinRoot::new(node.root.root())).unwrap());
-        let shared = Arc::new(Shared::new(gate, "n1".into(), services));
+        let shared =
+            Arc::new(Shared::new(gate, "n1".into(), services, "/nowhere/install.json".into()));
         let writer = Writer::start(shared.clone(), ["test".to_owned()], |_| {}).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         Self { shared, writer, runtime }

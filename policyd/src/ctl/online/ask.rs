@@ -15,6 +15,7 @@ use crate::api::types::{
 };
 use crate::ctl::cli::Explain;
 use crate::ctl::{End, Ended, Failure, Format, Printer};
+use crate::install::NewPods;
 use crate::sources::unenforced;
 
 /// Class members that one line of `rules` names.
@@ -47,6 +48,7 @@ fn describe(printer: &Printer, status: &Status) -> String {
         text,
         "enforcement  {mode}\n\
          endpoints    {} enforced, {} pending, {} degraded, {} ungated\n\
+         new pods     {}\n\
          knows        {} pods, {} namespaces, {} policies\n\
          services     {} addresses and ports translated to {} endpoints, {} degraded\n\
          maps         {} addresses, {} prefixes, {} rules\n\
@@ -57,6 +59,7 @@ fn describe(printer: &Printer, status: &Status) -> String {
         endpoints.pending,
         endpoints.degraded,
         endpoints.ungated,
+        new_pods(&status.new_pods),
         objects.pods,
         objects.namespaces,
         objects.policies,
@@ -89,6 +92,15 @@ fn describe(printer: &Printer, status: &Status) -> String {
         let _ = write!(text, "\n{line}");
     }
     text
+}
+
+/// Whether the next pod gets a gate.
+fn new_pods(new_pods: &NewPods) -> String {
+    match new_pods {
+        NewPods::Yes { files } => format!("get a gate ({})", files.join(", ")),
+        NewPods::No { reason } => format!("get NO gate: {reason}"),
+        NewPods::Unknown { reason } => format!("not known: {reason}"),
+    }
 }
 
 /// How an API server answers, of the watch that is worst off.

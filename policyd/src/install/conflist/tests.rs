@@ -133,5 +133,12 @@ fn versions_that_podgate_speaks() {
     }
     assert!(refused(r#""cniVersion":"0.2.0","#).unwrap().contains("its cniVersion is 0.2.0"));
     assert!(refused("").unwrap().contains("its cniVersion is 0.1.0"));
-    assert_eq!(refused(r#""cniVersions":["9.0.0","1.1.0"],"#), None);
+    assert_eq!(refused(r#""cniVersion":"1.0.0","cniVersions":["9.0.0","1.1.0"],"#), None);
+    // older libraries do not read it, and call the plugins with none
+    let told = refused(r#""cniVersions":["9.0.0","1.1.0"],"#).unwrap();
+    assert!(told.contains("write one of these as cniVersion too"), "{told}");
+    let told = refused(r#""cniVersion":"0.4.0","cniVersions":["0.2.0","0.1.0","9.0.0"],"#);
+    assert_eq!(told, None, "the newest that is known is 0.4.0");
+    let told = refused(r#""cniVersions":["0.2.0","0.1.0"],"#).unwrap();
+    assert!(told.contains("its cniVersion is 0.2.0"), "{told}");
 }
