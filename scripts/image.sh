@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The container image as an OCI archive, without a container tool: three static binaries on nothing.
 # Usage: scripts/image.sh BIN_DIR NAME[:TAG] ARCHIVE
+# In it, and beside ARCHIVE as .spdx.json: what the binaries are made of (scripts/licences.sh).
 # The same binaries and SOURCE_DATE_EPOCH (default: the last commit's time) give the same bytes.
 # Import: ctr -n k8s.io images import ARCHIVE, podman load -i ARCHIVE, skopeo copy oci-archive:ARCHIVE docker://...
 set -euo pipefail
 
 [[ $# -eq 3 ]] || {
-    sed -n '2,5s/^# //p' "$0" >&2
+    sed -n '2,6s/^# //p' "$0" >&2
     exit 2
 }
 binaries=(policyd podgatectl podgate)
@@ -32,8 +33,8 @@ for binary in "${binaries[@]}"; do
     fi
 done
 case $(readelf -h "$bin/policyd" | awk -F: '/Machine/ { print $2 }') in
-*X86-64*) architecture=amd64 ;;
-*AArch64*) architecture=arm64 ;;
+*X86-64*) architecture=amd64 triple=x86_64-unknown-linux-gnu ;;
+*AArch64*) architecture=arm64 triple=aarch64-unknown-linux-gnu ;;
 *)
     echo "image: $bin/policyd is for a machine that no image is made for" >&2
     exit 1
@@ -68,6 +69,7 @@ ln -s podgatectl "$work/root/usr/bin/kubectl-podgate"
 mkdir -p "$work/root/run" "$work/root/var"
 ln -s ../run "$work/root/var/run"
 install -m 0644 "$top/LICENSE" "$work/root/usr/share/doc/podgate/LICENSE"
+SOURCE_DATE_EPOCH=$epoch "$top/scripts/licences.sh" "$triple" "$work/root/usr/share/doc/podgate"
 pack "$work/root" >"$work/layer.tar"
 diff=$(digest "$work/layer.tar")
 gzip -n -6 "$work/layer.tar"
@@ -87,6 +89,7 @@ printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json"
 printf '{"imageLayoutVersion":"1.0.0"}\n' >"$work/oci/oci-layout"
 
 mkdir -p "$(dirname "$archive")"
+install -m 0644 "$work/root/usr/share/doc/podgate/podgate.spdx.json" "${archive%.tar}.spdx.json"
 pack "$work/oci" >"$archive.new"
 mv "$archive.new" "$archive"
 echo "image: $name ($architecture) in $archive, $(($(stat -c %s "$archive") / 1048576)) MiB, sha256:$(digest "$archive")"

@@ -21,6 +21,7 @@ build /usr/include/libelf.h libelf-dev
 build /usr/lib/*/libelf.a libelf-dev
 build /usr/lib/*/libz.a zlib1g-dev
 build /etc/ssl/certs/ca-certificates.crt ca-certificates
+build jq jq
 demo ip iproute2
 demo unshare util-linux
 demo /usr/lib/cni/bridge containernetworking-plugins
