@@ -75,7 +75,7 @@ const EVERYTHING: [&str; 24] = [
     r#"image={"repository":"registry.example:5000/podgate","tag":"mine","pullPolicy":"Always"}"#,
     r#"imagePullSecrets=[{"name":"registry"}]"#,
     r#"fullnameOverride="gate""#,
-    r#"cni={"confDir":"/c","binDir":"/b","cacheDir":"/v","install":true}"#,
+    r#"cni={"confDir":"/c","binDir":"/b","cacheDir":"/v","install":true,"runtime":"cri-o","maxConfNum":0,"defaultNetwork":"pods"}"#,
     r#"plugin={"startup":"open","policydTimeoutMs":0,"onTimeout":"fail","antiSpoofing":false,"attach":"tcx","logFile":"/var/log/p","logLevel":"debug"}"#,
     r#"paths={"bpffs":"/sys/fs/bpf","bpfRoot":"/sys/fs/bpf/other","run":"/run/other","netns":"/var/run/netns"}"#,
     r#"mountBpffs=true"#,
@@ -130,6 +130,7 @@ fn a_mistaken_value_is_refused() -> Result<()> {
         (r#"metrics.port=0"#, "port"),
         (r#"image.digest="sha256:short""#, "digest"),
         (r#"cni.confDir="etc/cni""#, "confDir"),
+        (r#"cni.runtime="docker""#, "runtime"),
         (r#"appArmor="off""#, "appArmor"),
         (r#"pluggin={}"#, "pluggin"),
         (r#"metrics={"service":false,"serviceMonitor":{"enabled":true}}"#, "needs metrics.service"),
@@ -252,6 +253,9 @@ fn every_value_arrives() -> Result<()> {
         "--attach=tcx",
         "--plugin-log-file=/var/log/p",
         "--plugin-log-level=debug",
+        "--runtime=cri-o",
+        "--max-conf-num=0",
+        "--default-network=pods",
         "--socket=/run/other/cni.sock",
         "--bpf-root=/sys/fs/bpf/other",
         r#""hostPath":{"path":"/c""#,
@@ -415,6 +419,39 @@ fn a_quota_speaks_of_every_system_class() -> Result<()> {
             ensure!(quota["metadata"]["namespace"] == daemonset["metadata"]["namespace"]);
         }
     }
+    Ok(())
+}
+
+/// A quantity that the server writes in another way shows as changed at each apply.
+#[test]
+fn every_quantity_is_written_as_the_server_writes_it() -> Result<()> {
+    fn canonical(quantity: &str) -> bool {
+        let digits = quantity.find(|c: char| !c.is_ascii_digit()).unwrap_or(quantity.len());
+        let (number, suffix) = quantity.split_at(digits);
+        let larger = if suffix.ends_with('i') { 1024 } else { 1000 };
+        let known = ["", "m", "k", "M", "G", "Ki", "Mi", "Gi"].contains(&suffix);
+        known && number.parse::<u64>().is_ok_and(|number| number % larger != 0)
+    }
+    for (written, fine) in
+        [("1M", true), ("1000000", false), ("1000m", false), ("64Mi", true), ("1024Mi", false)]
+    {
+        ensure!(canonical(written) == fine, "{written}");
+    }
+    let mut seen = 0;
+    for (rendering, objects) in renderings()? {
+        for (name, object) in &objects {
+            let mut lists = vec![&object["spec"]["hard"]];
+            for container in container_lists(object) {
+                lists.extend(["requests", "limits"].map(|kind| &container["resources"][kind]));
+            }
+            for (what, quantity) in lists.into_iter().filter_map(Value::as_object).flatten() {
+                let text = quantity.as_str().with_context(|| format!("{name}: {what}"))?;
+                ensure!(canonical(text), "{rendering}: {name}: {what} {text}");
+                seen += 1;
+            }
+        }
+    }
+    ensure!(seen > 10, "only {seen} quantities");
     Ok(())
 }
 
