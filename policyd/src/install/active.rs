@@ -108,6 +108,8 @@ pub struct Choice {
     pub networks: Vec<Active>,
     /// What is wrong with files, and which are passed over.
     pub problems: Vec<String>,
+    /// What cannot be known from here.
+    pub doubts: Vec<String>,
     /// Files that are fine and that new pods do not get.
     pub unused: Vec<String>,
 }
@@ -120,6 +122,15 @@ pub struct Verdict {
     pub files: Vec<String>,
     /// Whether it surely gives the last of them. If not, it gives none as far as can be seen from here.
     pub sure: bool,
+    /// Those of the files that it gives only if a plugin, which cannot be run from here, does not work there either.
+    pub doubtful: Vec<String>,
+}
+
+/// What there is to say about the files.
+#[derive(Default)]
+struct Said {
+    problems: Vec<String>,
+    doubts: Vec<String>,
 }
 
 /// What a single plugin's file is called once the list has taken its place: runtimes do not read it.
@@ -147,7 +158,7 @@ pub(super) fn verdict(
     rules: &Rules,
     around: Surroundings<'_>,
 ) -> Verdict {
-    walk(&sorted(files), runtime, library, rules, around, &mut Vec::new())
+    walk(&sorted(files), runtime, library, rules, around, &mut Said::default())
 }
 
 fn walk(
@@ -156,9 +167,10 @@ fn walk(
     library: Library,
     rules: &Rules,
     around: Surroundings<'_>,
-    problems: &mut Vec<String>,
+    said: &mut Said,
 ) -> Verdict {
     let mut verdict = Verdict::default();
+    let mut doubt = false;
     for file in files {
         let name = &file.name;
         let network = match read(file, library, around) {
@@ -171,12 +183,14 @@ fn walk(
                 let what = format!("{name} is no CNI configuration: {reason}");
                 match runtime {
                     Runtime::Containerd => {
-                        problems.push(format!(
+                        said.problems.push(format!(
                             "{what}; until it is mended or removed, containerd starts no pod"
                         ));
                         return Verdict::default();
                     }
-                    Runtime::CriO => problems.push(format!("{what}; CRI-O goes on to the next")),
+                    Runtime::CriO => {
+                        said.problems.push(format!("{what}; CRI-O goes on to the next"));
+                    }
                 }
                 continue;
             }
@@ -192,17 +206,22 @@ fn walk(
             Runtime::CriO => {
                 let own = if network.name.is_empty() { name } else { &network.name };
                 let is_default = rules.default_network.as_ref().is_none_or(|wanted| wanted == own);
-                match passed_over(&network, around) {
-                    None if !is_default => {}
-                    None => {
-                        verdict.files.push(name.clone());
-                        return Verdict { sure: true, ..verdict };
+                let pass = passed_over(&network, around);
+                let may_be_taken = !matches!(pass, Some((Pass::Surely, _)));
+                if is_default && may_be_taken {
+                    verdict.files.push(name.clone());
+                    verdict.doubtful.extend(doubt.then(|| name.clone()));
+                }
+                match pass {
+                    None if is_default => return Verdict { sure: true, ..verdict },
+                    None => {}
+                    Some((Pass::Unknown, reason)) => {
+                        doubt = true;
+                        said.doubts
+                            .push(format!("whether CRI-O takes {name} is not known: {reason}"));
                     }
-                    Some(pass) => {
-                        problems.push(format!("CRI-O passes over {name}: {}", pass.reason));
-                        if !pass.surely && is_default {
-                            verdict.files.push(name.clone());
-                        }
+                    Some((_, reason)) => {
+                        said.problems.push(format!("CRI-O passes over {name}: {reason}"));
                     }
                 }
             }
@@ -211,44 +230,38 @@ fn walk(
     verdict
 }
 
-struct Pass {
-    reason: String,
-    /// Whether it does not depend on what cannot be seen from here.
-    surely: bool,
+/// How certain it is that CRI-O passes over a list, the most certain first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Pass {
+    /// It does.
+    Surely,
+    /// It does unless a plugin is in another directory.
+    Missing,
+    /// It cannot be said from here.
+    Unknown,
 }
 
 /// Why CRI-O passes over a list, if it does.
-fn passed_over(network: &Network, around: Surroundings<'_>) -> Option<Pass> {
+fn passed_over(network: &Network, around: Surroundings<'_>) -> Option<(Pass, String)> {
     let version = if network.version.is_empty() { "0.1.0" } else { &network.version };
-    let mut pass: Option<Pass> = None;
-    for kind in &network.kinds {
-        let (reason, surely) = match (around.plugin)(kind) {
-            Plugin::Speaks(versions) if versions.iter().any(|spoken| spoken == version) => continue,
-            Plugin::Speaks(versions) => {
-                let spoken = versions.join(", ");
-                (format!("its plugin {kind} speaks {spoken} and not {version}"), true)
-            }
-            Plugin::Silent(reason) => {
-                (format!("its plugin {kind} gives no versions: {reason}"), true)
-            }
-            Plugin::Missing => (
-                format!(
-                    "its plugin {kind} is not there (unless another of its plugin_dirs has it)"
-                ),
-                false,
-            ),
-            Plugin::Unknown(reason) => {
-                (format!("perhaps, as its plugin {kind} cannot be run from here: {reason}"), false)
-            }
-        };
-        if surely || pass.is_none() {
-            pass = Some(Pass { reason, surely });
+    let fault = |kind: &String| match (around.plugin)(kind) {
+        Plugin::Speaks(versions) if versions.iter().any(|spoken| spoken == version) => None,
+        Plugin::Speaks(versions) => {
+            let spoken = versions.join(", ");
+            Some((Pass::Surely, format!("its plugin {kind} speaks {spoken} and not {version}")))
         }
-        if surely {
-            break;
+        Plugin::Silent(reason) => {
+            Some((Pass::Surely, format!("its plugin {kind} gives no versions: {reason}")))
         }
-    }
-    pass
+        Plugin::Missing => {
+            let where_else = "unless another of its plugin_dirs has it";
+            Some((Pass::Missing, format!("its plugin {kind} is not there ({where_else})")))
+        }
+        Plugin::Unknown(reason) => {
+            Some((Pass::Unknown, format!("its plugin {kind} cannot be run from here: {reason}")))
+        }
+    };
+    network.kinds.iter().filter_map(fault).min_by_key(|(pass, _)| *pass)
 }
 
 fn sorted(files: &[Candidate]) -> Vec<&Candidate> {
@@ -260,28 +273,43 @@ fn sorted(files: &[Candidate]) -> Vec<&Candidate> {
 /// Chooses among `files` as runtimes do.
 pub(super) fn choose(files: &[Candidate], rules: &Rules, around: Surroundings<'_>) -> Choice {
     let files = sorted(files);
-    let mut problems = Vec::new();
-    let mut used = BTreeSet::new();
+    let mut said = Said::default();
+    let (mut used, mut needed) = (BTreeSet::new(), BTreeSet::new());
     for runtime in [Runtime::Containerd, Runtime::CriO] {
         if rules.runtime.is_some_and(|only| only != runtime) {
             continue;
         }
         for library in Library::ALL {
-            used.extend(walk(&files, runtime, library, rules, around, &mut problems).files);
+            let verdict = walk(&files, runtime, library, rules, around, &mut said);
+            let certain = verdict.files.iter().filter(|file| !verdict.doubtful.contains(file));
+            needed.extend(certain.cloned());
+            used.extend(verdict.files);
         }
     }
     let mut choice = Choice::default();
     for file in &files {
-        if used.contains(&file.name) {
-            choice.networks.push(active(file, &files, around));
-        } else if Library::ALL.iter().any(|library| read(file, *library, around).is_ok()) {
-            choice.unused.push(file.name.clone());
+        if !used.contains(&file.name) {
+            if Library::ALL.iter().any(|library| read(file, *library, around).is_ok()) {
+                choice.unused.push(file.name.clone());
+            }
+            continue;
+        }
+        match active(file, &files, around) {
+            Active::Refused { name, reason } if !needed.contains(&name) => {
+                said.doubts
+                    .push(format!("if not, CRI-O takes {name}, which has no gate: {reason}"));
+            }
+            network => choice.networks.push(network),
         }
     }
     // both libraries say most of it
-    let mut told = BTreeSet::new();
-    problems.retain(|problem| told.insert(problem.clone()));
-    choice.problems = problems;
+    let once = |mut lines: Vec<String>| {
+        let mut told = BTreeSet::new();
+        lines.retain(|line| told.insert(line.clone()));
+        lines
+    };
+    choice.problems = once(said.problems);
+    choice.doubts = once(said.doubts);
     choice
 }
 

@@ -92,12 +92,12 @@ impl Installer {
     /// what was about to be replaced.
     fn look(&self, edit: bool) -> Result<Option<Report>, InstallError> {
         let files = self.dirs.files()?;
-        let Choice { networks, problems, unused } = self.dirs.choose(&files, &self.rules);
+        let Choice { networks, problems, doubts, unused } = self.dirs.choose(&files, &self.rules);
         let mut report = Report {
             standing: waiting(self.nothing(&files)),
             changes: Vec::new(),
             problems,
-            notes: self.notes(&unused),
+            notes: doubts.into_iter().chain(left_alone(&unused)).collect(),
         };
         let mut gated = Vec::new();
         for network in networks {
@@ -162,17 +162,6 @@ impl Installer {
             }
             _ => "no CNI configuration there yet: the primary plugin writes it".to_owned(),
         }
-    }
-
-    fn notes(&self, unused: &[String]) -> Vec<String> {
-        if unused.is_empty() {
-            return Vec::new();
-        }
-        vec![format!(
-            "left alone, as new pods do not get it: {} (if the runtime is configured with max_conf_num or \
-             cni_default_network, say so: --max-conf-num, --default-network)",
-            unused.join(", ")
-        )]
     }
 
     fn with_entry(&self, text: &str, name: &str) -> Result<Option<String>, InstallError> {
@@ -247,6 +236,16 @@ fn over<'a>(files: &'a [Candidate], name: &str) -> Over<'a> {
         Some(Ok(text)) => Over::Text(text),
         Some(Err(_)) => Over::Anything,
     }
+}
+
+fn left_alone(unused: &[String]) -> Option<String> {
+    (!unused.is_empty()).then(|| {
+        format!(
+            "left alone, as new pods do not get it: {} (if the runtime is configured with max_conf_num or \
+             cni_default_network, say so: --max-conf-num, --default-network)",
+            unused.join(", ")
+        )
+    })
 }
 
 fn cannot_take(name: &str, reason: &str) -> String {

@@ -34,7 +34,7 @@ pub(super) enum Plugin {
     Missing,
     /// It was run, and gave no answer.
     Silent(String),
-    /// It cannot be run from here (its interpreter or libraries are the node's, not the container's).
+    /// It cannot be run from here (its libraries, or what it links to, are the node's and not the container's).
     Unknown(String),
 }
 
@@ -80,9 +80,21 @@ impl Plugins {
         if kind == PLUGIN {
             return Plugin::Speaks(VERSIONS.map(str::to_owned).to_vec());
         }
+        if kind.contains('/') {
+            return Plugin::Missing;
+        }
         let path = self.dir.join(kind);
-        let stamp = Stamp::of(&path).filter(|_| path.is_file() && !kind.contains('/'));
-        let Some(stamp) = stamp else { return Plugin::Missing };
+        let Some(stamp) = Stamp::of(&path) else {
+            return match path.is_symlink() {
+                true => {
+                    Plugin::Unknown("a link that leads to where this program cannot see".into())
+                }
+                false => Plugin::Missing,
+            };
+        };
+        if !path.is_file() {
+            return Plugin::Missing;
+        }
         let known = self.known.borrow().get(kind).filter(|(s, _)| *s == stamp).cloned();
         if let Some((_, plugin)) = known {
             return plugin;
@@ -230,6 +242,8 @@ mod tests {
             let Plugin::Silent(reason) = plugins.ask("bridge") else { panic!("{body}") };
             assert!(reason.contains(part), "{reason}");
         }
+        std::os::unix::fs::symlink("/nonexistent/elsewhere", dir.path().join("link")).unwrap();
+        assert!(matches!(plugins.ask("link"), Plugin::Unknown(_)));
         fs::write(dir.path().join("text"), "no program").unwrap();
         assert!(matches!(plugins.ask("text"), Plugin::Unknown(_)));
     }

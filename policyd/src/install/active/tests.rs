@@ -177,9 +177,15 @@ fn what_cri_o_passes_over_is_told_and_what_it_takes_instead_is_gated_too() {
         let files = [list("10-a.conflist", "pods", kind), bridge.clone()];
         assert_eq!(chosen(&files), "10-a.conflist, 100-crio-bridge.conflist", "{kind}");
         let choice = chosen_by(&files, &Rules::default());
-        let problems = choice.problems.join("\n");
-        assert!(problems.contains("CRI-O passes over 10-a.conflist:"), "{problems}");
-        assert!(problems.contains(told), "{problems}");
+        let said = match kind {
+            "foreign" => choice.doubts.join("\n"),
+            _ => choice.problems.join("\n"),
+        };
+        let what = match kind {
+            "foreign" => "whether CRI-O takes 10-a.conflist is not known:",
+            _ => "CRI-O passes over 10-a.conflist:",
+        };
+        assert!(said.contains(what) && said.contains(told), "{said}");
         let containerd = chosen_by(&files, &only(Runtime::Containerd));
         assert_eq!(spelt(&containerd.networks), "10-a.conflist");
         assert_eq!(containerd.problems, [""; 0]);
@@ -187,6 +193,14 @@ fn what_cri_o_passes_over_is_told_and_what_it_takes_instead_is_gated_too() {
         let may_be_elsewhere = ["missing", "foreign"].contains(&kind);
         assert_eq!(crio == "100-crio-bridge.conflist", !may_be_elsewhere, "{kind}: {crio}");
     }
+    // what cannot be gated behind it is as bad as at the first place, unless it may well not be reached
+    let old = list("20-b.conflist", "b", "bridge");
+    let old = file("20-b.conflist", &old.text.unwrap().replace("1.0.0", "0.2.0"));
+    let networks = chosen(&[list("10-a.conflist", "pods", "missing"), old.clone()]);
+    assert!(networks.contains("20-b.conflist: its cniVersion is 0.2.0"), "{networks}");
+    let choice = chosen_by(&[list("10-a.conflist", "pods", "foreign"), old], &Rules::default());
+    assert_eq!(spelt(&choice.networks), "10-a.conflist");
+    assert!(choice.doubts[1].starts_with("if not, CRI-O takes 20-b.conflist"), "{choice:?}");
     // a node whose pods have only their loopback behind it
     let lo = list("99-loopback.conflist", "lo", "loopback");
     let files = [list("10-a.conflist", "pods", "missing"), lo];
