@@ -171,7 +171,7 @@ static LAST_ANSWER: AtomicPtr<Vec<u8>> = AtomicPtr::new(std::ptr::null_mut());
 extern "C" fn time_is_over(_signal: nix::libc::c_int) {
     // SAFETY: all three are async-signal-safe; the vector behind the pointer is never changed nor freed.
     unsafe {
-        // where nobody reads stdout the write waits too: the second signal is not handled and ends the process
+        // without a reader of stdout the write waits too: the second signal is not handled and ends the process
         nix::libc::alarm(1);
         if let Some(answer) = LAST_ANSWER.load(Ordering::Acquire).as_ref() {
             nix::libc::write(1, answer.as_ptr().cast(), answer.len());
@@ -189,7 +189,7 @@ pub(crate) fn end_process_in(seconds: u32, answer: Vec<u8>) -> io::Result<()> {
     let action = SigAction::new(SigHandler::Handler(time_is_over), flags, SigSet::empty());
     // SAFETY: the handler is async-signal-safe, as said there.
     unsafe { sigaction(Signal::SIGALRM, &action) }?;
-    // whoever started this process may have left it blocked
+    // the signal mask is inherited: the runtime may have blocked it
     SigSet::from(Signal::SIGALRM).thread_unblock()?;
     // SAFETY: touches no memory.
     unsafe { nix::libc::alarm(seconds) };

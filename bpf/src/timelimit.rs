@@ -1,4 +1,4 @@
-//! A time limit for a whole process that holds whatever it waits for: a lock, a file system, a pipe that nobody reads.
+//! A time limit for a whole process that holds whatever it waits for: a lock, a file system, a pipe without a reader.
 //!
 //! The kernel's timer needs no thread, which a plugin that runs for milliseconds could not afford.
 

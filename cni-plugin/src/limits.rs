@@ -1,5 +1,5 @@
 //! How long each part of a call may take. A runtime waits for its plugins, some of them for ever: whatever a call waits
-//! for (a configuration that does not end, a lock, a hanging file system, a log that nobody reads), it ends.
+//! for (a configuration that does not end, a lock, a hanging file system, a log without a reader), it ends.
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
@@ -43,7 +43,7 @@ pub fn exceeded(command: &Command, limit: Duration) -> CniError {
     };
     let verb = command.verb();
     CniError::new(code, format!("{verb} has not ended within {} s", limit.as_secs())).because(
-        "something on this node hangs (a lock or a file below bpfRoot, logFile, a log that nobody reads): what \
+        "something on this node hangs (a lock or a file below bpfRoot, logFile, a log without a reader): what \
          already stands is taken away by DEL",
     )
 }

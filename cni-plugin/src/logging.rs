@@ -33,7 +33,7 @@ pub fn with<T>(log: &Log, body: impl FnOnce() -> T) -> T {
     })
 }
 
-/// Without blocking: a FIFO that nobody reads fails to open, one that is full loses lines, and neither costs the pod.
+/// Without blocking: a FIFO without a reader fails to open, one that is full loses lines, and neither costs the pod.
 fn open(path: &std::path::Path) -> io::Result<File> {
     let flags = nix::libc::O_NONBLOCK;
     OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)

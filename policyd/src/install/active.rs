@@ -304,8 +304,8 @@ pub(super) fn choose(files: &[Candidate], rules: &Rules, around: Surroundings<'_
     }
     // both libraries say most of it
     let once = |mut lines: Vec<String>| {
-        let mut told = BTreeSet::new();
-        lines.retain(|line| told.insert(line.clone()));
+        let mut seen = BTreeSet::new();
+        lines.retain(|line| seen.insert(line.clone()));
         lines
     };
     choice.problems = once(said.problems);

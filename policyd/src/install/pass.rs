@@ -88,7 +88,7 @@ impl Installer {
         Ok(Report { standing, changes, problems: Vec::new(), notes: Vec::new() })
     }
 
-    /// What there is, what has been changed, and what is wrong with files. `None` if somebody has written meanwhile
+    /// What there is, what has been changed, and what is wrong with files. `None` if another program has written meanwhile
     /// what was about to be replaced.
     fn look(&self, edit: bool) -> Result<Option<Report>, InstallError> {
         let files = self.dirs.files()?;

@@ -38,7 +38,7 @@ pub(super) enum Plugin {
     Unknown(String),
 }
 
-/// Tells a file that somebody has written since.
+/// Changes whenever the file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp([i64; 5]);
 
@@ -117,7 +117,7 @@ fn run(path: &Path) -> Plugin {
                     Err(reason) => Plugin::Silent(reason),
                 };
             }
-            // whoever installs it has it open for writing
+            // the program that installs it has it open for writing
             Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => thread::sleep(BUSY),
             // what the runtime makes of it is not known: it sees other files than this program
             Err(error) => return Plugin::Unknown(error.to_string()),
@@ -146,7 +146,7 @@ fn answer(mut child: Child) -> Result<String, String> {
     }
     let (sender, printed) = mpsc::channel();
     let stdout = child.stdout.take();
-    // what it started may keep the pipe open after its end: nobody waits for this thread
+    // what it started may keep the pipe open after its end: this thread is not waited for
     thread::spawn(move || {
         let mut text = String::new();
         let read = stdout.map(|out| out.take(LARGEST).read_to_string(&mut text)).transpose();

@@ -24,7 +24,7 @@ struct State {
     /// Why not, where they do not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Whether somebody keeps it so: `--watch`.
+    /// Whether a running `--watch` keeps it so.
     watched: bool,
 }
 
@@ -42,14 +42,14 @@ pub enum NewPods {
         /// Why not.
         reason: String,
     },
-    /// Nobody says: no `policyd install` has run here, or it has ended.
+    /// Not known: no `policyd install` has run here, or it has ended.
     Unknown {
         /// What is known.
         reason: String,
     },
 }
 
-/// Writes the outcome of a pass. Where the directory is missing there is nobody to read it.
+/// Writes the outcome of a pass. Where the directory is missing there is no policyd to read it.
 pub(super) fn write(
     path: &Path,
     pass: Result<&Report, &InstallError>,
@@ -71,7 +71,7 @@ pub(super) fn write(
     write().map_err(failed(format!("write {}", path.display())))
 }
 
-/// Takes it away: nobody puts gates at new pods any more.
+/// Takes it away: new pods get no gates any more.
 pub(super) fn remove(path: &Path) -> Result<(), InstallError> {
     place::remove(path).map_err(failed(format!("remove {}", path.display())))
 }
@@ -131,7 +131,7 @@ mod tests {
         assert!(matches!(new_pods(&path), NewPods::Unknown { .. }));
         remove(&path).unwrap();
         remove(&path).unwrap();
-        // nobody has made the directory
+        // the directory is not there
         write(&dir.path().join("none").join(STATE_FILE), Ok(&fine), true).unwrap();
     }
 
