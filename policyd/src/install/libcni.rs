@@ -218,25 +218,14 @@ fn kind(plugin: &Value, what: &str) -> Result<String, Unfit> {
     for key in ["name", "cniVersion"] {
         string(map, key)?;
     }
-    let object = |key, check: &dyn Fn(&Map<String, Value>) -> Result<(), Unfit>| {
-        for value in any_case(map, key) {
-            match value {
-                Value::Null => {}
-                Value::Object(inner) => check(inner)?,
-                other => return invalid(format!("{what} has {key} {other}")),
-            }
+    object(map, what, "capabilities", |inner| {
+        match inner.iter().find(|(_, value)| !matches!(value, Value::Null | Value::Bool(_))) {
+            None => Ok(()),
+            Some((name, value)) => invalid(format!("{what} has the capability {name} {value}")),
         }
-        Ok(())
-    };
-    object("capabilities", &|inner| match inner
-        .iter()
-        .find(|(_, value)| !matches!(value, Value::Null | Value::Bool(_)))
-    {
-        None => Ok(()),
-        Some((name, value)) => invalid(format!("{what} has the capability {name} {value}")),
     })?;
-    object("ipam", &|inner| string(inner, "type").map(drop))?;
-    object("dns", &|inner| {
+    object(map, what, "ipam", |inner| string(inner, "type").map(drop))?;
+    object(map, what, "dns", |inner| {
         string(inner, "domain")?;
         for key in ["nameservers", "search", "options"] {
             let strings = |value: &Value| match value {
@@ -252,11 +241,28 @@ fn kind(plugin: &Value, what: &str) -> Result<String, Unfit> {
         }
         Ok(())
     })?;
-    object("prevResult", &|_| Ok(()))?;
+    object(map, what, "prevResult", |_| Ok(()))?;
     match string(map, "type")? {
         Some(kind) if !kind.is_empty() => Ok(kind),
         _ => invalid(format!("{what} has no type")),
     }
+}
+
+/// An object, which may be missing or `null`, and is checked otherwise.
+fn object(
+    map: &Map<String, Value>,
+    what: &str,
+    key: &str,
+    check: impl Fn(&Map<String, Value>) -> Result<(), Unfit>,
+) -> Result<(), Unfit> {
+    for value in any_case(map, key) {
+        match value {
+            Value::Null => {}
+            Value::Object(inner) => check(inner)?,
+            other => return invalid(format!("{what} has {key} {other}")),
+        }
+    }
+    Ok(())
 }
 
 /// A string, which may be missing or `null`.
