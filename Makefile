@@ -109,6 +109,7 @@ bench: setup-test ## what a packet, a chained ADD and an event of the cluster co
 	@$(CARGO) bench -q -p podgate-policy --bench growth
 	@$(CARGO) bench -q -p podgate-policy --bench engine
 	@$(ROOT_CARGO) bench -q -p podgate-tests --bench event_to_map
+	@$(CARGO) bench -q -p podgate-tests --bench manifests
 
 .PHONY: bench-cluster
 bench-cluster: setup-test ## policyd against a real API server with thousands of pods: memory, CPU, latency (root)

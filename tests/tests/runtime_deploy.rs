@@ -15,6 +15,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use podgate_tests::go::go_tools;
 use podgate_tests::runtime::program::said;
 use policyd::args::{Cli, Command as Verb};
+use policyd::sources::manifest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -42,7 +43,7 @@ fn tool(name: &str, arguments: &[&str]) -> Result<Result<String, String>> {
 type Objects = BTreeMap<String, Value>;
 
 fn objects(yaml: &str) -> Result<Objects> {
-    let documents: Vec<Value> = serde_saphyr::from_multiple(yaml).context("read YAML")?;
+    let documents = manifest::values(yaml).map_err(anyhow::Error::msg).context("read YAML")?;
     let mut found = Objects::new();
     for object in documents.into_iter().filter(|document| !document.is_null()) {
         let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
@@ -458,9 +459,8 @@ fn every_quantity_is_written_as_the_server_writes_it() -> Result<()> {
 #[test]
 fn all_speak_of_one_version() -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
-    let chart: Value = serde_saphyr::from_str(&fs::read_to_string(
-        Path::new(DEPLOY).join("helm/podgate/Chart.yaml"),
-    )?)?;
+    let chart = fs::read_to_string(Path::new(DEPLOY).join("helm/podgate/Chart.yaml"))?;
+    let chart = manifest::values(&chart).map_err(anyhow::Error::msg)?.remove(0);
     ensure!(chart["version"] == version && chart["appVersion"] == version, "{chart}");
     let image = format!("ghcr.io/podgate/podgate:{version}");
     for (rendering, objects) in renderings()? {

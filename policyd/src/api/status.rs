@@ -105,6 +105,7 @@ pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
         synced: state.synced,
         objects: state.objects,
         problems: state.problems.clone(),
+        skipped: state.skipped.clone(),
         watches: watches(servers.iter().find(|server| server.name() == state.name)),
     };
     let kind = |(kind, objects): (UnenforcedKind, usize)| KindCount {

@@ -116,6 +116,9 @@ pub struct SourceStatus {
     pub objects: usize,
     /// What cannot be read, and what is in force instead.
     pub problems: Vec<String>,
+    /// Of a directory: files that are passed over because they are no objects of Kubernetes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<String>,
     /// Of an API server: its watches, by kind of object.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub watches: Vec<WatchStatus>,

@@ -36,6 +36,24 @@ pub(crate) fn complete(objects: &mut Vec<Object>, addresses: &BTreeMap<ObjectKey
     objects.extend(derived.into_iter().map(Object::EndpointSlice));
 }
 
+/// The services and slices among some objects, completed in the same way.
+pub(super) fn services(objects: &[&Object]) -> Vec<Object> {
+    let (mut services, mut slices, mut pods) = (Vec::new(), Vec::new(), Vec::new());
+    for object in objects {
+        match object {
+            Object::Service(service) => services.push(service.clone()),
+            Object::EndpointSlice(slice) => slices.push(slice),
+            Object::Pod(pod) => pods.push(pod),
+            Object::Namespace(_) | Object::Policy(_) => {}
+        }
+    }
+    let mut derived =
+        services::complete(&mut services.iter_mut().collect::<Vec<_>>(), &slices, &pods);
+    derived.extend(slices.into_iter().cloned());
+    let services = services.into_iter().map(Object::Service);
+    services.chain(derived.into_iter().map(Object::EndpointSlice)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Write;

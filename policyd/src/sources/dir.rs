@@ -3,7 +3,8 @@
 //! Files are read again when their stamp changes: on a file event, once the directory has been quiet for
 //! [`QUIET`], and by a look at all stamps every [`RESCAN`], which also finds what no event told (a link's
 //! target elsewhere, an overflowed event queue, a network file system). A file with a mistake keeps giving what it
-//! gave when it was last whole; a half-written policy must not open a pod.
+//! gave when it was last whole; a half-written policy must not open a pod. One that was never whole gives what can be read
+//! of it, and in the place of a policy that cannot be read one that isolates the same pods at least and allows nothing.
 
 use std::fs;
 use std::io;
@@ -45,7 +46,7 @@ enum Wake {
 }
 
 impl DirSource {
-    /// Starts watching; every update goes to `sink`, the first full one when every file could be read.
+    /// Starts watching; every update goes to `sink`, the first full one when every file has been looked at.
     /// The directory must be there, so that a misspelt path fails at once.
     pub fn start(dir: PathBuf, sink: impl FnMut(Update) + Send + 'static) -> io::Result<Self> {
         fs::read_dir(&dir)?;
@@ -60,8 +61,7 @@ impl DirSource {
                 watched: None,
                 unwatched: None,
                 synced: false,
-                told: Vec::new(),
-                unenforced: Unenforced::new(),
+                reported: Reported::default(),
             };
             watch.run(&woken, &events);
         })?;
@@ -88,8 +88,16 @@ struct Watch<S> {
     /// Why it cannot be, which has been said.
     unwatched: Option<String>,
     synced: bool,
-    told: Vec<String>,
+    reported: Reported,
+}
+
+/// What the sink was given last.
+#[derive(Default)]
+struct Reported {
+    problems: Vec<String>,
+    skipped: Vec<String>,
     unenforced: Unenforced,
+    incomplete: bool,
 }
 
 impl<S: FnMut(Update)> Watch<S> {
@@ -153,32 +161,18 @@ impl<S: FnMut(Update)> Watch<S> {
         }
     }
 
-    /// Reads what changed and tells it. False if it should be looked at again soon.
+    /// Reads what changed and hands it on. False if it should be looked at again soon.
     fn read(&mut self) -> bool {
         let scanned = self.scan.read();
-        let problems = match &scanned {
-            Ok(_) => self.scan.problems(),
-            Err(error) => vec![format!(
-                "read directory {}: {error}; what it gave before stays in force",
-                self.scan.dir.display()
-            )],
-        };
-        if problems != self.told {
-            for problem in problems.iter().filter(|problem| !self.told.contains(problem)) {
-                tracing::error!("{problem}");
-            }
-            self.told.clone_from(&problems);
-            (self.sink)(Update::Problems(problems));
-        }
-        let unenforced = self.scan.unenforced();
-        if unenforced != self.unenforced {
-            self.unenforced.clone_from(&unenforced);
-            (self.sink)(Update::Unenforced(unenforced));
-        }
+        self.report(scanned.as_ref().err());
         let whole = matches!(scanned, Ok(Read::Whole));
-        // the first time, a file that cannot be read has no last good state to stand in for it
-        let ready = self.synced || whole && !self.scan.has_broken();
-        if scanned.is_ok() && ready {
+        // the first time, a file that is being written has no last good state to stand in for it
+        if scanned.is_ok() && (whole || self.synced) {
+            let incomplete = self.scan.is_incomplete();
+            // pods are isolated before anything is missing, and until nothing is
+            if incomplete && !self.reported.incomplete {
+                (self.sink)(Update::Incomplete(true));
+            }
             let (set, gone) = self.scan.delta();
             if !self.synced {
                 self.synced = true;
@@ -186,8 +180,44 @@ impl<S: FnMut(Update)> Watch<S> {
             } else if !set.is_empty() || !gone.is_empty() {
                 (self.sink)(Update::Change { set, gone });
             }
+            if !incomplete && self.reported.incomplete {
+                (self.sink)(Update::Incomplete(false));
+            }
+            self.reported.incomplete = incomplete;
         }
         whole && self.watched.is_some() && self.synced
+    }
+
+    /// Says what cannot be read and what is passed over, if that is not what was said last.
+    fn report(&mut self, error: Option<&io::Error>) {
+        let unlisted = error.map(|error| {
+            vec![format!(
+                "read directory {}: {error}; what it gave before stays in force",
+                self.scan.dir.display()
+            )]
+        });
+        let problems = unlisted.as_deref().unwrap_or(self.scan.problems());
+        if problems != self.reported.problems {
+            for problem in
+                problems.iter().filter(|problem| !self.reported.problems.contains(problem))
+            {
+                tracing::error!("{problem}");
+            }
+            self.reported.problems = problems.to_vec();
+            (self.sink)(Update::Problems(problems.to_vec()));
+        }
+        if self.scan.skipped() != self.reported.skipped {
+            let skipped = self.scan.skipped().to_vec();
+            for file in skipped.iter().filter(|file| !self.reported.skipped.contains(file)) {
+                tracing::info!("passed over {file}");
+            }
+            self.reported.skipped.clone_from(&skipped);
+            (self.sink)(Update::Skipped(skipped));
+        }
+        if self.scan.unenforced() != &self.reported.unenforced {
+            self.reported.unenforced.clone_from(self.scan.unenforced());
+            (self.sink)(Update::Unenforced(self.reported.unenforced.clone()));
+        }
     }
 
     /// False if the watch was stopped meanwhile.
@@ -256,6 +286,8 @@ mod tests {
                 Update::Change { set: new, gone } => format!("+ {} - {}", set(&new), names(gone)),
                 Update::Problems(problems) => format!("! {}", problems.join("; ")),
                 Update::Unenforced(counts) => format!("? {counts:?}"),
+                Update::Skipped(skipped) => format!("passed over: {}", skipped.join("; ")),
+                Update::Incomplete(incomplete) => format!("incomplete: {incomplete}"),
                 other => panic!("a directory says {other:?}"),
             }
         }
@@ -343,13 +375,58 @@ mod tests {
         assert_eq!(dir.next(), "+  - namespace one");
     }
 
+    const POLICY: &str = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: s}\n";
+
     #[test]
-    fn a_file_that_was_never_good_holds_the_first_sync_back() {
-        let dir = Dir::with(&[("a.yaml", &namespace("one")), ("b.yaml", "kind: [")]);
-        assert!(dir.next().starts_with("! read "));
-        dir.write("b.yaml", "");
+    fn a_file_that_was_never_good_costs_its_own_policies_only() {
+        let text = namespace("two") + POLICY + "spec: {ingress: 7}\n";
+        let dir = Dir::with(&[("a.yaml", &namespace("one")), ("b.yaml", &text)]);
+        let told = dir.next();
+        assert!(told.contains("b.yaml, document 2, line 9, policy s/p, spec.ingress: "), "{told}");
+        assert!(told.ends_with("its pods are isolated and it allows nothing"), "{told}");
+        assert_eq!(dir.next(), "all: namespace one, namespace two, policy s/p");
+        // worse: nothing of the other documents is known any more
+        dir.write("b.yaml", "kind: [");
+        let told = dir.next();
+        assert!(told.contains("every pod is isolated"), "{told}");
+        assert_eq!(dir.next(), "incomplete: true");
+        assert_eq!(dir.next(), "+  - namespace two, policy s/p");
+        dir.write("b.yaml", &(namespace("two") + POLICY + "spec: {podSelector: {}}\n"));
         assert_eq!(dir.next(), "! ");
+        assert_eq!(dir.next(), "+ namespace two, policy s/p - ");
+        assert_eq!(dir.next(), "incomplete: false");
+        // from now on there is a last good state
+        dir.write("b.yaml", "kind: [");
+        let told = dir.next();
+        assert!(told.ends_with("stays in force until it is mended"), "{told}");
+    }
+
+    #[test]
+    fn a_file_that_comes_later_counts_once_it_is_whole() {
+        let dir = Dir::with(&[("a.yaml", &namespace("one"))]);
         assert_eq!(dir.next(), "all: namespace one");
+        // half of it, as a slow copy leaves it
+        dir.write("b.yaml", &(namespace("two") + "---\napiVersion: v1\nkind: List\nitems: ["));
+        let told = dir.next();
+        assert!(told.ends_with("nothing of this file counts until it is mended"), "{told}");
+        dir.write("b.yaml", &namespace("two"));
+        assert_eq!(dir.next(), "! ");
+        assert_eq!(dir.next(), "+ namespace two - ");
+    }
+
+    #[test]
+    fn what_is_no_object_is_passed_over_unless_it_was_one() {
+        let values = "replicas: 3\nimage: {tag: x}\n";
+        let dir = Dir::with(&[("a.yaml", &namespace("one")), ("values.yaml", values)]);
+        let told = dir.next();
+        assert!(told.starts_with("passed over: ") && told.contains("values.yaml, doc"), "{told}");
+        assert_eq!(dir.next(), "all: namespace one");
+        // the first letters of an object
+        dir.write("a.yaml", "apiV");
+        let told = dir.next();
+        assert!(told.starts_with("! read ") && told.contains("last good state"), "{told}");
+        fs::remove_file(dir.dir.path().join("values.yaml")).unwrap();
+        assert_eq!(dir.next(), "passed over: ");
     }
 
     #[test]

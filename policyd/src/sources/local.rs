@@ -12,7 +12,7 @@ use podgate_policy::convert::FieldError;
 use podgate_policy::model::{ObjectKey, PolicyId};
 use serde_json::Value;
 
-use super::{Object, ObjectId, Update, manifest};
+use super::{Object, ObjectId, Update, manifest, text};
 
 /// The name of the API as a source, in [`PolicyId`].
 pub const LOCAL_SOURCE: &str = "local";
@@ -101,6 +101,10 @@ impl LocalPolicies {
     /// Sets a policy. `body` may leave out kind, name and namespace, but must not contradict `key`.
     pub fn set(&self, key: &ObjectKey, body: Value) -> Result<Was, LocalError> {
         let invalid = |field| LocalError::Invalid { key: key.clone(), field };
+        // the file nests it one level deeper, and must be readable at the next start
+        if !text::is_shallow(&body) {
+            return Err(invalid(FieldError::new("body", "is nested too deeply")));
+        }
         let body = complete(key, body).map_err(invalid)?;
         let policy = manifest::policy(LOCAL_SOURCE, &body).map_err(invalid)?;
         let mut inner = self.lock();
@@ -236,6 +240,20 @@ mod tests {
         }
         assert_eq!(updates.try_iter().count(), 0);
         assert!(!dir.path().join(FILE).exists());
+    }
+
+    #[test]
+    fn what_the_file_could_not_hold_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (local, _updates) = open(dir.path()).unwrap();
+        let nested = |depth| (0..depth).fold(json!(1), |inner, _| json!([inner]));
+        let set = |depth| local.set(&ObjectKey::new("s", "p"), json!({"status": nested(depth)}));
+        assert_eq!(set(99).unwrap(), Was::Absent);
+        assert!(open(dir.path()).is_ok());
+        // as deep as the reader of bodies lets pass
+        for depth in [100, 125] {
+            assert!(matches!(set(depth), Err(LocalError::Invalid { .. })), "{depth}");
+        }
     }
 
     #[test]

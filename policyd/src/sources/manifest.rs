@@ -7,16 +7,27 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+use podgate_policy::model::Policy;
+use serde_json::Value;
 
 use super::Object;
 use super::document::{Document, documents};
+use super::names::Names;
 pub use super::object::policy;
+use super::text::{self, Fault, Items, Limits, Parsed, Stream};
 use super::unenforced::Unenforced;
 
 /// The name of directories as a source, in [`podgate_policy::model::PolicyId`].
 pub const DIR_SOURCE: &str = "dir";
+
+/// The longest file that is read, bytes. It stands in memory while it is.
+const MAX_FILE: u64 = 512 << 20;
+
+/// How many mistakes of one file are listed one by one.
+const MAX_ERRORS: usize = 50;
 
 /// A place in a manifest that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +44,19 @@ pub struct ManifestError {
     pub field: String,
     /// What is wrong.
     pub cause: String,
+    /// What is missing because of it.
+    pub lost: Lost,
+}
+
+/// What is missing because of a mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lost {
+    /// An object that is no policy, or nothing.
+    Object,
+    /// A policy that selects pods of one namespace. Something stands in for it in [`Manifest::closed`].
+    Policy,
+    /// Policies of any namespace, perhaps.
+    Any,
 }
 
 impl fmt::Display for ManifestError {
@@ -61,10 +85,110 @@ impl std::error::Error for ManifestError {}
 pub struct Manifest {
     /// In the order of the file.
     pub objects: Vec<Object>,
-    /// Every mistake, not only the first. With any, `objects` lacks something.
+    /// Every mistake, not only the first; of very many the first ones. With any, `objects` lacks something.
     pub errors: Vec<ManifestError>,
+    /// What stands in for policies that cannot be read: each isolates at least the pods that its policy does, and allows
+    /// nothing.
+    pub closed: Vec<Policy>,
+    /// Whether policies of any namespace may be missing.
+    pub incomplete: bool,
+    /// What was passed over because it is no object of Kubernetes: one line for each file.
+    pub skipped: Vec<String>,
     /// Objects of kinds that are not enforced.
     pub unenforced: Unenforced,
+    /// Mistakes that are not listed.
+    omitted: usize,
+    /// What the objects have in common: a hundred thousand pods would each hold their own until the file is read.
+    names: Names,
+}
+
+/// How much a [`Manifest`] held at some moment.
+#[derive(Debug)]
+pub(super) struct Mark {
+    objects: usize,
+    errors: usize,
+    closed: usize,
+    incomplete: bool,
+    skipped: usize,
+    unenforced: Unenforced,
+    omitted: usize,
+}
+
+impl Manifest {
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            objects: self.objects.len(),
+            errors: self.errors.len(),
+            closed: self.closed.len(),
+            incomplete: self.incomplete,
+            skipped: self.skipped.len(),
+            unenforced: self.unenforced.clone(),
+            omitted: self.omitted,
+        }
+    }
+
+    /// Takes back what was added since.
+    pub(super) fn undo(&mut self, to: Mark) {
+        self.objects.truncate(to.objects);
+        self.errors.truncate(to.errors);
+        self.closed.truncate(to.closed);
+        self.skipped.truncate(to.skipped);
+        self.unenforced = to.unenforced;
+        (self.incomplete, self.omitted) = (to.incomplete, to.omitted);
+    }
+
+    pub(super) fn push(&mut self, mut object: Object) {
+        self.names.share(&mut object);
+        self.objects.push(object);
+    }
+
+    pub(super) fn complain(&mut self, error: ManifestError) {
+        match self.errors.len() {
+            MAX_ERRORS.. => self.omitted += 1,
+            _ => self.errors.push(error),
+        }
+    }
+
+    /// A document that is no object. Once for each file: a chart's values are one document, a log may be a thousand.
+    pub(super) fn skip(&mut self, file: &Path, document: usize, line: usize) {
+        if self.skipped.is_empty() {
+            self.skipped.push(format!(
+                "{}, document {document}, line {line}: no object of Kubernetes",
+                file.display()
+            ));
+        }
+    }
+
+    /// The mistakes that are not listed come last, in one line.
+    fn finish(mut self, file: &Path) -> Self {
+        if self.omitted > 0 {
+            self.errors.push(ManifestError {
+                cause: format!("{} more mistakes", self.omitted),
+                ..ManifestError::of_file(file, Lost::Object, String::new())
+            });
+        }
+        self
+    }
+
+    /// A file that cannot be read at all: it may hold anything.
+    pub(super) fn unreadable(file: &Path, cause: String) -> Self {
+        let errors = vec![ManifestError::of_file(file, Lost::Any, cause)];
+        Self { errors, incomplete: true, ..Self::default() }
+    }
+}
+
+impl ManifestError {
+    pub(super) fn of_file(file: &Path, lost: Lost, cause: String) -> Self {
+        Self {
+            file: file.to_owned(),
+            document: None,
+            line: None,
+            object: None,
+            field: String::new(),
+            cause,
+            lost,
+        }
+    }
 }
 
 /// Whether a directory's entry counts as a manifest, by its name.
@@ -74,8 +198,8 @@ pub fn is_manifest(path: &Path) -> bool {
     known && !hidden
 }
 
-/// The manifests of a directory, not of its subdirectories, in lexical order.
-pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+/// The manifests of a directory, not of its subdirectories, in lexical order, and how each looks now.
+pub(super) fn list(dir: &Path) -> io::Result<Vec<(PathBuf, io::Result<fs::Metadata>)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -86,11 +210,11 @@ pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
         match fs::metadata(&path) {
             Ok(meta) if !meta.is_file() => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // one that cannot be looked at is there: it must not count as removed, and reading it says what is wrong
-            Ok(_) | Err(_) => files.push(path),
+            // one that cannot be looked at is there: it must not count as removed
+            looks => files.push((path, looks)),
         }
     }
-    files.sort();
+    files.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(files)
 }
 
@@ -98,9 +222,12 @@ pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
 pub fn read_dir(dir: &Path) -> io::Result<Manifest> {
     let mut all = Manifest::default();
     let mut seen = BTreeMap::new();
-    for file in list(dir)? {
+    for (file, _) in list(dir)? {
         let manifest = read_file(&file);
         all.errors.extend(manifest.errors);
+        all.closed.extend(manifest.closed);
+        all.incomplete |= manifest.incomplete;
+        all.skipped.extend(manifest.skipped);
         for (kind, count) in manifest.unenforced {
             *all.unenforced.entry(kind).or_default() += count;
         }
@@ -120,48 +247,145 @@ pub fn read_dir(dir: &Path) -> io::Result<Manifest> {
 }
 
 /// The mistake of giving one object in two places.
-pub(crate) fn duplicate(file: &Path, first: &Path, object: &str) -> ManifestError {
+pub(super) fn duplicate(file: &Path, first: &Path, object: &str) -> ManifestError {
     ManifestError {
-        file: file.to_owned(),
-        document: None,
-        line: None,
         object: Some(object.to_owned()),
-        field: String::new(),
-        cause: format!("already given in {}, which counts; remove one", first.display()),
+        ..ManifestError::of_file(
+            file,
+            Lost::Object,
+            format!("already given in {}, which counts; remove one", first.display()),
+        )
     }
 }
 
 /// Reads one file.
 pub fn read_file(file: &Path) -> Manifest {
-    match fs::read_to_string(file) {
+    match content(file) {
         Ok(text) => read_text(file, &text),
-        Err(error) => Manifest {
-            errors: vec![ManifestError {
-                file: file.to_owned(),
-                document: None,
-                line: None,
-                object: None,
-                field: String::new(),
-                cause: error.to_string(),
-            }],
-            ..Manifest::default()
-        },
+        Err(error) => Manifest::unreadable(file, error.to_string()),
     }
 }
 
-/// Reads the text of a file; its name says whether it is JSON, and stands in the errors.
+fn content(file: &Path) -> io::Result<String> {
+    let file = fs::File::open(file)?;
+    let length = file.metadata()?.len();
+    let mut text = String::new();
+    if length <= MAX_FILE {
+        text.reserve_exact(usize::try_from(length).unwrap_or_default());
+        file.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    }
+    if length.max(text.len() as u64) > MAX_FILE {
+        let limit = MAX_FILE >> 20;
+        return Err(io::Error::other(format!("longer than {limit} MiB; split the file")));
+    }
+    Ok(text)
+}
+
+/// Reads the text of a file, JSON or YAML, as kubectl does: by what it says, whatever the file is called. Its name
+/// stands in the errors.
 pub fn read_text(file: &Path, text: &str) -> Manifest {
-    let mut manifest = Manifest::default();
-    let json = file.extension().is_some_and(|end| end == "json");
-    let documents = if json { vec![(1, text)] } else { documents(text) };
-    for (nth, (line, text)) in documents.into_iter().enumerate() {
-        let mut document = Document { file, number: nth + 1, line, text, json, out: &mut manifest };
-        match document.parse() {
-            Ok(value) => document.read(value),
-            Err((line, cause)) => document.complain(Some(line), None, "", cause),
+    let mut out = Manifest::default();
+    let mut limits = Limits::default();
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut number = 0;
+    let yaml = match text.trim_start().starts_with('{') {
+        true => json(file, text, &mut number, &mut limits, &mut out),
+        false => Some((1, text)),
+    };
+    if let Some((first, text)) = yaml {
+        for (line, text) in documents(text) {
+            number += 1;
+            let line = first + line - 1;
+            Document { file, number, line, out: &mut out }.yaml(text, &mut limits);
         }
     }
-    manifest
+    out.finish(file)
+}
+
+/// The documents of a text as plain data; the error names the line.
+pub fn values(text: &str) -> Result<Vec<Value>, String> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut limits = Limits::default();
+    let mut values = Vec::new();
+    let mut yaml = Some((1, text));
+    if text.trim_start().starts_with('{') {
+        let mut stream = Stream::new(text);
+        loop {
+            yaml = stream.rest().filter(|(_, rest)| values.is_empty() || rest.starts_with("---"));
+            let Some((line, rest)) = stream.rest().filter(|(_, rest)| !rest.starts_with("---"))
+            else {
+                break;
+            };
+            match whole(|items| stream.read(&mut limits, items)) {
+                Ok(value) => values.push(value),
+                // braces are YAML too
+                Err(_) if values.is_empty() => {
+                    yaml = Some((line, rest));
+                    break;
+                }
+                Err(fault) => {
+                    return Err(format!("line {}: {}", line + fault.line - 1, fault.cause));
+                }
+            }
+        }
+    }
+    for (line, text) in yaml
+        .map(|(first, text)| documents(text).map(move |(line, text)| (first + line - 1, text)))
+        .into_iter()
+        .flatten()
+    {
+        let value = whole(|items| text::yaml(text, &mut limits, items));
+        values.push(
+            value.map_err(|fault| format!("line {}: {}", line + fault.line - 1, fault.cause))?,
+        );
+    }
+    Ok(values)
+}
+
+/// A document with its items in their place.
+fn whole(parse: impl FnOnce(Items<'_>) -> Parsed) -> Result<Value, Fault> {
+    let mut items = Vec::new();
+    let Parsed { mut value, fault, listed, .. } = parse(&mut |_, item| items.push(item.value));
+    if let (true, Value::Object(fields)) = (listed, &mut value) {
+        fields.insert("items".to_owned(), Value::Array(items));
+    }
+    fault.map_or(Ok(value), Err)
+}
+
+/// Reads JSON objects one after another. Returns what is YAML, and the line it begins on.
+fn json<'t>(
+    file: &Path,
+    text: &'t str,
+    number: &mut usize,
+    limits: &mut Limits,
+    out: &mut Manifest,
+) -> Option<(usize, &'t str)> {
+    let mut stream = Stream::new(text);
+    while let Some((line, rest)) = stream.rest() {
+        if rest.starts_with("---") {
+            return Some((line, rest));
+        }
+        *number += 1;
+        let mut document = Document { file, number: *number, line, out };
+        let Some(parsed) = document.json(&mut stream, limits) else { continue };
+        // braces are YAML too: there are comments, or keys without quotes
+        let is_json = file.extension().is_some_and(|end| end == "json");
+        if *number == 1 && !limits.is_met() && (!is_json || is_yaml(rest)) {
+            *number = 0;
+            return Some((line, rest));
+        }
+        document.broken(parsed);
+        return None;
+    }
+    None
+}
+
+/// Whether the first document of a text can be read as YAML.
+fn is_yaml(text: &str) -> bool {
+    let first = documents(text).next();
+    first.is_some_and(|(_, text)| {
+        whole(|items| text::yaml(text, &mut Limits::default(), items)).is_ok()
+    })
 }
 
 #[cfg(test)]
@@ -228,7 +452,7 @@ mod tests {
         ));
         assert!(
             told[0]
-                .starts_with("read f.yaml, document 1, line 1, policy p, spec.ingress[0].ports[0]"),
+                .starts_with("read f.yaml, document 1, line 4, policy p, spec.ingress[0].ports[0]"),
             "{told:?}"
         );
     }
@@ -240,7 +464,7 @@ mod tests {
         ));
         assert_eq!(
             told,
-            ["read f.yaml, document 1, line 1, policy p, spec.ingress[0].form: unknown field"]
+            ["read f.yaml, document 1, line 7, policy p, spec.ingress[0].form: unknown field"]
         );
         // a pod of a newer cluster is none of our business
         let pod =
@@ -253,25 +477,29 @@ mod tests {
         let told = errors(
             "kind: [\n---\n7\n---\nmetadata: {}\n---\napiVersion: v1\nkind: Pod\nkind: Pod\n",
         );
-        assert_eq!(told.len(), 4, "{told:?}");
+        assert_eq!(told.len(), 3, "{told:?}");
         assert!(told[0].starts_with("read f.yaml, document 1, line "), "{told:?}");
         assert!(
-            told[1].starts_with("read f.yaml, document 2, line 2: must be an object"),
+            told[1].starts_with("read f.yaml, document 3, line 4, apiVersion: missing"),
             "{told:?}"
         );
-        assert!(
-            told[2].starts_with("read f.yaml, document 3, line 4, apiVersion: missing"),
-            "{told:?}"
-        );
-        assert!(told[3].starts_with("read f.yaml, document 4, line 9: "), "{told:?}");
+        assert!(told[2].starts_with("read f.yaml, document 4, line 9, pod: "), "{told:?}");
     }
 
     #[test]
     fn labels_that_look_like_something_else_are_told() {
-        let told = errors("apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {version: 1}}\n");
-        assert!(told[0].contains("metadata.labels.version"), "{told:?}");
-        let yes = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {on: yes}}\n";
-        assert_eq!(ids(&read("f.yaml", yes)), ["pod default/a"]);
+        for label in ["version: 1", "a: 1.0", "a: true", "a: 0x1"] {
+            let told = errors(&format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: a, labels: {{{label}}}}}\n"
+            ));
+            assert!(told[0].contains(", metadata.labels."), "{told:?}");
+            assert!(told[0].ends_with("write it in quotes"), "{told:?}");
+        }
+        let quoted = "apiVersion: v1\nkind: Pod\nmetadata: {name: y, labels: {a: '1', b: yes}}\n";
+        assert_eq!(ids(&read("f.yaml", quoted)), ["pod default/y"]);
+        let boolean = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {hostNetwork: yes, hostPID: on}\n";
+        let Object::Pod(pod) = read("f.yaml", boolean).objects.remove(0) else { panic!() };
+        assert!(pod.host_network);
     }
 
     #[test]

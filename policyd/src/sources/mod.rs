@@ -4,16 +4,19 @@
 //! [`manifest`] reads Kubernetes manifests (also for `podgatectl` offline), [`dir`] watches a directory of
 //! them, [`kubernetes`] watches an API server, [`local`] keeps the policies that the API was given.
 
+mod closed;
 mod complete;
 pub mod dir;
 mod document;
 pub mod kubernetes;
 pub mod local;
 pub mod manifest;
+mod names;
 mod object;
 mod scan;
 mod spec;
 mod store;
+mod text;
 pub mod unenforced;
 
 use std::collections::BTreeSet;
@@ -181,4 +184,9 @@ pub enum Update {
     /// What it could not read, in full: replaces what it complained about before. The objects it gave
     /// earlier stay in force.
     Problems(Vec<String>),
+    /// What it passed over because it is no object of Kubernetes, in full: replaces what it said before.
+    Skipped(Vec<String>),
+    /// Whether it may hold policies of any namespace that it could never read. While it may, every pod is isolated, and
+    /// only what other policies allow passes.
+    Incomplete(bool),
 }

@@ -5,12 +5,17 @@
 //! are held by the index alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use podgate_policy::index::{Change, Index};
 use podgate_policy::model::{ObjectKey, Pod};
 
+use super::manifest::DIR_SOURCE;
 use super::unenforced::Unenforced;
-use super::{Kind, Object, ObjectId, Rank, Update};
+use super::{Kind, Object, ObjectId, Rank, Update, closed};
+
+/// The policy that stands in for those that could never be read, in each namespace; no object can have this name.
+const UNREAD: &str = "(unreadable manifests)";
 
 /// Owned by the writer, beside the index.
 #[derive(Debug)]
@@ -25,6 +30,8 @@ pub struct Store {
     lingering: BTreeSet<ObjectKey>,
     /// Pods that no source knows yet: the index holds a stand-in for each.
     assumed: BTreeSet<ObjectKey>,
+    /// Namespaces whose pods are isolated because policies of any namespace may be missing.
+    isolated: BTreeSet<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -34,6 +41,9 @@ struct Source {
     untold: BTreeSet<Kind>,
     given: BTreeSet<ObjectId>,
     problems: Vec<String>,
+    skipped: Vec<String>,
+    /// Policies of any namespace may be missing.
+    incomplete: bool,
     unenforced: Unenforced,
 }
 
@@ -48,6 +58,8 @@ pub struct SourceState {
     pub objects: usize,
     /// What it cannot read, and what is done about it.
     pub problems: Vec<String>,
+    /// What it passed over because it is no object of Kubernetes.
+    pub skipped: Vec<String>,
     /// How many objects it has of kinds that are not enforced.
     pub unenforced: Unenforced,
 }
@@ -76,6 +88,8 @@ impl Store {
             untold: Kind::ALL.iter().copied().collect(),
             given: BTreeSet::new(),
             problems: Vec::new(),
+            skipped: Vec::new(),
+            incomplete: false,
             unenforced: Unenforced::new(),
         };
         Self {
@@ -84,6 +98,7 @@ impl Store {
             waiting: BTreeMap::new(),
             lingering: BTreeSet::new(),
             assumed: BTreeSet::new(),
+            isolated: BTreeSet::new(),
         }
     }
 
@@ -100,6 +115,7 @@ impl Store {
             synced: source.untold.is_empty(),
             objects: source.given.len(),
             problems: source.problems.clone(),
+            skipped: source.skipped.clone(),
             unenforced: source.unenforced.clone(),
         };
         self.sources.iter().map(state).collect()
@@ -127,6 +143,14 @@ impl Store {
             Update::Unenforced(counts) => {
                 source.note_unenforced(counts);
                 return false;
+            }
+            Update::Skipped(skipped) => {
+                source.skipped = skipped;
+                return false;
+            }
+            Update::Incomplete(incomplete) => {
+                source.incomplete = incomplete;
+                return self.isolate(index);
             }
             Update::Change { set, gone } => (set, gone),
             Update::Listed { kind, ids } => {
@@ -179,6 +203,7 @@ impl Store {
                 continue;
             }
             self.assumed.insert(key.clone());
+            changed |= self.isolate_namespace(&key.namespace, index);
             if index.apply(Change::PodSet(pod)) {
                 tracing::warn!(%key, "an unknown pod, and no API server to ask: policies that select all pods of its namespace hold for it");
                 changed = true;
@@ -205,12 +230,45 @@ impl Store {
             }
             _ => {}
         }
+        let mut changed = false;
         if let ObjectId::Pod(key) = &id {
             self.lingering.remove(key);
             self.assumed.remove(key);
+            changed = self.isolate_namespace(&key.namespace, index);
         }
         self.believed.insert(id, rank);
-        index.apply(object.into())
+        index.apply(object.into()) || changed
+    }
+
+    /// Isolates the pods of all namespaces if policies of any may be missing, else none. True if the index changed.
+    fn isolate(&mut self, index: &mut Index) -> bool {
+        let mut changed = false;
+        if self.is_incomplete() {
+            let namespaces: BTreeSet<_> =
+                index.pods().map(|pod| pod.key.namespace.clone()).collect();
+            for namespace in namespaces {
+                changed |= self.isolate_namespace(&namespace, index);
+            }
+            return changed;
+        }
+        for namespace in std::mem::take(&mut self.isolated) {
+            let policy = closed::namespace(DIR_SOURCE, namespace, UNREAD);
+            changed |= index.apply(Change::PolicyGone(policy.id));
+        }
+        changed
+    }
+
+    /// The same for one namespace, before a pod of it is known.
+    fn isolate_namespace(&mut self, namespace: &Arc<str>, index: &mut Index) -> bool {
+        if !self.is_incomplete() || !self.isolated.insert(namespace.clone()) {
+            return false;
+        }
+        let policy = closed::namespace(DIR_SOURCE, namespace.clone(), UNREAD);
+        index.apply(Change::PolicySet(policy))
+    }
+
+    fn is_incomplete(&self) -> bool {
+        self.sources.iter().any(|source| source.incomplete)
     }
 
     fn drop(
@@ -389,6 +447,34 @@ mod tests {
         assert_eq!(label(&world.index).as_deref(), Some("real"));
         assert!(world.take(0, gone()));
         assert_eq!(label(&world.index), None);
+    }
+
+    #[test]
+    fn while_policies_of_any_namespace_may_be_missing_all_pods_are_isolated() {
+        let mut world = World::new();
+        world.take(0, Update::Replace(vec![pod("one")]));
+        world.take(1, Update::Replace(Vec::new()));
+        let isolating = |world: &World| {
+            let pod = world.index.pod(&ObjectKey::new("s", "a")).unwrap();
+            let policies = world.index.policies_selecting(pod);
+            policies
+                .iter()
+                .map(|policy| (policy.ingress.clone(), policy.egress.clone()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(isolating(&world), []);
+        assert!(world.take(1, Update::Incomplete(true)));
+        let closed = [(Some(Vec::new()), Some(Vec::new()))];
+        assert_eq!(isolating(&world), closed);
+        // a pod that comes later, and of a source that has everything, is isolated before it is known
+        world.take(0, gone());
+        assert!(world.take(1, Update::Incomplete(false)));
+        assert_eq!(world.index.policies().len(), 0);
+        world.take(1, Update::Incomplete(true));
+        world.take(0, Update::Change { set: vec![pod("one")], gone: Vec::new() });
+        assert_eq!(isolating(&world), closed);
+        assert!(world.take(1, Update::Incomplete(false)));
+        assert_eq!(isolating(&world), []);
     }
 
     #[test]

@@ -15,7 +15,7 @@ const DAEMONSET: &str =
 /// As in the DaemonSet's container, in lower case.
 fn given(container: &str) -> Vec<String> {
     let text = std::fs::read_to_string(DAEMONSET).unwrap();
-    let daemonset: Value = serde_saphyr::from_str(&text).unwrap();
+    let daemonset: Value = policyd::sources::manifest::values(&text).unwrap().remove(0);
     let containers = daemonset["spec"]["template"]["spec"]["containers"].as_array().unwrap();
     let ours = containers.iter().find(|c| c["name"] == container).unwrap();
     let capabilities = &ours["securityContext"]["capabilities"];

@@ -51,6 +51,44 @@ fn a_changed_file_changes_the_maps_and_a_removed_one_its_objects() {
 }
 
 #[test]
+fn a_file_that_is_broken_from_the_start_costs_its_own_policies_only() {
+    on_a_node(|node| {
+        web_and_api(node);
+        node.manifest("tool.yaml", &pod("ops/tool", "app: tool", "10.0.9.9"));
+        let nonsense =
+            policy("shop/web", "app: web", "app: api", 80).replace("port: 80", "port: -1");
+        let told = pod("ops/other", "app: other", "10.0.9.8") + "---\n" + &nonsense;
+        node.manifest("broken.yaml", &told);
+        let (web, api) =
+            (node.endpoint("shop/web", "10.0.0.1"), node.endpoint("shop/api", "10.0.0.2"));
+        let (tool, other) =
+            (node.endpoint("ops/tool", "10.0.9.9"), node.endpoint("ops/other", "10.0.9.8"));
+        let _policyd = node.policyd();
+        node.ready();
+        assert_eq!(node.add(&[&web, &api, &tool, &other]), Response::Ok);
+        // of what cannot be read: the pods that it selects, and no others
+        assert!(!node.allows(&web, "10.0.0.2", 6, 80));
+        assert!(node.allows(&api, "10.0.0.1", 6, 80));
+        assert!(node.allows(&tool, "192.0.2.1", 6, 80));
+        assert!(node.allows(&other, "192.0.2.1", 6, 80));
+        let status = node.get("/v1/status");
+        let problem = status["problems"][0].as_str().unwrap();
+        assert!(problem.contains("broken.yaml, document 2, line "), "{problem}");
+        assert!(problem.ends_with("its pods are isolated and it allows nothing"), "{problem}");
+
+        // nobody can tell whom this selects
+        node.manifest("broken.yaml", "kind: [");
+        eventually("every pod is isolated", || {
+            (!node.allows(&tool, "192.0.2.1", 6, 80)).then_some(())
+        });
+        assert!(node.allows(&api, "10.0.0.1", 6, 80), "what another policy allows");
+        node.manifest("broken.yaml", "");
+        eventually("nothing is missing", || node.allows(&tool, "192.0.2.1", 6, 80).then_some(()));
+        eventually("web is free", || node.allows(&web, "10.0.0.2", 6, 80).then_some(()));
+    });
+}
+
+#[test]
 fn a_broken_file_keeps_its_last_good_state_until_it_is_mended() {
     on_a_node(|node| {
         web_and_api(node);

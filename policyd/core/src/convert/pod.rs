@@ -107,7 +107,7 @@ fn ports(spec: &api::PodSpec) -> Result<Vec<NamedPort>, FieldError> {
 
 fn read_port(name: &str, port: &api::ContainerPort) -> Result<NamedPort, FieldError> {
     let number = super::policy::port_number("containerPort", port.container_port)?;
-    let protocol = super::policy::protocol(port.protocol.as_deref())?;
+    let protocol = super::policy::protocol_or_default(port.protocol.as_deref())?;
     Ok(NamedPort { name: name.into(), protocol, number })
 }
 

@@ -168,6 +168,11 @@ fn read_port(port: &api::NetworkPolicyPort) -> Result<Port, FieldError> {
     }
 }
 
+/// Reads a `protocol` field whose default the API server puts in the place of empty text too.
+pub(super) fn protocol_or_default(name: Option<&str>) -> Result<Protocol, FieldError> {
+    protocol(name.filter(|name| !name.is_empty()))
+}
+
 /// Reads a `protocol` field; missing means TCP, empty is an error.
 pub(super) fn protocol(name: Option<&str>) -> Result<Protocol, FieldError> {
     let Some(name) = name else { return Ok(Protocol::Tcp) };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::policy::{is_port_name, port_number, protocol};
+use super::policy::{is_port_name, port_number, protocol_or_default};
 use super::{ConvertError, FieldError, key, parse_address};
 use crate::model::{Addressing, Service, ServicePort, TargetPort, TrafficPolicy};
 
@@ -153,7 +153,7 @@ fn read_port(port: &api::ServicePort) -> Result<ServicePort, FieldError> {
     };
     Ok(ServicePort {
         name: port.name.as_deref().unwrap_or_default().into(),
-        protocol: protocol(port.protocol.as_deref())?,
+        protocol: protocol_or_default(port.protocol.as_deref())?,
         port: number,
         target,
     })

@@ -82,6 +82,9 @@ fn describe(printer: &Printer, status: &Status) -> String {
     for problem in &status.problems {
         let _ = write!(text, "\nproblem: {problem}");
     }
+    for file in status.sources.iter().flat_map(|source| &source.skipped) {
+        let _ = write!(text, "\npassed over: {file}");
+    }
     for each in &status.unenforced_kinds {
         let _ = write!(text, "\nnot enforced: {}", unenforced::describe(&each.kind, each.objects));
     }

@@ -115,10 +115,7 @@ fn read(file: &Path) -> Result<Vec<(String, Value)>, Failure> {
         let lines = mistakes.iter().map(|error| format!("\n  {error}")).collect::<String>();
         return Err(Failure(format!("read {shown}: {} mistakes{lines}", mistakes.len())));
     }
-    // JSON is YAML; "yes" in a label is text
-    let options = serde_saphyr::options! { budget: None, strict_booleans: true };
-    let documents = serde_saphyr::from_multiple_with_options::<Value>(&text, options)
-        .map_err(|e| Failure(format!("read {shown}: {e}")))?;
+    let documents = manifest::values(&text).map_err(|e| Failure(format!("read {shown}, {e}")))?;
     let mut policies = Vec::new();
     for document in documents {
         collect(document, &mut policies);
