@@ -9,10 +9,11 @@ use podgate_policy::model::{ObjectKey, PolicyId};
 
 use super::notice::PodRef;
 use crate::sources::kubernetes::{KUBERNETES_SOURCE, Refused, UidMap};
+use crate::sources::manifest::DIR_SOURCE;
 use crate::sources::unenforced::Unenforced;
 use crate::sources::{Kind, ObjectId};
 use crate::ungated::Gating;
-use crate::view::{EndpointState, Shared};
+use crate::view::{EndpointState, Shared, View};
 
 /// How the node stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct Standing {
     pub ungated: BTreeMap<PodRef, String>,
     /// Policies of kinds that are not enforced.
     pub unenforced: Unenforced,
+    /// What directories of manifests hold that cannot be read, and what is in force instead.
+    pub unread: Vec<String>,
     /// Policies that cannot be read.
     pub refused: Vec<Refused>,
     /// The uids of the cluster's policies.
@@ -104,6 +107,7 @@ impl Standing {
             mode: shared.gate.maps.control().mode(),
             stopped: view.stopped.clone(),
             pods,
+            unread: unread(&view),
             refused: watches.flat_map(|watch| watch.refused).collect(),
             // a second API server is a curiosity: its policies are named without their uid
             uids: servers.first().map(|server| server.policy_uids()).unwrap_or_default(),
@@ -115,6 +119,12 @@ impl Standing {
         let known = || self.uids.get(&policy.key).map_or("", |uid| uid).to_owned();
         (*policy.source == *KUBERNETES_SOURCE).then(known)
     }
+}
+
+fn unread(view: &View) -> Vec<String> {
+    let is_dir = |name: &str| name.split_once(':').is_some_and(|(kind, _)| kind == DIR_SOURCE);
+    let dirs = view.sources.iter().filter(|source| is_dir(&source.name));
+    dirs.flat_map(|source| &source.problems).cloned().collect()
 }
 
 impl PodStanding {

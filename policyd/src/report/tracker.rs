@@ -79,6 +79,7 @@ enum Key {
     Ungated(PodRef),
     Kind(UnenforcedKind),
     Classes,
+    Manifests,
     Pods,
     AnyUngated,
 }
@@ -202,6 +203,7 @@ impl Tracker {
                 Key::Ungated(_) => "a gate stands at the pod",
                 Key::AnyUngated => "a gate stands at every pod",
                 Key::Classes => "changes are put in force again",
+                Key::Manifests => "every manifest can be read again",
                 Key::Pods => "every pod has its policies in force again",
             };
             let about = match key {
@@ -314,6 +316,13 @@ fn wrongs(standing: &Standing) -> BTreeMap<Key, Notice> {
             "cannot change the classes of addresses: {reason}; what was in force stays, trying again"
         );
         warn(Key::Classes, About::Node, "PolicyNotInForce", note);
+    }
+    if let Some(first) = standing.unread.first() {
+        let note = match standing.unread.len() - 1 {
+            0 => first.clone(),
+            more => format!("{first}; and {more} more, see `podgatectl status`"),
+        };
+        warn(Key::Manifests, About::Node, "ManifestNotUnderstood", note);
     }
     for refused in &standing.refused {
         let (Some(key), Some(crate::sources::ObjectId::Policy(id))) =

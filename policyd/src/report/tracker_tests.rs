@@ -60,6 +60,7 @@ fn standing<const N: usize>(pods: [(&str, PodStanding); N]) -> Standing {
         pods: pods.into_iter().map(|(name, stands)| (pod(name), stands)).collect(),
         ungated: BTreeMap::new(),
         unenforced: BTreeMap::new(),
+        unread: vec![],
         refused: vec![],
         uids: Arc::new([(ObjectKey::new("shop", "p"), Arc::from("uid-p"))].into()),
     }
@@ -286,6 +287,22 @@ fn the_node_says_when_it_does_not_enforce() {
     assert!(told[0].contains("cannot change the classes of addresses: peers4 is full"), "{told:?}");
     let told = world.look(1, standing([]));
     assert_eq!(told, ["node Normal PolicyInForce: changes are put in force again"]);
+}
+
+#[test]
+fn a_manifest_that_cannot_be_read_is_reported_at_the_node() {
+    let mut world = World::ready();
+    let unread = |files: &[&str]| Standing {
+        unread: files.iter().map(|file| format!("read {file}: oh")).collect(),
+        ..standing([])
+    };
+    world.look(1, unread(&["a.yaml", "b.yaml"]));
+    let told = world.look(10, unread(&["a.yaml", "b.yaml"]));
+    let note = "read a.yaml: oh; and 1 more, see `podgatectl status`";
+    assert_eq!(told, [format!("node Warning ManifestNotUnderstood: {note}")]);
+    let told = world.look(1, standing([]));
+    assert_eq!(told.len(), 1);
+    assert!(told[0].ends_with("every manifest can be read again"), "{told:?}");
 }
 
 /// The first number is told when it is settled, and does not stand for ever.
