@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod compiling;
 pub mod go;
 pub mod kernel;
+pub mod mutator;
 pub mod netlab;
 pub mod oracle;
 pub mod packet;
