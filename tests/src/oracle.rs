@@ -103,6 +103,42 @@ pub fn allowed(world: &World, pod: &Pod, gate: Gate, peer: IpAddr, l4: L4) -> bo
     addresses(world, pod).contains(&peer) || policies_allow(world, pod, gate, peer, l4)
 }
 
+/// A port of a service's address whose packets the gate does not translate.
+#[derive(Clone, Copy, Debug)]
+pub struct LeftService<'a> {
+    /// Address and port.
+    pub address: (IpAddr, u16),
+    /// Address and port of every endpoint that may get the packet.
+    pub endpoints: &'a [(IpAddr, u16)],
+    /// `loadBalancerSourceRanges`, if they hold for the address.
+    pub ranges: Option<&'a [&'a str]>,
+    /// The address is on an interface of the pod's node.
+    pub on_the_node: bool,
+}
+
+/// Whether the egress gate of `pod`, which has these addresses here, lets a packet for such a service through (10, 13): every
+/// endpoint must be allowed, and the pod be in a range; at the node's own address it suffices that the address is allowed.
+pub fn left_allows(
+    world: &World,
+    pod: &Pod,
+    own: &[IpAddr],
+    protocol: &'static str,
+    service: &LeftService<'_>,
+) -> bool {
+    let permits = |(address, port): (IpAddr, u16)| {
+        policies_allow(world, pod, Gate::Egress, address, L4::Port(protocol, port))
+    };
+    if service.on_the_node && permits(service.address) {
+        return true;
+    }
+    let in_range = service.ranges.is_none_or(|ranges| {
+        let of_family = own.iter().filter(|own| own.is_ipv4() == service.address.0.is_ipv4());
+        of_family.into_iter().any(|own| ranges.iter().any(|range| cidr_holds(range, *own)))
+    });
+    let every = |endpoint: &(IpAddr, u16)| own.contains(&endpoint.0) || permits(*endpoint);
+    in_range && service.endpoints.iter().all(every)
+}
+
 /// Whether `from` may open a flow to `to`, both with interfaces, between these addresses of theirs (1.3).
 pub fn connects(world: &World, from: (&Pod, IpAddr), to: (&Pod, IpAddr), l4: L4) -> bool {
     allowed(world, from.0, Gate::Egress, to.1, l4)

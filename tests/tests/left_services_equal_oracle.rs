@@ -1,12 +1,12 @@
-//! Random worlds with `services: leave`: a service is allowed where the oracle allows every endpoint, and only there.
+//! Random worlds in which services are left alone: allowed where the oracle says so, and only there.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
 use podgate_policy::engine::Engine;
 use podgate_policy::model::{ObjectKey, Protocol};
-use podgate_policy::services::{Backend, BackendState, Balance, Frontend, LeftAnswer, answer_left};
+use podgate_policy::services::{Backend, Frontend, Left, LeftAnswer, LeftReason, answer_left};
 use podgate_tests::compiling::{endpoints, index};
-use podgate_tests::oracle::{Gate, L4, policies_allow};
+use podgate_tests::oracle::{L4, LeftService, left_allows};
 use podgate_tests::worlds::{config, probe_addresses, probe_ports, worlds};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -35,30 +35,40 @@ fn left_services_equal_oracle() {
                     probe_addresses().into_iter().filter(|two| two.is_ipv4() == one.is_ipv4())
                 {
                     let backends = [(one, ports[nth % ports.len()]), (two, ports[0])];
-                    let balance = Balance {
+                    let ranges = ["10.0.0.0/9", "fd00::/16"];
+                    // each kind in turn, the node's own address with a port that policies know
+                    let (reason, guarded, port) = match nth % 3 {
+                        0 => (LeftReason::AllAre, false, 1),
+                        1 => (LeftReason::SourceRanges, true, 1),
+                        _ => (LeftReason::NodeLocal, false, ports[0]),
+                    };
+                    let left = Left {
                         service: ObjectKey::new("shop", "web"),
-                        port: "".into(),
-                        affinity: None,
+                        reason,
                         backends: backends
                             .iter()
-                            .map(|(address, port)| {
-                                (Backend { address: *address, port: *port }, BackendState::Ready)
-                            })
+                            .map(|(address, port)| Backend { address: *address, port: *port })
                             .collect(),
+                        sources: guarded.then(|| ranges.map(|range| range.parse().unwrap()).into()),
                     };
-                    let frontend = Frontend { address: one, port: 1, protocol: Protocol::Tcp };
-                    let expected = backends.iter().all(|(address, port)| {
-                        let l4 = L4::Port("TCP", *port);
-                        endpoint.addresses.contains(address)
-                            || policies_allow(&world, &world.pods[*pod], Gate::Egress, *address, l4)
-                    });
-                    let found = answer_left(compiled, endpoint, &frontend, &balance);
+                    let frontend = Frontend { address: two, port, protocol: Protocol::Tcp };
+                    let service = LeftService {
+                        address: (two, port),
+                        endpoints: &backends,
+                        ranges: guarded.then_some(&ranges),
+                        on_the_node: reason == LeftReason::NodeLocal,
+                    };
+                    let pod = &world.pods[*pod];
+                    let expected = left_allows(&world, pod, &endpoint.addresses, "TCP", &service);
+                    let claims = [std::sync::Arc::new(left.clone())];
+                    let found = answer_left(compiled, endpoint, &frontend, &claims);
                     let mut counts = counts.borrow_mut();
                     match found {
                         // not isolated
-                        None => prop_assert!(expected),
-                        Some(LeftAnswer::Allow(_)) => prop_assert!(expected, "{balance:?}"),
-                        Some(LeftAnswer::Deny) => prop_assert!(!expected, "{balance:?}"),
+                        // the ranges are kube-proxy's to keep
+                        None => prop_assert!(expected || guarded),
+                        Some(LeftAnswer::Allow(_)) => prop_assert!(expected, "{left:?}"),
+                        Some(LeftAnswer::Deny) => prop_assert!(!expected, "{left:?}"),
                     }
                     counts[match found {
                         None => 0,

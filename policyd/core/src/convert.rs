@@ -20,8 +20,8 @@ use crate::model::ObjectKey;
 pub use cidr::{parse_address, parse_cidr};
 pub use pod::{METADATA_NAME, namespace, pod};
 pub use policy::policy;
-pub use service::service;
-pub use slice::{SERVICE_NAME, endpoint_slice};
+pub use service::{PROXY_NAME, service};
+pub use slice::{HEADLESS, SERVICE_NAME, endpoint_slice};
 
 /// A field that cannot be read, inside some object.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

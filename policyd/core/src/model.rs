@@ -154,6 +154,8 @@ pub struct Pod {
     pub host_network: bool,
     /// `spec.nodeName`, if scheduled.
     pub node: Option<Arc<str>>,
+    /// Its node's addresses, `status.hostIPs` (or `status.hostIP`).
+    pub host_addresses: Vec<IpAddr>,
 }
 
 /// Names a policy and the source that gave it: one name may come from two sources, and then both apply.

@@ -213,6 +213,7 @@ fn an_index_knows_the_pods_of_its_node() {
         ports: Vec::new().into(),
         life: PodLife::Live,
         host_network: false,
+        host_addresses: Vec::new(),
         node: node.map(Into::into),
     };
     let local =

@@ -128,6 +128,7 @@ mod tests {
             life: PodLife::Live,
             host_network: false,
             node: Some("n1".into()),
+            host_addresses: Vec::new(),
         }
     }
 

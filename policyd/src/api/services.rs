@@ -5,11 +5,11 @@ use std::num::NonZeroU32;
 use axum::Json;
 use axum::extract::State;
 use podgate_policy::index::Index;
-use podgate_policy::services::{Backend, BackendState, Balance, Frontend};
+use podgate_policy::model::{EndpointSlice, Service};
+use podgate_policy::services::{Backend, BackendState, Balance, Frontend, LeftReason};
 
 use super::types::{ServiceEndpoint, ServiceFrontend, ServiceState};
 use super::{Api, Refusal};
-use crate::sync::services::ServiceMode;
 use crate::writer::Answers;
 
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<ServiceFrontend>>, Refusal> {
@@ -18,35 +18,76 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<ServiceFront
 
 fn every(answers: &Answers<'_>) -> Vec<ServiceFrontend> {
     let table = answers.services.table();
+    let catalog = answers.index.services();
     let mut all = Vec::new();
-    for service in answers.index.services().services() {
-        let frontends = table.of_service(&service.key);
-        all.extend(frontends.map(|(frontend, balance)| {
-            let mut ports = service.ports.iter();
-            let port =
-                ports.find(|of| (of.port, of.protocol) == (frontend.port, frontend.protocol));
+    for service in catalog.services() {
+        let notes = unheeded(service, catalog.slices_of(&service.key).map(|slice| &**slice));
+        for (frontend, balance) in table.of_service(&service.key) {
             let (state, reason) = state(answers, frontend, balance.map(|balance| &**balance));
-            let affinity = service.affinity.map_or(0, NonZeroU32::get);
-            ServiceFrontend {
-                namespace: service.key.namespace.to_string(),
-                name: service.key.name.to_string(),
-                port_name: port.map(|port| port.name.to_string()).unwrap_or_default(),
-                address: frontend.address,
-                port: frontend.port,
-                protocol: frontend.protocol.to_string(),
+            let endpoints = balance.into_iter().flat_map(|balance| &balance.backends);
+            let endpoints =
+                endpoints.map(|(backend, state)| endpoint(answers.index, *backend, *state));
+            all.push(ServiceFrontend {
                 state,
                 reason,
-                id: answers.services.in_force(frontend).map(|entry| entry.id),
-                affinity_seconds: affinity,
-                endpoints: balance
-                    .into_iter()
-                    .flat_map(|balance| &balance.backends)
-                    .map(|(backend, state)| endpoint(answers.index, *backend, *state))
-                    .collect(),
-            }
-        }));
+                endpoints: endpoints.collect(),
+                notes: notes.clone(),
+                ..item(answers, service, frontend)
+            });
+        }
+        for (frontend, left) in table.left_of_service(&service.key) {
+            let endpoints = left.backends.iter();
+            let endpoints = endpoints
+                .map(|backend| endpoint(answers.index, *backend, BackendState::Ready))
+                .collect();
+            let (reason, notes) = (left.reason.to_string(), notes.clone());
+            all.push(ServiceFrontend {
+                reason,
+                endpoints,
+                notes,
+                ..item(answers, service, frontend)
+            });
+        }
     }
     all
+}
+
+/// A frontend that is left alone, without its reason and endpoints.
+fn item(answers: &Answers<'_>, service: &Service, frontend: Frontend) -> ServiceFrontend {
+    let mut ports = service.ports.iter();
+    let port = ports.find(|of| (of.port, of.protocol) == (frontend.port, frontend.protocol));
+    ServiceFrontend {
+        namespace: service.key.namespace.to_string(),
+        name: service.key.name.to_string(),
+        port_name: port.map(|port| port.name.to_string()).unwrap_or_default(),
+        address: frontend.address,
+        port: frontend.port,
+        protocol: frontend.protocol.to_string(),
+        state: ServiceState::Alone,
+        reason: String::new(),
+        id: answers.services.in_force(frontend).map(|entry| entry.id),
+        affinity_seconds: service.affinity.map_or(0, NonZeroU32::get),
+        endpoints: Vec::new(),
+        notes: Vec::new(),
+    }
+}
+
+/// What a service, or who writes its slices, asks for and does not get.
+fn unheeded<'a>(
+    service: &Service,
+    mut slices: impl Iterator<Item = &'a EndpointSlice>,
+) -> Vec<String> {
+    if let Some(distribution) = &service.distribution {
+        return vec![format!(
+            "trafficDistribution {distribution} is not heeded: endpoints of all nodes and zones are picked alike"
+        )];
+    }
+    if slices.any(|slice| slice.hints) {
+        let note =
+            "topology hints are not heeded: endpoints of all nodes and zones are picked alike";
+        return vec![note.to_owned()];
+    }
+    Vec::new()
 }
 
 fn state(
@@ -54,14 +95,14 @@ fn state(
     frontend: Frontend,
     balance: Option<&Balance>,
 ) -> (ServiceState, String) {
-    if answers.services.mode() == ServiceMode::Leave {
-        return (ServiceState::Alone, "--services leave: kube-proxy translates".to_owned());
+    if let Some(left) = answers.services.table().left_at(&frontend).first() {
+        return (ServiceState::Alone, left.reason.to_string());
     }
     if let Some(reason) = answers.services.reason(frontend) {
         return (ServiceState::Degraded, reason.to_owned());
     }
     match (balance, answers.services.in_force(frontend)) {
-        (None, _) => (ServiceState::Alone, "no endpoint that is ready".to_owned()),
+        (None, _) => (ServiceState::Alone, LeftReason::NoEndpoint.to_string()),
         (Some(_), None) => (ServiceState::Degraded, "not written yet".to_owned()),
         (Some(_), Some(_)) => (ServiceState::Translated, String::new()),
     }

@@ -367,6 +367,9 @@ pub struct ServiceFrontend {
     pub affinity_seconds: u32,
     /// Where it leads.
     pub endpoints: Vec<ServiceEndpoint>,
+    /// What of the service is not heeded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What becomes of packets to a service's address.
@@ -375,7 +378,7 @@ pub struct ServiceFrontend {
 pub enum ServiceState {
     /// They go to one of its endpoints, which policy judges.
     Translated,
-    /// They pass as they are, for kube-proxy, and are judged as packets to that address.
+    /// They are not translated here; allowed where policy allows every endpoint that they may lead to behind the gate.
     Alone,
     /// The maps do not hold what they should.
     Degraded,

@@ -120,6 +120,10 @@ impl World {
             Party::Pod(seat, _) => self.is_own_node(*seat, name),
             _ => true,
         };
+        let here = |address: &IpAddr| self.plan.here.contains(address);
+        if let Some(address) = first(known).filter(here) {
+            return Ok(Some((Spot::Node, address)));
+        }
         // the node itself sends from the bridge; it is reached at an address of its own if one is known
         if own && (field == "src" || known.is_empty()) {
             let gateways = match other {

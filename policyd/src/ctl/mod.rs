@@ -29,7 +29,6 @@ pub use matrix::{Matrix, Question};
 pub(crate) use offline::{judge_all, report};
 pub use output::{Colors, Format, Mark, Printer};
 pub use probes::{Probe, ProbeError, name_of, read as read_probes};
-pub(crate) use world::NODE;
 pub use world::{Party, Seat, World};
 
 /// How a command ended that did not fail itself.

@@ -10,16 +10,13 @@ use podgate_policy::compile::{Endpoint, EndpointId};
 use podgate_policy::engine::Engine;
 use podgate_policy::index::{Change, Index};
 use podgate_policy::model::{ObjectKey, Pod, PodLife};
-use podgate_policy::services::ServiceTable;
+use podgate_policy::services::{ServiceTable, View};
 
 use super::end::End;
 use super::probes::Probe;
-use crate::lab::plan::{self, Plan};
+use crate::lab::plan::{self, NODE, Plan};
 use crate::sources::unenforced::describe;
 use crate::sources::{Object, complete, manifest};
-
-/// The node that all pods of a world live on, as far as services ask.
-pub(crate) const NODE: &str = "lab";
 
 /// A world: what the manifests say, where its pods are, and what their gates allow.
 #[derive(Debug)]
@@ -116,7 +113,12 @@ impl World {
             })
             .collect::<Vec<_>>();
         let engine = Engine::of(&index, seats.iter().map(|seat| seat.endpoint.clone()));
-        let services = ServiceTable::of(index.services(), NODE);
+        let mut services = ServiceTable::of(index.services(), NODE);
+        let gateways = plan.subnets.iter().map(|subnet| subnet.gateway);
+        let own = plan.here.iter().chain(&plan.uplinks).copied().chain(gateways);
+        let own = Arc::new(own.collect::<BTreeSet<_>>());
+        let nodes = Arc::new(own.union(&index.host_addresses()).copied().collect());
+        services.set_view(View { leaves_all: false, own, nodes });
         Self { dir, index, plan, seats, services, engine }
     }
 

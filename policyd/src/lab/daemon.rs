@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::error::{Error, Result};
 use super::isolate::STATE;
+use super::plan::NODE;
 use crate::args::Cli;
-use crate::ctl::NODE;
 
 /// How long it may take to read the manifests and load the programs, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);

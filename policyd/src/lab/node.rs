@@ -37,6 +37,10 @@ impl Node {
             node.add_address(BRIDGE, subnet.gateway, subnet.net.prefix_len()).await?;
         }
 
+        for address in &plan.here {
+            node.add_address("lo", *address, host_bits(*address)).await?;
+        }
+
         let outside = Sandbox::create(OUTSIDE)?;
         let beyond = Netlink::of(&outside)?;
         node.add_veth(UPLINK, OUTSIDE_LINK, outside.as_fd()).await?;

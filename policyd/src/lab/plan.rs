@@ -24,6 +24,10 @@ const NODES6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x90, 0, 0, 0, 0, 1);
 const SUBNET4: u8 = 16;
 const SUBNET6: u8 = 64;
 
+/// The node that all pods of a world live on, as services and policyd call it. The addresses of hostNetwork pods that are
+/// said to be on this one are the node's.
+pub(crate) const NODE: &str = "lab";
+
 /// A subnet of the bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Subnet {
@@ -42,6 +46,8 @@ pub struct Plan {
     pub nodes: BTreeMap<Arc<str>, Vec<IpAddr>>,
     /// The subnets of the bridge.
     pub subnets: Vec<Subnet>,
+    /// Further addresses of the node itself.
+    pub here: BTreeSet<IpAddr>,
     /// The node's addresses towards the outside, one of each family.
     pub uplinks: Vec<IpAddr>,
 }
@@ -52,6 +58,9 @@ impl Plan {
     pub fn new(index: &Index, mentioned: &BTreeSet<IpAddr>, nodes: &BTreeSet<Arc<str>>) -> Self {
         let hosts = index.pods().filter(|pod| pod.host_network);
         let hosts = hosts.flat_map(|pod| pod.addresses.iter().copied());
+        let here = index.pods().filter(|pod| pod.host_network && pod.life != PodLife::Finished);
+        let here = here.filter(|pod| pod.node.as_deref() == Some(NODE));
+        let here = here.flat_map(|pod| pod.addresses.iter().copied()).collect();
         let outside = &mentioned.iter().copied().chain(hosts).collect();
         let mut taken = mentioned.clone();
         taken.extend(index.pods().flat_map(|pod| pod.addresses.iter().copied()));
@@ -59,7 +68,7 @@ impl Plan {
         let subnets = subnets(&pods, outside, &mut taken);
         let uplinks = vec![free(UPLINK4.into(), &mut taken), free(UPLINK6.into(), &mut taken)];
         let nodes = self::nodes(index, nodes, &mut taken);
-        Self { pods, nodes, subnets, uplinks }
+        Self { pods, nodes, subnets, here, uplinks }
     }
 
     /// The subnet that an address of a pod lies in.
@@ -200,6 +209,7 @@ mod tests {
             life: PodLife::Live,
             host_network: false,
             node: None,
+            host_addresses: Vec::new(),
         }
     }
 

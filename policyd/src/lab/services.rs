@@ -25,23 +25,39 @@ fn service(service: &Service) -> Value {
             TargetPort::Name(name) => json!(name),
         };
         let protocol = port.protocol.to_string();
-        json!({"name": port.name, "protocol": protocol, "port": port.port, "targetPort": target})
+        json!({
+            "name": port.name, "protocol": protocol, "port": port.port, "targetPort": target, "nodePort": port.node_port,
+        })
     });
+    let policy = |policy: TrafficPolicy| match policy {
+        TrafficPolicy::Cluster => "Cluster",
+        TrafficPolicy::Local => "Local",
+    };
     let mut spec = json!({
         "clusterIPs": service.addressing.cluster(),
         "externalIPs": service.external,
         "ports": ports.collect::<Vec<_>>(),
-        "internalTrafficPolicy": match service.internal {
-            TrafficPolicy::Cluster => "Cluster",
-            TrafficPolicy::Local => "Local",
-        },
+        "internalTrafficPolicy": policy(service.internal),
+        "externalTrafficPolicy": policy(service.inbound),
+        "trafficDistribution": service.distribution,
     });
+    let mut status = json!({});
+    if !service.guarded.is_empty() {
+        spec["type"] = "LoadBalancer".into();
+        spec["loadBalancerSourceRanges"] =
+            service.source_ranges.iter().map(ToString::to_string).collect();
+        let ingress = service.guarded.iter().map(|address| json!({"ip": address}));
+        status = json!({"loadBalancer": {"ingress": ingress.collect::<Vec<_>>()}});
+    }
     if let Some(seconds) = service.affinity {
         spec["sessionAffinity"] = "ClientIP".into();
         spec["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": seconds}});
     }
-    let metadata = json!({"namespace": service.key.namespace, "name": service.key.name});
-    json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
+    let mut metadata = json!({"namespace": service.key.namespace, "name": service.key.name});
+    if service.other_proxy {
+        metadata["labels"] = json!({podgate_policy::convert::PROXY_NAME: "other"});
+    }
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec, "status": status})
 }
 
 fn slice(slice: &EndpointSlice) -> Value {
@@ -97,7 +113,12 @@ mod tests {
             endpoints: [{addresses: [10.0.0.1], nodeName: lab}, {addresses: [10.0.0.2], conditions: {ready: false, terminating: true}}]\n---\n\
             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv6\n\
             metadata: {namespace: s, name: web-y, labels: {kubernetes.io/service-name: web}}\n\
-            ports: [{name: a, port: 8081}]\nendpoints: [{addresses: ['fd00::9'], nodeName: lab}]\n";
+            ports: [{name: a, port: 8081}]\nendpoints: [{addresses: ['fd00::9'], nodeName: lab}]\n---\n\
+            apiVersion: v1\nkind: Service\nmetadata: {namespace: s, name: other, labels: {service.kubernetes.io/service-proxy-name: x}}\n\
+            spec: {clusterIPs: [10.96.0.2], ports: [{port: 80, nodePort: 30080}], externalTrafficPolicy: Local, trafficDistribution: PreferClose}\n---\n\
+            apiVersion: v1\nkind: Service\nmetadata: {namespace: s, name: guarded}\n\
+            spec: {clusterIPs: [10.96.0.3], type: LoadBalancer, loadBalancerSourceRanges: [10.0.0.0/8], ports: [{port: 80}]}\n\
+            status: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}\n";
         let index = |name: &str, text: &str| {
             let read = read_text(name.as_ref(), text);
             assert_eq!(read.errors, []);

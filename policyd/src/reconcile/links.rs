@@ -4,16 +4,15 @@
 //! event costs time and a late one does no harm.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, MulticastGroup};
 
 use super::Reconciler;
+use super::addresses;
 use crate::writer::Message;
 
 const RETRY: Duration = Duration::from_secs(1);
@@ -74,7 +73,7 @@ async fn follow(reconciler: &Reconciler) -> Result<std::convert::Infallible, Str
             }
         }
         if news.addresses || news.everything {
-            let addresses = addresses(&handle).await?;
+            let addresses = addresses::list(&handle).await?;
             tell(reconciler, Message::NodeAddresses(addresses))?;
         }
         let mut gone = news.links;
@@ -101,25 +100,6 @@ impl Drop for Task {
 
 fn tell(reconciler: &Reconciler, message: Message) -> Result<(), String> {
     reconciler.writer.send(message).map_err(|stopped| stopped.to_string())
-}
-
-/// Every address of the node, link-local ones too: the kubelet's probes may come from any.
-async fn addresses(handle: &Handle) -> Result<BTreeSet<IpAddr>, String> {
-    let mut found = BTreeSet::new();
-    let mut dump = handle.address().get().execute();
-    while let Some(message) = dump.try_next().await.map_err(|e| format!("list addresses: {e}"))? {
-        // Local is the own address, Address the other end's where the link is point-to-point
-        let own = message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(address) => Some(*address),
-            _ => None,
-        });
-        let any = message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        });
-        found.extend(own.or(any));
-    }
-    Ok(found)
 }
 
 async fn exists(handle: &Handle, ifindex: u32) -> Result<bool, String> {

@@ -1,6 +1,7 @@
 //! Compares what podgate holds with what the kernel has: links that vanished without a DEL, the node's addresses,
 //! gates that somebody removed or overtook.
 
+mod addresses;
 mod gates;
 mod links;
 
@@ -12,6 +13,8 @@ use podgate_bpf::attach::AttachMode;
 
 use crate::view::Shared;
 use crate::writer::{Handle, Message};
+
+pub(crate) use addresses::now as addresses_now;
 
 /// How often the registry is compared without an event: makes up for plugin's lines that got lost.
 const SWEEP: Duration = Duration::from_secs(10);

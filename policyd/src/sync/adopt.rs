@@ -60,7 +60,8 @@ impl Kernel {
         let engine = Engine::above(shadow.classes());
         let known = shadow.classes().filter(|class| !class.is_transient());
         let highest = known.map(|class| class.0).max().unwrap_or_default();
-        let kernel = Self { gate, shadow, installed, highest, shared: false };
+        let kernel =
+            Self { gate, shadow, installed, highest, shared: false, first: BTreeMap::new() };
         Ok(Adopted { kernel, registrations, engine })
     }
 }

@@ -246,10 +246,15 @@ impl<'a> Commit<'a> {
         failed
     }
 
-    /// Entries of an endpoint's map in force that are not ours.
+    /// Entries of an endpoint's map in force that are not the compiler's, or those that its first map is to have.
     fn others(&self, endpoint: EndpointId) -> podgate_bpf::Result<Vec<(PolicyKey, PolicyValue)>> {
-        let installed = self.kernel.installed.get(&endpoint).filter(|_| self.kernel.shared);
-        let Some(Installed { map, .. }) = installed else { return Ok(Vec::new()) };
+        let Kernel { installed, first, shared, .. } = &*self.kernel;
+        let Some(Installed { map, .. }) = installed.get(&endpoint) else {
+            return Ok(first.get(&endpoint).cloned().unwrap_or_default());
+        };
+        if !shared {
+            return Ok(Vec::new());
+        }
         let mut entries = map.entries()?;
         entries.retain(|(key, _)| is_left(key.class));
         Ok(entries)

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use podgate_bpf::Gate;
+use podgate_bpf::abi::{PolicyKey, PolicyValue};
 use podgate_bpf::maps::PolicyMap;
 use podgate_policy::compile::{Compiled, EndpointId, RuleId, RuleOrigin};
 use podgate_policy::diff::{Change, EntryKey, State, TableChange, plan};
@@ -35,6 +36,9 @@ pub type MapState = State<MapKey>;
 /// What the maps should hold, where it may be something else.
 pub type MapChange = Change<MapKey>;
 
+/// Entries that a policy map has beside the compiler's from its first packet on, by endpoint.
+pub type FirstEntries = BTreeMap<EndpointId, Vec<(PolicyKey, PolicyValue)>>;
+
 /// Numbers of the registrations, by endpoint.
 pub type Owners = BTreeMap<EndpointId, u32>;
 
@@ -47,8 +51,10 @@ pub struct Kernel {
     installed: BTreeMap<EndpointId, Installed>,
     /// The highest class that any address was to have when a commit last came to its end.
     highest: u32,
-    /// See [`Kernel::set_shared`].
+    /// See [`Kernel::share`].
     shared: bool,
+    /// See [`Kernel::share`].
+    first: FirstEntries,
 }
 
 #[derive(Debug)]
@@ -89,9 +95,10 @@ impl Kernel {
     }
 
     /// Whether [`left::LeftAlone`] has entries in the policy maps: a map that takes another's place must have them too.
-    /// It is a look at each entry of the other one, so it is only done where it must.
-    pub fn set_shared(&mut self, shared: bool) {
-        self.shared = shared;
+    /// It is a look at each entry of the other one, so it is only done where it must. `first` are those of endpoints that
+    /// have no policy map yet.
+    pub fn share(&mut self, shared: bool, first: FirstEntries) {
+        (self.shared, self.first) = (shared, first);
     }
 
     /// Adds the members that a commit which stopped left in a transient class, and the tables with entries for one:

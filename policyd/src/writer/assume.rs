@@ -47,5 +47,6 @@ fn stand_in(registration: &Registration, index: &Index, store: &Store) -> Option
         life: PodLife::Live,
         host_network: false,
         node: None,
+        host_addresses: Vec::new(),
     })
 }

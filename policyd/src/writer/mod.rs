@@ -42,8 +42,8 @@ pub enum Message {
     Removed(Vec<EndpointRef>),
     /// This interface does not exist any more.
     LinkGone(u32),
-    /// Every address of the node.
-    NodeAddresses(BTreeSet<IpAddr>),
+    /// The node's addresses.
+    NodeAddresses(NodeAddresses),
     /// Compare with the registry: a plugin's line may have been lost.
     Sweep,
     /// Gets an answer when everything sent before has been put in force, as far as it can be.
@@ -52,6 +52,16 @@ pub enum Message {
     Ask(Question),
     /// End the thread. The maps stay as they are.
     Stop,
+}
+
+/// The addresses of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// Every one, of all interfaces.
+    pub all: BTreeSet<IpAddr>,
+    /// Those of services, which kube-proxy put on an interface of its own in IPVS mode: there it is kube-proxy that
+    /// answers, and translates.
+    pub of_proxy: BTreeSet<IpAddr>,
 }
 
 /// Looks at the writer's state and sends its answer away.

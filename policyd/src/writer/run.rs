@@ -12,12 +12,13 @@ use podgate_policy::engine::{Engine, Part, Touched};
 use tokio::sync::oneshot;
 
 use super::endpoints::{Delta, Endpoints};
+use super::services::Nodes;
 use super::standing::Observe;
 use super::waiting::{Standing, Waiting};
 use super::{Answers, Message, Question};
 use crate::sources::Store;
 use crate::sync::left::LeftAlone;
-use crate::sync::services::{ServiceMode, ServiceSync};
+use crate::sync::services::ServiceSync;
 use crate::sync::{self, Adopted, Kernel, Owners};
 use crate::view::{Commits, Shared};
 
@@ -37,6 +38,7 @@ pub(super) struct Run {
     pending: Touched,
     /// As last told; `None` before the first time.
     pub(super) node_addresses: Option<Arc<BTreeSet<IpAddr>>>,
+    nodes: Nodes,
     waiting: Waiting,
     barriers: Vec<oneshot::Sender<()>>,
     questions: Vec<Question>,
@@ -84,6 +86,8 @@ impl Run {
             engine,
             pending: Touched::default(),
             node_addresses: None,
+            // services must not be translated at a node's own addresses until the first message about these
+            nodes: Nodes::new(crate::reconcile::addresses_now()),
             waiting: Waiting::default(),
             barriers: Vec::new(),
             questions: Vec::new(),
@@ -152,7 +156,10 @@ impl Run {
                 }
             }
             Message::LinkGone(ifindex) => self.link_gone(ifindex),
-            Message::NodeAddresses(addresses) => self.set_node_addresses(addresses),
+            Message::NodeAddresses(addresses) => {
+                self.dirty |= self.nodes.set_here(&addresses);
+                self.set_node_addresses(addresses.all);
+            }
             Message::Sweep => {
                 let delta = self.endpoints.refresh_all(&self.shared.gate.maps);
                 self.follow(delta);
@@ -273,18 +280,17 @@ impl Run {
             self.endpoints.iter().map(|(id, registration)| (id, registration.owner)).collect();
         let held = self.follow_index(&owners);
         let change = sync::change(&self.engine, &self.pending, &owners);
-        self.services.follow(self.shared.index_mut().services_mut());
-        if self.services.mode() == ServiceMode::Translate {
-            self.services.retire();
-            if self.services.is_unused() {
-                // the first ones: a policy that came before them would judge packets by the services' addresses
-                self.services.extend();
-            }
+        let owned = super::services::owned(&self.endpoints);
+        let Self { services, left, nodes, engine, pending, kernel, .. } = self;
+        let compiled = (engine.compiled(), &*pending);
+        {
+            let mut index = self.shared.index_mut();
+            let elsewhere = index.host_addresses();
+            let cluster = (index.services_mut(), nodes, elsewhere);
+            super::services::before((services, left), cluster, compiled, kernel, &owned);
         }
-        self.kernel.set_shared(!self.left.is_empty());
-        let outcome = self.kernel.commit(&change, &owners, &held);
-        let Self { services, left, endpoints, engine, .. } = self;
-        let answered = super::services::commit(services, left, engine.compiled(), endpoints);
+        let outcome = kernel.commit(&change, &owners, &held);
+        let answered = super::services::after(services, left, compiled, &owned);
         // The last policyd may have been killed after a change and before its flows were told: nobody can see that now.
         if answered || self.commits.count == 0 {
             self.shared.gate.maps.control().bump_epoch();

@@ -31,6 +31,7 @@ fn pod(name: &str, app: &str, address: impl Into<IpAddr>) -> Object {
         life: PodLife::Live,
         host_network: false,
         node: None,
+        host_addresses: Vec::new(),
     })
 }
 

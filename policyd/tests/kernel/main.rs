@@ -20,6 +20,7 @@ mod reconcile;
 mod running;
 mod services;
 mod services_left;
+mod services_nodes;
 mod services_order;
 mod stopped;
 mod uninstall;

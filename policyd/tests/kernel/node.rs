@@ -278,7 +278,8 @@ impl Node {
         entries.iter().any(|(key, _)| matches(class, key) || matches(0, key))
     }
 
-    fn class(&self, peer: IpAddr) -> u32 {
+    /// The class of an address, as the programs look it up.
+    pub(crate) fn class(&self, peer: IpAddr) -> u32 {
         if let Some(class) = self.maps().peers().unwrap().get(&peer) {
             return *class;
         }

@@ -16,17 +16,34 @@ use crate::writing::{Writing, objects};
 
 /// What a pod's gate answers to a packet for a service's address, untranslated.
 fn lets(node: &Node, at: &Registration, port: u16) -> bool {
-    let class = node.maps().peer("10.96.0.1".parse().unwrap()).unwrap();
+    lets_to(node, at, "10.96.0.1", 6, port)
+}
+
+/// What a pod's gate answers to a packet for any address, untranslated: the look-ups of the programs.
+pub(crate) fn lets_to(node: &Node, at: &Registration, to: &str, protocol: u8, port: u16) -> bool {
+    allows(node, at, (Direction::Egress, to), protocol, port)
+}
+
+/// The same in either direction.
+pub(crate) fn allows(
+    node: &Node,
+    at: &Registration,
+    (direction, peer): (Direction, &str),
+    protocol: u8,
+    port: u16,
+) -> bool {
+    let class = node.class(peer.parse().unwrap());
     let map = table(node, at);
     let key = |class| PolicyKey {
         prefixlen: 96,
         owner: at.owner,
         class,
-        direction: Direction::Egress as u8,
-        protocol: 6,
+        direction: direction as u8,
+        protocol,
         port: port.to_be_bytes(),
     };
-    let found = class.and_then(|class| map.get(&key(class)).unwrap());
+    let found = Some(class).filter(|class| *class != 0);
+    let found = found.and_then(|class| map.get(&key(class)).unwrap());
     found.or_else(|| map.get(&key(0)).unwrap()).is_some_and(|value| value.verdict == 1)
 }
 

@@ -237,6 +237,7 @@ impl App {
             life: PodLife::Live,
             host_network: false,
             node: Some(text(format!("node-{}", number % (1 + number / HERE)))),
+            host_addresses: Vec::new(),
         }
     }
 }

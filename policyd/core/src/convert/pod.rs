@@ -43,6 +43,7 @@ fn read_pod(object: &api::Pod) -> Result<Pod, FieldError> {
             .and_then(|spec| spec.node_name.as_deref())
             .filter(|node| !node.is_empty())
             .map(Arc::from),
+        host_addresses: host_addresses(object.status.as_ref()),
     })
 }
 
@@ -80,6 +81,15 @@ fn addresses(status: Option<&api::PodStatus>) -> Result<Vec<std::net::IpAddr>, F
         }
     }
     Ok(addresses)
+}
+
+/// Those that can be read: no policy speaks of them, so one that cannot does no harm to the pod.
+fn host_addresses(status: Option<&api::PodStatus>) -> Vec<std::net::IpAddr> {
+    let many = status.and_then(|status| status.host_ips.as_ref()).into_iter().flatten();
+    let one = status.and_then(|status| status.host_ip.as_deref());
+    let texts = many.map(|host| host.ip.as_str()).chain(one);
+    let addresses: std::collections::BTreeSet<_> = texts.filter_map(parse_address).collect();
+    addresses.into_iter().collect()
 }
 
 /// Named ports of the containers that run beside each other: sidecars count, plain init containers do

@@ -7,14 +7,18 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use ipnet::IpNet;
+
 use super::policy::{is_port_name, port_number, protocol_or_default};
-use super::{ConvertError, FieldError, key, parse_address};
+use super::{ConvertError, FieldError, key, parse_address, parse_cidr};
 use crate::model::{Addressing, Service, ServicePort, TargetPort, TrafficPolicy};
 
 /// How long a client keeps its endpoint where `sessionAffinityConfig` does not say.
 const AFFINITY_SECONDS: i32 = 10_800;
 /// The longest that the API server lets it say.
 const AFFINITY_MAX: i32 = 86_400;
+/// The label by which kube-proxy leaves a service to another proxy, whatever its value.
+pub const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
 /// Reads a service.
 pub fn service(object: &api::Service) -> Result<Service, ConvertError> {
@@ -30,10 +34,15 @@ fn read(object: &api::Service) -> Result<Service, FieldError> {
         ports.push(port.map_err(|error| error.under(format_args!("spec.ports[{index}]")))?);
     }
     let selector = spec.selector.iter().flatten();
+    let source_ranges = source_ranges(spec);
+    let (external, guarded) = external(spec, object.status.as_ref(), &source_ranges)?;
+    let labels = object.metadata.labels.as_ref();
     Ok(Service {
         key: key(&object.metadata)?,
         addressing: addressing(spec)?,
-        external: external(spec, object.status.as_ref())?,
+        external,
+        guarded,
+        source_ranges: source_ranges.into(),
         ports,
         affinity: affinity(spec)?,
         internal: match spec.internal_traffic_policy.as_deref() {
@@ -44,6 +53,12 @@ fn read(object: &api::Service) -> Result<Service, FieldError> {
                 return Err(FieldError::new("spec.internalTrafficPolicy", cause));
             }
         },
+        inbound: match spec.external_traffic_policy.as_deref() {
+            Some("Local") => TrafficPolicy::Local,
+            _ => TrafficPolicy::Cluster,
+        },
+        other_proxy: labels.is_some_and(|labels| labels.contains_key(PROXY_NAME)),
+        distribution: spec.traffic_distribution.as_deref().map(Arc::from),
         selector: selector
             .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
             .collect(),
@@ -73,17 +88,16 @@ fn addressing(spec: &api::ServiceSpec) -> Result<Addressing, FieldError> {
     }
 }
 
-/// What leads to the service from outside and, for a pod, is cut short at its node.
+/// What leads to the service from outside and, for a pod, is cut short at its node: for everybody, and for sources in
+/// the ranges only.
 fn external(
     spec: &api::ServiceSpec,
     status: Option<&api::ServiceStatus>,
-) -> Result<Vec<IpAddr>, FieldError> {
+    ranges: &[IpNet],
+) -> Result<(Vec<IpAddr>, Vec<IpAddr>), FieldError> {
     let ips = spec.external_ips.iter().flatten().enumerate();
     let ips = ips.map(|(index, text)| (format!("spec.externalIPs[{index}]"), text.as_str()));
-    // A firewall at the load balancer: who may pass it is kube-proxy's to say, so the address is left alone.
-    let firewall =
-        spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty());
-    let balancer = spec.type_.as_deref() == Some("LoadBalancer") && !firewall;
+    let balancer = spec.type_.as_deref() == Some("LoadBalancer");
     let ingress = status
         .and_then(|status| status.load_balancer.as_ref()?.ingress.as_deref())
         .filter(|_| balancer)
@@ -97,7 +111,26 @@ fn external(
             let path = format!("status.loadBalancer.ingress[{index}].ip");
             Some((path, ingress.ip.as_deref()?))
         });
-    addresses(ips.chain(ingress).filter(|(_, text)| !text.is_empty()))
+    let given = |(_, text): &(String, &str)| !text.is_empty();
+    let mut external = addresses(ips.filter(given))?;
+    // kube-proxy splits the ranges by family, and a family without ranges is open
+    let all_read = spec.load_balancer_source_ranges.as_ref().map_or(0, Vec::len) == ranges.len();
+    let is_guarded = |address: &IpAddr| {
+        let v4 = address.is_ipv4();
+        !all_read || ranges.iter().any(|range| range.addr().is_ipv4() == v4)
+    };
+    let (guarded, open): (Vec<_>, Vec<_>) =
+        addresses(ingress.filter(given))?.into_iter().partition(is_guarded);
+    external.extend(open);
+    external.sort_unstable();
+    external.dedup();
+    Ok((external, guarded))
+}
+
+/// The ranges that can be read; an address of the balancer that is in none of them is closed.
+fn source_ranges(spec: &api::ServiceSpec) -> Vec<IpNet> {
+    let ranges = spec.load_balancer_source_ranges.iter().flatten();
+    ranges.filter_map(|text| parse_cidr(text.trim())).collect()
 }
 
 fn addresses<'a>(
@@ -155,6 +188,10 @@ fn read_port(port: &api::ServicePort) -> Result<ServicePort, FieldError> {
         name: port.name.as_deref().unwrap_or_default().into(),
         protocol: protocol_or_default(port.protocol.as_deref())?,
         port: number,
+        node_port: match port.node_port {
+            None | Some(0) => None,
+            Some(number) => Some(port_number("nodePort", number)?),
+        },
         target,
     })
 }

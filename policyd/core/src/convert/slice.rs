@@ -12,6 +12,9 @@ use crate::model::{Condition, EndpointSlice, SliceEndpoint, SlicePort};
 /// The label that names a slice's service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
+/// The label by which kube-proxy passes a slice over, whatever its value. The same label on a service means nothing to it.
+pub const HEADLESS: &str = "service.kubernetes.io/headless";
+
 /// Reads an EndpointSlice.
 pub fn endpoint_slice(object: &api::EndpointSlice) -> Result<EndpointSlice, ConvertError> {
     read(object).map_err(ConvertError::of("endpointslice", &object.metadata))
@@ -19,7 +22,8 @@ pub fn endpoint_slice(object: &api::EndpointSlice) -> Result<EndpointSlice, Conv
 
 fn read(object: &api::EndpointSlice) -> Result<EndpointSlice, FieldError> {
     let labels = object.metadata.labels.as_ref();
-    let service = labels.and_then(|labels| labels.get(SERVICE_NAME));
+    let headless = labels.is_some_and(|labels| labels.contains_key(HEADLESS));
+    let service = labels.and_then(|labels| labels.get(SERVICE_NAME)).filter(|_| !headless);
     let v4 = match object.address_type.as_str() {
         "IPv4" => Some(true),
         "IPv6" => Some(false),
@@ -59,12 +63,14 @@ fn read(object: &api::EndpointSlice) -> Result<EndpointSlice, FieldError> {
         service: service.filter(|name| !name.is_empty()).map(|name| name.as_str().into()),
         ports,
         endpoints,
+        hints: object.endpoints.iter().any(|endpoint| endpoint.hints.is_some()),
     })
 }
 
-/// A port with a number; one without means "any", which no packet can be translated to.
+/// A port with a number; one without means "any", which no packet can be translated to, nor can it to 0, which the API
+/// server stores.
 fn read_port(port: &api::EndpointPort) -> Result<Option<SlicePort>, FieldError> {
-    let Some(number) = port.port else { return Ok(None) };
+    let Some(number) = port.port.filter(|number| *number != 0) else { return Ok(None) };
     Ok(Some(SlicePort {
         name: port.name.as_deref().unwrap_or_default().into(),
         protocol: protocol(port.protocol.as_deref())?,

@@ -11,6 +11,7 @@
 
 mod changes;
 mod claims;
+mod hosts;
 mod names;
 mod shapes;
 
@@ -28,6 +29,7 @@ use crate::selector_index::SelectorIndex;
 use crate::services::Catalog;
 
 use claims::Claims;
+use hosts::Hosts;
 use names::Names;
 
 pub use changes::Changes;
@@ -73,6 +75,7 @@ pub struct Index {
     policies: BTreeMap<PolicyId, Arc<Policy>>,
     policies_of: HashMap<Arc<str>, NamespacePolicies>,
     names: Names,
+    hosts: Hosts,
     services: Catalog,
     /// The node whose pods are `local`.
     node: Option<Arc<str>>,
@@ -203,6 +206,7 @@ impl Index {
         if is_local && held.shape.is_some() && !pod.addresses.is_empty() {
             self.local.insert(pod.key.clone());
         }
+        self.hosts.add(&pod);
         self.pods.insert(pod.key.clone(), held);
         self.note(|changes| {
             changes.addresses.extend(&pod.addresses);
@@ -213,6 +217,7 @@ impl Index {
     fn let_go(&mut self, held: Option<Held>) {
         let Some(Held { pod, shape }) = held else { return };
         self.local.remove(&pod.key);
+        self.hosts.remove(&pod);
         for address in &pod.addresses {
             self.claims.remove(*address, &pod);
         }
@@ -269,6 +274,11 @@ impl Index {
     /// The services, for who takes note of what was touched.
     pub fn services_mut(&mut self) -> &mut Catalog {
         &mut self.services
+    }
+
+    /// The addresses of nodes, as far as pods give them. The same `Arc` until they change.
+    pub fn host_addresses(&mut self) -> Arc<BTreeSet<IpAddr>> {
+        self.hosts.all()
     }
 
     /// All pods, by key.

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::{Labels, ObjectKey, Protocol};
 
 /// A service, stripped to what a packet meets.
@@ -13,15 +15,27 @@ pub struct Service {
     pub key: ObjectKey,
     /// Whether it has addresses of its own.
     pub addressing: Addressing,
-    /// `externalIPs`, and the load balancer's addresses where the node is to short-circuit them: sorted,
-    /// without duplicates.
+    /// `externalIPs`, and the load balancer's addresses where the node is to short-circuit them for everybody:
+    /// sorted, without duplicates.
     pub external: Vec<IpAddr>,
+    /// The load balancer's other addresses that the node short-circuits: only for sources in `source_ranges`. Sorted,
+    /// without duplicates.
+    pub guarded: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`.
+    pub source_ranges: Arc<[IpNet]>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// `sessionAffinity: ClientIP`: for how many seconds a client keeps its endpoint.
     pub affinity: Option<NonZeroU32>,
     /// Which endpoints its cluster addresses lead to.
     pub internal: TrafficPolicy,
+    /// `externalTrafficPolicy`: which endpoints its external addresses and node ports lead to, for who is no pod of the
+    /// packet's node.
+    pub inbound: TrafficPolicy,
+    /// Labelled `service.kubernetes.io/service-proxy-name`: kube-proxy leaves it to another proxy.
+    pub other_proxy: bool,
+    /// `trafficDistribution`.
+    pub distribution: Option<Arc<str>>,
     /// The pods behind it, where a controller (or who stands in for one) finds them; empty: somebody else
     /// writes its slices.
     pub selector: Labels,
@@ -69,6 +83,8 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The number at the service's addresses.
     pub port: u16,
+    /// The number at every node's addresses, if it has one there.
+    pub node_port: Option<u16>,
     /// Where it leads at a pod. Slices say so in numbers; this is for who writes them.
     pub target: TargetPort,
 }
@@ -94,6 +110,8 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// The endpoints. None for a family that podgate does not know (FQDN).
     pub endpoints: Vec<SliceEndpoint>,
+    /// Whether an endpoint has topology hints.
+    pub hints: bool,
 }
 
 impl EndpointSlice {

@@ -139,5 +139,6 @@ fn addresses(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
     let cluster = service.addressing.cluster();
     // without cluster addresses nothing is translated, external ones neither
     let external = service.external.iter().filter(|_| !cluster.is_empty());
-    cluster.iter().chain(external).copied()
+    let guarded = service.guarded.iter().filter(|_| !cluster.is_empty());
+    cluster.iter().chain(external).chain(guarded).copied()
 }

@@ -34,7 +34,7 @@ pub fn complete(
     let mut taken: BTreeSet<IpAddr> = BTreeSet::new();
     for service in services.iter() {
         taken.extend(service.addressing.cluster());
-        taken.extend(&service.external);
+        taken.extend(service.external.iter().chain(&service.guarded));
     }
     taken.extend(pods.iter().flat_map(|pod| &pod.addresses));
     let sliced: BTreeSet<ObjectKey> =
@@ -125,7 +125,13 @@ fn slices_for(
     }
     let slice = |((_, ports), endpoints)| {
         let key = free_name(&service.key, names);
-        EndpointSlice { key, service: Some(service.key.name.clone()), ports, endpoints }
+        EndpointSlice {
+            key,
+            service: Some(service.key.name.clone()),
+            ports,
+            endpoints,
+            hints: false,
+        }
     };
     groups.into_iter().map(slice).collect()
 }

@@ -5,15 +5,19 @@
 //! ```
 //!
 //! The datapath picks an endpoint of a [`Frontend`] for each new flow, and policy judges that endpoint (semantics
-//! 10). What has no [`Balance`] here is left to kube-proxy and judged as a plain address: headless services, those
-//! without usable endpoints, node ports, load balancers with a firewall.
+//! 10). What it does not translate although something behind it may is [`Left`] alone, and judged by every endpoint that
+//! it may lead to: node ports, load balancers with source ranges, services of other proxies, those without an endpoint.
+//! Headless services have no address, so there is nothing to say of them.
 
+mod backends;
 mod catalog;
 mod derive;
+mod frontend;
 mod left;
 mod table;
 
 pub use catalog::Catalog;
 pub use derive::complete;
-pub use left::{LeftAnswer, answer_left};
-pub use table::{Backend, BackendState, Balance, Dispute, Frontend, ServiceTable};
+pub use frontend::{Backend, BackendState, Balance, Dispute, Frontend};
+pub use left::{Claims, Left, LeftAnswer, LeftPorts, LeftReason, LeftSet, answer_left};
+pub use table::{ServiceTable, View};

@@ -1,13 +1,13 @@
-//! What becomes of a packet to a service: it goes to one of the endpoints, so each of them is asked about.
+//! What becomes of a packet to a service: it goes to one of the endpoints, so each of them is asked about. So they are where
+//! the gate leaves the address alone, and does not know which one will be picked behind it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use podgate_policy::compile::Transport;
 use podgate_policy::convert::{FieldError, parse_address};
 use podgate_policy::model::ObjectKey;
-use podgate_policy::services::{Balance, Frontend};
+use podgate_policy::services::{Backend, BackendState, Claims, Frontend, ServiceTable};
 
 use super::{ALLOW, DENY, End, gates, sum_up};
 use crate::api::services::endpoint;
@@ -18,7 +18,27 @@ use crate::writer::Answers;
 const MIXED: &str = "mixed";
 
 /// A frontend and where it leads.
-type Led = (Frontend, Option<Arc<Balance>>);
+pub(super) struct Led {
+    frontend: Frontend,
+    backends: Vec<(Backend, BackendState)>,
+    /// Of one that is left alone.
+    claims: Claims,
+}
+
+impl Led {
+    fn of(table: &ServiceTable, frontend: Frontend) -> Self {
+        let claims = table.left_at(&frontend);
+        let mut backends: BTreeMap<Backend, BackendState> = claims
+            .iter()
+            .flat_map(|left| &left.backends)
+            .map(|backend| (*backend, BackendState::Ready))
+            .collect();
+        if let Some(balance) = table.translated(&frontend) {
+            backends.extend(&balance.backends);
+        }
+        Self { frontend, backends: backends.into_iter().collect(), claims }
+    }
+}
 
 /// What `to` means if it is a service: by its name, or by its address and port. `None` if it is none.
 pub(super) fn frontends(
@@ -34,8 +54,9 @@ pub(super) fn frontends(
             return Ok(None);
         };
         let frontend = Frontend { address, port, protocol };
-        // what leads nowhere is left alone and judged as the address it is
-        return Ok(table.get(&frontend).map(|balance| vec![(frontend, Some(balance.clone()))]));
+        let led = Led::of(table, frontend);
+        let is_one = table.translated(&frontend).is_some() || !led.claims.is_empty();
+        return Ok(is_one.then(|| vec![led]));
     };
     let key = name.split_once('/').map(|(namespace, name)| ObjectKey::new(namespace, name));
     let service = key.as_ref().and_then(|key| answers.index.services().service(key));
@@ -49,12 +70,14 @@ pub(super) fn frontends(
     let Transport::Port(protocol, port) = transport else {
         return Err(FieldError::new("protocol", "a service has ports: must be TCP, UDP or SCTP"));
     };
-    let of: Vec<Led> = table
-        .of_service(&service.key)
-        .filter(|(frontend, _)| (frontend.port, frontend.protocol) == (port, protocol))
+    let translated = table.of_service(&service.key).map(|(frontend, _)| frontend);
+    let left = table.left_of_service(&service.key).map(|(frontend, _)| frontend);
+    let of: Vec<Led> = translated
+        .chain(left)
+        .filter(|frontend| (frontend.port, frontend.protocol) == (port, protocol))
         // as a client that was given the service's name sees it
-        .filter(|(frontend, _)| service.addressing.cluster().contains(&frontend.address))
-        .map(|(frontend, balance)| (frontend, balance.cloned()))
+        .filter(|frontend| service.addressing.cluster().contains(&frontend.address))
+        .map(|frontend| Led::of(table, frontend))
         .collect();
     if of.is_empty() {
         let cause = format!("{} has no port {port}/{protocol}", query.to);
@@ -84,13 +107,36 @@ pub(super) fn explain(
         gates: Vec::new(),
         endpoints: Vec::new(),
     };
-    for (frontend, balance) in frontends {
+    let mut reasons = BTreeSet::new();
+    for Led { frontend, backends, claims } in frontends {
         explanation.transport = Transport::Port(frontend.protocol, frontend.port).to_string();
         let has = |address: &IpAddr| address.is_ipv4() == frontend.address.is_ipv4();
         if !from.addresses.iter().any(has) {
             continue;
         }
-        for (backend, state) in balance.iter().flat_map(|balance| &balance.backends) {
+        let transport = Transport::Port(frontend.protocol, frontend.port);
+        for left in claims {
+            reasons.insert(left.reason);
+            let closed = left.sources.as_ref().is_some_and(|ranges| {
+                let own = from.addresses.iter().filter(|own| has(own));
+                !own.into_iter().any(|own| ranges.iter().any(|range| range.contains(own)))
+            });
+            if closed {
+                let why = format!("{} is in none of its loadBalancerSourceRanges", query.from);
+                return Ok(Explanation { verdict: DENY.to_owned(), why, ..explanation });
+            }
+            if left.is_node_local() {
+                let here = End::find(answers, "to", &frontend.address.to_string())?;
+                let met = gates(answers, node, &from, &here, transport)?;
+                let (verdict, why) = sum_up(&met);
+                if verdict == ALLOW {
+                    let why = format!("{why}; {}", left.reason);
+                    let verdict = verdict.to_owned();
+                    return Ok(Explanation { verdict, why, gates: met, ..explanation });
+                }
+            }
+        }
+        for (backend, state) in backends {
             let at = endpoint(answers.index, *backend, *state);
             if at.state != "ready" {
                 continue;
@@ -109,7 +155,14 @@ pub(super) fn explain(
             explanation.endpoints.push(EndpointAnswer { endpoint: at, verdict, why });
         }
     }
-    let (verdict, why) = verdict(&query.to, &explanation.endpoints);
+    let (mut verdict, mut why) = verdict(&query.to, &explanation.endpoints);
+    if verdict == MIXED && !reasons.is_empty() {
+        // the gate does not know which one is picked behind it
+        verdict = DENY;
+    }
+    for reason in reasons {
+        why = format!("{why}; {reason}");
+    }
     Ok(Explanation { verdict: verdict.to_owned(), why, ..explanation })
 }
 

@@ -23,11 +23,13 @@ pub(in crate::ctl) fn services(
         printer.print(&json(&services)?)?;
         return Ok(Ended::Fine);
     }
-    let header = ["SERVICE", "PORT", "ADDRESS", "STATE", "ENDPOINTS", "AFFINITY", "ID"];
-    let mut table = printer.listing(&header);
+    let header = ["SERVICE", "PORT", "ADDRESS", "STATE", "ENDPOINTS", "AFFINITY", "ID", "NOTES"];
+    // few services have any, and they are long
+    let noted = services.iter().any(|service| !service.notes.is_empty());
+    let mut table = printer.listing(&header[..header.len() - usize::from(!noted)]);
     for service in &services {
         let at = SocketAddr::new(service.address, service.port);
-        table.add_row(vec![
+        let mut row = vec![
             Cell::new(format!("{}/{}", service.namespace, service.name)),
             Cell::new(&service.port_name),
             Cell::new(format!("{at}/{}", service.protocol)),
@@ -38,7 +40,11 @@ pub(in crate::ctl) fn services(
                 seconds => format!("{seconds} s"),
             }),
             Cell::new(service.id.map(|id| id.to_string()).unwrap_or_default()),
-        ]);
+        ];
+        if noted {
+            row.push(Cell::new(service.notes.join("; ")));
+        }
+        table.add_row(row);
     }
     printer.print(&table.to_string())?;
     Ok(Ended::Fine)

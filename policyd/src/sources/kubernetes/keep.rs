@@ -79,7 +79,13 @@ impl Shape for PodShape {
         ),
         (
             "status",
-            Keep::Fields(&[("phase", Keep::All), ("podIP", Keep::All), ("podIPs", Keep::All)]),
+            Keep::Fields(&[
+                ("phase", Keep::All),
+                ("podIP", Keep::All),
+                ("podIPs", Keep::All),
+                ("hostIP", Keep::All),
+                ("hostIPs", Keep::All),
+            ]),
         ),
     ]);
 }
@@ -115,7 +121,7 @@ pub(super) struct ServiceShape;
 
 impl Shape for ServiceShape {
     const KEEP: Keep = Keep::Fields(&[
-        ("metadata", Keep::Fields(&[NAME, NAMESPACE, UID, VERSION])),
+        ("metadata", Keep::Fields(&[NAME, NAMESPACE, UID, VERSION, LABELS])),
         (
             "spec",
             Keep::Fields(&[
@@ -128,6 +134,8 @@ impl Shape for ServiceShape {
                 ("sessionAffinity", Keep::All),
                 ("sessionAffinityConfig", Keep::All),
                 ("internalTrafficPolicy", Keep::All),
+                ("externalTrafficPolicy", Keep::All),
+                ("trafficDistribution", Keep::All),
             ]),
         ),
         ("status", Keep::Fields(&[("loadBalancer", Keep::All)])),
@@ -149,6 +157,7 @@ impl Shape for SliceShape {
                 ("addresses", Keep::All),
                 ("conditions", Keep::All),
                 ("nodeName", Keep::All),
+                ("hints", Keep::All),
             ])),
         ),
     ]);

@@ -102,18 +102,17 @@ impl KubernetesSource {
     }
 }
 
-/// Services that the node's proxy translates, in the words of kube-proxy: headless services have no address of
-/// their own, and those with a proxy of another name are left to that.
-const TRANSLATED: &str =
-    "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
+/// The slices that kube-proxy reads. Services are read all: those that it leaves to another proxy
+/// (`service.kubernetes.io/service-proxy-name`) must not be taken for plain addresses.
+const SLICES: &str = "!service.kubernetes.io/headless";
 
 fn resource(kind: Kind) -> Resource {
     let (path, labels) = match kind {
         Kind::Pod => ("/api/v1/pods", None),
         Kind::Namespace => ("/api/v1/namespaces", None),
         Kind::Policy => ("/apis/networking.k8s.io/v1/networkpolicies", None),
-        Kind::Service => ("/api/v1/services", Some(TRANSLATED)),
-        Kind::EndpointSlice => ("/apis/discovery.k8s.io/v1/endpointslices", Some(TRANSLATED)),
+        Kind::Service => ("/api/v1/services", None),
+        Kind::EndpointSlice => ("/apis/discovery.k8s.io/v1/endpointslices", Some(SLICES)),
     };
     Resource { kind, path, labels, metadata_only: kind == Kind::Namespace }
 }

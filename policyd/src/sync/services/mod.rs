@@ -9,6 +9,7 @@ mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -17,7 +18,7 @@ use podgate_bpf::services::{Frontend, ServiceEntry};
 use podgate_bpf::{Gate, Result};
 use podgate_policy::model::Protocol;
 use podgate_policy::services as policy;
-use podgate_policy::services::{Catalog, ServiceTable};
+use podgate_policy::services::{Catalog, LeftSet, ServiceTable, View};
 
 pub use plan::{ServiceState, Step, Wanted};
 
@@ -82,10 +83,12 @@ impl ServiceSync {
         let ids = ids.chain(shadow.slots.keys().map(|(id, _)| *id));
         let littered: BTreeSet<u32> =
             ids.chain(shadow.backends.keys().map(|(id, _)| *id)).collect();
+        let mut table = ServiceTable::new(node);
+        table.set_view(View { leaves_all: mode == ServiceMode::Leave, ..View::default() });
         Ok(Self {
             gate,
             mode,
-            table: ServiceTable::new(node),
+            table,
             pending: shadow.services.keys().copied().collect(),
             degraded: BTreeMap::new(),
             was_degraded: BTreeMap::new(),
@@ -103,11 +106,34 @@ impl ServiceSync {
         !self.pending.is_empty()
     }
 
-    /// The first half of a commit, before policies change: what no longer counts goes.
+    /// The node's own addresses, without those that kube-proxy put there, and the addresses of all nodes.
+    pub fn set_addresses(&mut self, own: Arc<BTreeSet<IpAddr>>, nodes: Arc<BTreeSet<IpAddr>>) {
+        let leaves_all = self.mode == ServiceMode::Leave;
+        self.table.set_view(View { leaves_all, own, nodes });
+    }
+
+    /// The addresses that are left alone, if they may be other ones than the last time.
+    pub fn take_left(&mut self) -> Option<LeftSet> {
+        self.table.take_left_changed().then(|| self.table.left())
+    }
+
+    /// The first half of a commit, before policies change: endpoints that no longer count go.
     pub fn retire(&mut self) {
         self.was_degraded = std::mem::take(&mut self.degraded);
+        self.retire_those(|wanted| wanted.is_some());
+    }
+
+    /// After the addresses that are left alone have their answers: frontends that are not translated any more go.
+    pub fn retire_whole(&mut self) {
+        self.retire_those(|wanted| wanted.is_none());
+    }
+
+    fn retire_those(&mut self, meant: impl Fn(Option<&Wanted>) -> bool) {
         for frontend in &self.pending.clone() {
             let wanted = self.wanted(frontend);
+            if !meant(wanted.as_ref()) {
+                continue;
+            }
             let id = self.shadow.services.get(frontend).map(|entry| entry.id);
             let steps = self.shadow.retire(frontend, wanted.as_ref());
             if steps.is_empty() {
@@ -225,10 +251,7 @@ impl ServiceSync {
     }
 
     fn wanted(&self, frontend: &Frontend) -> Option<Wanted> {
-        if self.mode == ServiceMode::Leave {
-            return None;
-        }
-        let balance = self.table.get(&of_map(frontend)?)?;
+        let balance = self.table.translated(&of_map(frontend)?)?;
         let backends = balance.backends.iter().map(|(backend, state)| {
             let policy::Backend { address, port } = *backend;
             let state = match state {

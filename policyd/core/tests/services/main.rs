@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
+mod left;
+
 use std::collections::BTreeMap;
 
 use podgate_policy::convert;
@@ -290,7 +292,10 @@ fn what_cannot_be_read_is_told_by_its_field() {
             json!({"addressType": "IPv6", "endpoints": [{"addresses": ["10.0.0.1"]}]}),
             "endpoints[0].addresses[0]",
         ),
-        (json!({"addressType": "IPv4", "endpoints": [], "ports": [{"port": 0}]}), "ports[0].port"),
+        (
+            json!({"addressType": "IPv4", "endpoints": [], "ports": [{"port": 65536}]}),
+            "ports[0].port",
+        ),
         (
             json!({"addressType": "IPv4", "endpoints": [], "ports": [{"port": 1, "protocol": "X"}]}),
             "ports[0].protocol",
@@ -305,6 +310,54 @@ fn what_cannot_be_read_is_told_by_its_field() {
     let object = json!({"metadata": {"name": "x"}, "addressType": "FQDN", "endpoints": [{"addresses": ["a.b"]}]});
     let slice = convert::endpoint_slice(&serde_json::from_value(object).unwrap()).unwrap();
     assert!(slice.endpoints.is_empty());
+}
+
+#[test]
+fn a_port_0_is_left_out_and_the_others_of_its_slice_are_used() {
+    let ports = json!([{"name": "a", "port": 80}, {"name": "b", "port": 81}]);
+    let table = table(vec![
+        service("web", json!({"clusterIP": "10.96.0.1", "ports": ports})),
+        slice(
+            "web-a",
+            "web",
+            json!([{"name": "a", "port": 0}, {"name": "b", "port": 8081}]),
+            &[("10.0.0.1", "ready", "")],
+        ),
+    ]);
+    assert_eq!(spell(&table), ["10.96.0.1:81/TCP -> 10.0.0.1:8081"]);
+}
+
+#[test]
+fn kube_proxys_two_selectors_are_two() {
+    let labelled = |kind: &str, label: &str| {
+        let label = format!("service.kubernetes.io/{label}");
+        let of = |is: bool, own: Value| match is {
+            true => json!({"kubernetes.io/service-name": "web", &label: ""}),
+            false => own,
+        };
+        let service = json!({
+            "metadata": {"namespace": "shop", "name": "web", "labels": of(kind == "service", json!({}))},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+        });
+        let plain = json!({"kubernetes.io/service-name": "web"});
+        let slice = json!({
+            "metadata": {"namespace": "shop", "name": "web-a", "labels": of(kind == "slice", plain)},
+            "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": [{"addresses": ["10.0.0.1"]}],
+        });
+        spell(&table(vec![
+            Change::ServiceSet(
+                convert::service(&serde_json::from_value(service).unwrap()).unwrap(),
+            ),
+            Change::SliceSet(
+                convert::endpoint_slice(&serde_json::from_value(slice).unwrap()).unwrap(),
+            ),
+        ]))
+    };
+    let led = ["10.96.0.1:80/TCP -> 10.0.0.1:80"];
+    assert_eq!(labelled("service", "headless"), led);
+    assert_eq!(labelled("slice", "service-proxy-name"), led);
+    assert!(labelled("slice", "headless").is_empty());
+    assert!(labelled("service", "service-proxy-name").is_empty());
 }
 
 #[test]

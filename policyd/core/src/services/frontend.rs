@@ -1,0 +1,95 @@
+//! What a pod sends to, and where that leads.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use crate::model::{ObjectKey, Protocol};
+
+/// What a pod sends to: an address of a service, a port and a protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// The service's address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.address, self.port), self.protocol)
+    }
+}
+
+/// Where a frontend leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// The endpoint's address, of the frontend's family.
+    pub address: IpAddr,
+    /// The port there.
+    pub port: u16,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.address, self.port).fmt(f)
+    }
+}
+
+/// Which flows a backend is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BackendState {
+    /// Those it has: it is not picked for new ones.
+    Serving,
+    /// New ones too.
+    Ready,
+}
+
+/// The endpoints among which a frontend's flows are spread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Balance {
+    /// Whose frontend it is.
+    pub service: ObjectKey,
+    /// The service port's name, empty if it has none.
+    pub port: Arc<str>,
+    /// For how many seconds a client keeps its endpoint, if it does.
+    pub affinity: Option<NonZeroU32>,
+    /// At least one of them is [`BackendState::Ready`].
+    pub backends: BTreeMap<Backend, BackendState>,
+}
+
+impl Balance {
+    /// The backends that may be picked, in their order.
+    pub fn ready(&self) -> impl Iterator<Item = Backend> + '_ {
+        let ready = self.backends.iter().filter(|(_, state)| **state == BackendState::Ready);
+        ready.map(|(backend, _)| *backend)
+    }
+}
+
+/// A frontend that several services claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dispute {
+    /// Which.
+    pub frontend: Frontend,
+    /// Who has it: the first by name.
+    pub winner: ObjectKey,
+    /// Who does not.
+    pub losers: Vec<ObjectKey>,
+}
+
+impl fmt::Display for Dispute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let losers: Vec<_> = self.losers.iter().map(ToString::to_string).collect();
+        write!(
+            f,
+            "service {}: {} is also claimed by {}: the first by name has it, change the others' address or port",
+            self.winner,
+            self.frontend,
+            losers.join(", ")
+        )
+    }
+}
