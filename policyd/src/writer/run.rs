@@ -280,8 +280,8 @@ impl Run {
             self.endpoints.iter().map(|(id, registration)| (id, registration.owner)).collect();
         let held = self.follow_index(&owners);
         let change = sync::change(&self.engine, &self.pending, &owners);
-        let owned = super::services::owned(&self.endpoints);
         let Self { services, left, nodes, engine, pending, kernel, .. } = self;
+        let owned = super::services::owned(engine, &owners);
         let compiled = (engine.compiled(), &*pending);
         {
             let mut index = self.shared.index_mut();

@@ -5,14 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use podgate_policy::compile::{Compiled, Endpoint};
-use podgate_policy::engine::Touched;
+use podgate_policy::engine::{Engine, Touched};
 use podgate_policy::services::Catalog;
 
 use super::NodeAddresses;
-use super::endpoints::Endpoints;
-use crate::sync::Kernel;
-use crate::sync::left::LeftAlone;
+use crate::sync::left::{LeftAlone, Owned};
 use crate::sync::services::{ServiceMode, ServiceSync};
+use crate::sync::{Kernel, Owners};
 
 /// The addresses by which services are told from what is on a node.
 #[derive(Debug)]
@@ -55,10 +54,10 @@ impl Nodes {
     }
 }
 
-/// Endpoints and the numbers of their registrations.
-pub(super) fn owned(endpoints: &Endpoints) -> Vec<(Endpoint, u32)> {
-    let owner = |of: Endpoint| Some((of.clone(), endpoints.get(of.id)?.owner));
-    endpoints.compile_input().into_iter().filter_map(owner).collect()
+/// The endpoints and the numbers of their registrations.
+pub(super) fn owned<'a>(engine: &'a Engine, owners: &Owners) -> Vec<(&'a Endpoint, u32)> {
+    let owner = |of: &'a Endpoint| Some((of, *owners.get(&of.id)?));
+    engine.endpoints().filter_map(owner).collect()
 }
 
 /// Before policies change: endpoints that no longer count leave their services, and everything that a packet may be
@@ -68,7 +67,7 @@ pub(super) fn before(
     (catalog, nodes, elsewhere): (&mut Catalog, &mut Nodes, Arc<BTreeSet<IpAddr>>),
     (compiled, touched): (&Compiled, &Touched),
     kernel: &mut Kernel,
-    endpoints: &[(Endpoint, u32)],
+    endpoints: &Owned<'_>,
 ) {
     nodes.tell(elsewhere, services);
     services.follow(catalog);
@@ -90,7 +89,7 @@ pub(super) fn after(
     services: &mut ServiceSync,
     left: &mut LeftAlone,
     (compiled, touched): (&Compiled, &Touched),
-    endpoints: &[(Endpoint, u32)],
+    endpoints: &Owned<'_>,
 ) -> bool {
     let answered = left.answer(compiled, touched, endpoints);
     services.retire_whole();

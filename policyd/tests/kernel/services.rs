@@ -8,6 +8,7 @@ use podgate_bpf::services::{Frontend, ServiceEntry};
 use serde_json::Value;
 
 use crate::node::{Node, SOON, eventually, on_a_node, on_a_node_of, pod};
+use crate::services_left::lets;
 
 fn service(name: &str, address: &str, more: &str) -> String {
     format!(
@@ -214,23 +215,6 @@ fn the_api_tells_what_pods_reach_by_a_service() {
             assert!(metrics.contains(&format!("podgate_services{line}")), "{metrics}");
         }
     });
-}
-
-/// Whether a pod's gate lets a packet to a service's address through, untranslated.
-fn lets(node: &Node, at: &podgate_bpf::maps::Registration, port: u16) -> bool {
-    use podgate_bpf::abi::PolicyKey;
-    let class = node.maps().peers().unwrap().get(&"10.96.0.1".parse().unwrap()).copied();
-    let map = node.maps().policy_map(at.ifindex).unwrap().unwrap();
-    let key = |class| PolicyKey {
-        prefixlen: 96,
-        owner: at.owner,
-        class,
-        direction: podgate_bpf::abi::Direction::Egress as u8,
-        protocol: 6,
-        port: port.to_be_bytes(),
-    };
-    let found = class.and_then(|class| map.get(&key(class)).unwrap());
-    found.or_else(|| map.get(&key(0)).unwrap()).is_some_and(|value| value.verdict == 1)
 }
 
 #[test]

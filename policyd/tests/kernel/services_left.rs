@@ -15,7 +15,7 @@ use crate::node::{Node, eventually, never, on_a_node, on_a_node_of, pod};
 use crate::writing::{Writing, objects};
 
 /// What a pod's gate answers to a packet for a service's address, untranslated.
-fn lets(node: &Node, at: &Registration, port: u16) -> bool {
+pub(crate) fn lets(node: &Node, at: &Registration, port: u16) -> bool {
     lets_to(node, at, "10.96.0.1", 6, port)
 }
 

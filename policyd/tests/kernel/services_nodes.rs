@@ -41,6 +41,48 @@ fn pods(node: &Node) -> (Registration, Registration) {
     (node.endpoint("shop/near", "10.0.0.1"), node.endpoint("shop/far", "10.0.0.2"))
 }
 
+/// The API's verdict on a packet of one of the two.
+fn explained(node: &Node, from: &str, to: &str, port: &str) -> String {
+    let answer = node.get(&format!("/v1/explain?from=shop/{from}&to={to}&{port}"));
+    answer["verdict"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_is_not_heeded_is_noted() {
+    on_a_node(|node| {
+        let spec = |address: &str| {
+            format!("clusterIP: {address}, ports: [{{port: 80, targetPort: 8080}}]")
+        };
+        let asks = service("", &format!("{}, trafficDistribution: PreferClose", spec("10.96.0.1")));
+        let plain = service("", &spec("10.96.0.2")).replace("name: api}", "name: plain}");
+        let hinted = "apiVersion: v1\nkind: Service\nmetadata: {namespace: shop, name: hinted}\n\
+            spec: {clusterIP: 10.96.0.3, ports: [{port: 80}]}\n---\n\
+            apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+            metadata: {namespace: shop, name: hinted-a, labels: {kubernetes.io/service-name: hinted}}\n\
+            ports: [{port: 80}]\nendpoints: [{addresses: [10.0.0.9], hints: {forZones: [{name: z1}]}}]\n";
+        node.manifest("api.yaml", &[asks, plain, hinted.to_owned()].concat());
+        pods(node);
+        let _policyd = node.policyd();
+        node.ready();
+        let services = node.get("/v1/services");
+        let notes: Vec<(&str, &str)> = services
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|of| (of["name"].as_str().unwrap(), of["notes"][0].as_str().unwrap_or_default()))
+            .collect();
+        let alike = "not heeded: endpoints of all nodes and zones are picked alike";
+        assert_eq!(
+            notes,
+            [
+                ("api", &*format!("trafficDistribution PreferClose is {alike}")),
+                ("hinted", &*format!("topology hints are {alike}")),
+                ("plain", ""),
+            ]
+        );
+    });
+}
+
 fn is_translated(node: &Node, address: &str, port: u16, protocol: u8) -> bool {
     let frontend = Frontend { address: address.parse().unwrap(), port, protocol };
     node.maps().services().services().unwrap().contains_key(&frontend)
@@ -87,6 +129,11 @@ fn node_ports_are_judged_by_their_endpoints_at_every_nodes_address() {
             assert!(!allows(node, &far, (Direction::Ingress, "172.30.1.1"), 6, 1));
         }
         assert!(lets_to(node, &near, "172.30.0.3", 6, 30080), "it is no node's");
+        for (from, to, verdict) in
+            [("near", NODE, "deny"), ("far", NODE, "allow"), ("near", "172.30.0.3", "allow")]
+        {
+            assert_eq!(explained(node, from, to, "port=30080"), verdict, "{from} {to}");
+        }
         let class = |address: &str| node.class(address.parse().unwrap());
         assert_eq!(class(NODE), class("172.30.0.2"), "nodes share their answers");
 
@@ -153,10 +200,36 @@ fn what_another_proxy_or_a_range_keeps_from_the_gate_is_judged_by_its_endpoints(
             assert!(lets_to(node, &near, address, 6, 81), "{address}: no service's port");
         }
         assert!(is_translated(node, "10.96.0.2", 80, 6));
+        let services = node.get("/v1/services");
+        let told = |address: &str| {
+            let mut of = services.as_array().unwrap().iter();
+            let found = of.find(|of| of["address"] == address).unwrap();
+            let pod = found["endpoints"][0]["pod"].as_str().unwrap_or_default().to_owned();
+            (found["state"].clone(), found["reason"].as_str().unwrap_or_default().to_owned(), pod)
+        };
+        let (state, reason, owner) = told("10.96.0.1");
+        assert_eq!((state, owner), ("alone".into(), "shop/api".into()));
+        assert!(
+            reason.starts_with("label service-proxy-name: another proxy translates"),
+            "{reason}"
+        );
+        let (state, reason, owner) = told("192.0.2.1");
+        assert_eq!((state, owner), ("alone".into(), "shop/api".into()));
+        assert!(reason.starts_with("loadBalancerSourceRanges: kube-proxy translates"), "{reason}");
+        assert_eq!(told("10.96.0.2").0, "translated");
+        for (from, to, verdict) in [
+            ("near", "192.0.2.1", "deny"),
+            ("far", "192.0.2.1", "allow"),
+            ("near", "10.96.0.1", "deny"),
+            ("far", "svc:shop/api", "allow"),
+        ] {
+            assert_eq!(explained(node, from, to, "port=80"), verdict, "{from} {to}");
+        }
         ranged("10.0.1.0/24");
         eventually("who is in no range is denied", || {
             (!lets_to(node, &far, "192.0.2.1", 6, 80)).then_some(())
         });
+        assert_eq!(explained(node, "far", "192.0.2.1", "port=80"), "deny");
         ranged("10.0.0.2/32");
         eventually("who is in one is not", || {
             lets_to(node, &far, "192.0.2.1", 6, 80).then_some(())
@@ -206,6 +279,9 @@ fn an_address_that_comes_to_the_node_and_goes_is_always_allowed_as_policy_says()
                     });
                     assert!(lets_to(node, &near, DNS, UDP, 53), "by the address");
                     assert!(lets_to(node, &far, DNS, UDP, 53), "by the endpoints");
+                    for from in ["near", "far"] {
+                        assert_eq!(explained(node, from, DNS, "port=53&protocol=UDP"), "allow");
+                    }
                     assert!(
                         !lets_to(node, &far, DNS, UDP, 54) && lets_to(node, &near, DNS, UDP, 54)
                     );

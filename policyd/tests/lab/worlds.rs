@@ -54,6 +54,11 @@ fn cidr_except() {
 }
 
 #[test]
+fn node_local_dns() {
+    as_expected("node-local-dns");
+}
+
+#[test]
 fn named_ports() {
     as_expected("named-ports");
 }

@@ -55,7 +55,7 @@ impl Value {
 type Entries = BTreeMap<PolicyKey, Value>;
 
 /// Endpoints and the numbers of their registrations.
-pub type Owned = [(Endpoint, u32)];
+pub type Owned<'a> = [(&'a Endpoint, u32)];
 
 /// The part of the class maps and the policy maps that answers for service addresses. Owned by the writer.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ impl LeftAlone {
         &mut self,
         set: Option<LeftSet>,
         (compiled, touched): (&Compiled, &Touched),
-        endpoints: &Owned,
+        endpoints: &Owned<'_>,
         nothing_in_force: bool,
     ) -> FirstEntries {
         if self.problem.is_some() {
@@ -146,7 +146,7 @@ impl LeftAlone {
             }
         }
         let new = endpoints.iter().filter(|(endpoint, _)| !self.held.contains_key(&endpoint.id));
-        let first = |(endpoint, owner): &(Endpoint, u32)| {
+        let first = |(endpoint, owner): &(&Endpoint, u32)| {
             let (entries, _) = self.wanted(compiled, endpoint, *owner);
             let entries = entries.into_iter();
             (endpoint.id, entries.map(|(key, value)| (key, encode::left(value.into()))).collect())
@@ -159,7 +159,12 @@ impl LeftAlone {
 
     /// After policies have changed: makes the maps answer for every address. What they answer for beyond that goes with
     /// [`LeftAlone::finish`]. True if something changed.
-    pub fn answer(&mut self, compiled: &Compiled, touched: &Touched, endpoints: &Owned) -> bool {
+    pub fn answer(
+        &mut self,
+        compiled: &Compiled,
+        touched: &Touched,
+        endpoints: &Owned<'_>,
+    ) -> bool {
         let mut changed = false;
         let mut problems = Vec::new();
         for (endpoint, owner) in endpoints {
@@ -197,7 +202,7 @@ impl LeftAlone {
     }
 
     /// Removes what is not wanted any more. True if something changed.
-    pub fn finish(&mut self, compiled: &Compiled, endpoints: &Owned) -> bool {
+    pub fn finish(&mut self, compiled: &Compiled, endpoints: &Owned<'_>) -> bool {
         let mut changed = false;
         let wanted = &self.groups.addresses;
         let gone: Vec<IpAddr> =
