@@ -61,8 +61,13 @@ fn objects(server: &Workload, client: IpAddr) -> Vec<Value> {
     let web = json!([{ "name": "web", "port": 80 }]);
     let address = server.addresses[0];
     let plain = |name: &str| slice(name, none.clone(), web.clone(), address);
-    let with_ranges =
-        |ranges: Value| json!({ "type": "LoadBalancer", "loadBalancerSourceRanges": ranges });
+    let with_ranges = |ranges: Value| {
+        json!({
+            "type": "LoadBalancer",
+            "loadBalancerSourceRanges": ranges,
+            "allocateLoadBalancerNodePorts": false,
+        })
+    };
     let labelled = |label: &str| json!({ format!("service.kubernetes.io/{label}"): "" });
     vec![
         service("plain", &none, json!({ "externalIPs": [EXTERNAL] })),
