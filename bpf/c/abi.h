@@ -35,6 +35,12 @@ enum pg_startup {
 	/* With a policy map or without: everything passes and is remembered. A pod that ran before podgate came,
 	 * until policyd knows its open connections. */
 	PG_STARTUP_WATCH = 2,
+	/* The pod is being taken over from another layout, whose programs are in `previous` (handover.h):
+	 * PREVIOUS: they judge every packet whose flow is not known here. OPENING: but for TCP connections that
+	 * begin now. REMAINDER: they judge only what would be denied here. */
+	PG_STARTUP_PREVIOUS = 3,
+	PG_STARTUP_OPENING = 4,
+	PG_STARTUP_REMAINDER = 5,
 };
 
 enum pg_mode {

@@ -115,7 +115,7 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, __u32 direction)
 				pg_extend_service(flow->expires);
 			action = pg_allow(skb, direction, PG_ALLOW_FLOW);
 		}
-		return translated && action != PG_TC_DROP ? PG_SEND : action;
+		return translated && action == PG_TC_NEXT ? PG_SEND : action;
 	}
 	if (pg_asks_service(packet, direction))
 		return PG_ASK;
@@ -127,7 +127,7 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, __u32 direction)
 	reason = pg_judge(skb, packet->slot, direction, 0);
 	if (reason >= PG_DENY_FIRST) {
 		/* Where denials pass, the answer must not become the flow's first packet: see conntrack.h. */
-		if (pg_mode() != PG_MODE_ENFORCE && !packet->forgettable)
+		if (pg_mode() != PG_MODE_ENFORCE && !packet->forgettable && !packet->handover)
 			pg_flow_remember(direction, epoch, PG_FLOW_CUT);
 		return pg_deny(skb, packet, direction, reason);
 	}

@@ -87,7 +87,7 @@ PG_VERIFIED_ALONE int pg_fragment_of_service(struct __sk_buff *skb, __u32 direct
 		else
 			action = pg_deny(skb, judged, direction, PG_DENY_FRAGMENT);
 	}
-	return action == PG_TC_DROP ? action : PG_SEND;
+	return action == PG_TC_NEXT ? PG_SEND : action;
 }
 
 /* A later fragment: of its first one's flow, or, ahead of it, wherever some port of that peer may be meant. A

@@ -85,7 +85,7 @@ PG_VERIFIED_ALONE int pg_long(struct __sk_buff *skb, __u32 direction)
 	}
 	if (action == PG_PLAIN)
 		action = pg_flow(skb, packet, direction);
-	if (packet->fragment == PG_FIRST_FRAGMENT)
+	if (packet->fragment == PG_FIRST_FRAGMENT && action != PG_TC_PREVIOUS)
 		pg_tell_fragments(skb, direction, action);
 	if (action == PG_SEND)
 		action = pg_translate(skb, direction);
@@ -94,12 +94,15 @@ PG_VERIFIED_ALONE int pg_long(struct __sk_buff *skb, __u32 direction)
 
 static __always_inline int pg_gate(struct __sk_buff *skb, __u32 direction)
 {
+	int action;
+
 	switch (pg_short(skb, direction)) {
 	case PG_SHORT_PASS:
 		return pg_allow(skb, direction, PG_ALLOW_FLOW);
 	case PG_SHORT_BROKEN:
 		return PG_TC_DROP;
 	default:
-		return pg_long(skb, direction);
+		action = pg_long(skb, direction);
+		return action == PG_TC_PREVIOUS ? pg_previous(skb, direction) : action;
 	}
 }

@@ -185,6 +185,15 @@ struct {
 	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
 
+/* The programs of another layout, by direction, while pods are taken over from it (handover.h). Writer: policyd.
+ * Empty: there is no other layout; a packet that would go there is dropped. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, __u32);
+} previous SEC(".maps");
+
 /* Events told in the running second, per CPU. Not pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

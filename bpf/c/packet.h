@@ -56,7 +56,7 @@ struct pg_packet {
 	__u8 asked;	/* it is known that no service has to do with it */
 	__u8 watched;	/* of the judgement: the endpoint is PG_STARTUP_WATCH */
 	__u8 slot;	/* enum pg_slot: where in the scratch space it stands */
-	__u8 pad;
+	__u8 handover; /* of the judgement: what is denied goes to the previous layout's programs */
 };
 
 /* 0 if the two are the same. Without branches, of which the verifier would follow every combination. */

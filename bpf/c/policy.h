@@ -2,6 +2,7 @@
 /* Judging a flow by its first packet's direction: endpoint, exceptions, class of the peer, the pod's table. */
 #pragma once
 
+#include "handover.h"
 #include "maps.h"
 #include "packet.h"
 #include "scratch.h"
@@ -101,11 +102,15 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, __u32 slot, __u32 directio
 	packet->class = PG_CLASS_ANY;
 	packet->by_own_node = 0;
 	packet->watched = 0;
+	packet->handover = 0;
 	endpoint = bpf_map_lookup_elem(&endpoints, &ifindex);
 	if (!endpoint)
 		return PG_DENY_NO_ENDPOINT;
 	packet->owner = endpoint->owner;
 	packet->watched = endpoint->startup == PG_STARTUP_WATCH;
+	packet->handover = pg_is_handed_over(endpoint);
+	if (!(flags & PG_JUDGE_AGAIN) && pg_is_of_previous(endpoint, packet))
+		return PG_DENY_STARTUP;
 	if (direction == PG_EGRESS && endpoint->anti_spoofing && !packet->watched &&
 	    pg_is_spoofed(endpoint, packet))
 		return PG_DENY_SPOOFED;

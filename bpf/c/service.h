@@ -53,7 +53,7 @@ PG_VERIFIED_ALONE int pg_new_service(struct __sk_buff *skb)
 		reason = PG_DENY_PORT_TAKEN;
 	}
 	if (reason == PG_DENY_PORT_TAKEN ||
-	    (reason >= PG_DENY_FIRST && pg_mode() == PG_MODE_ENFORCE))
+	    (reason >= PG_DENY_FIRST && (behind->handover || pg_mode() == PG_MODE_ENFORCE)))
 		return pg_deny(skb, behind, PG_EGRESS, reason);
 	state = pg_service_state(packet, reason);
 	pg_remember_endpoint(epoch, state, hairpin);
@@ -117,7 +117,7 @@ PG_VERIFIED_ALONE int pg_known_service(struct __sk_buff *skb, __u32 direction)
 		behind->rule = 0;
 		behind->owner = flow->owner;
 		action = pg_deny(skb, behind, direction, PG_DENY_POLICY);
-		if (action == PG_TC_DROP || direction == PG_INGRESS)
+		if (action != PG_TC_NEXT || direction == PG_INGRESS)
 			return action;
 	} else {
 		if (direction == PG_INGRESS)

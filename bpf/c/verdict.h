@@ -9,6 +9,8 @@
 /* Allow is "next" (TC_ACT_UNSPEC): other programs on the hook still run. */
 #define PG_TC_NEXT (-1)
 #define PG_TC_DROP 2
+/* No TC action: pg_gate hands the packet to the previous layout's program. */
+#define PG_TC_PREVIOUS 100
 
 static __always_inline struct pg_control *pg_control(void)
 {
@@ -45,6 +47,8 @@ static __always_inline int pg_deny(struct __sk_buff *skb, struct pg_packet *pack
 {
 	__u32 mode = pg_mode();
 
+	if (packet->handover)
+		return PG_TC_PREVIOUS;
 	if (mode == PG_MODE_ENFORCE) {
 		pg_tell(skb, packet->slot, direction, reason | PG_VERDICT_DENY << 8);
 		pg_count(skb, direction, reason);

@@ -74,6 +74,12 @@ c_enum! {
         Open = 1 => "open",
         /// Everything passes and is remembered, policy map or not: a running pod that is being adopted.
         Watch = 2 => "watch",
+        /// Taken over from another layout: its programs judge what belongs to no flow known here.
+        Previous = 3 => "previous",
+        /// As before, but for TCP connections that begin now.
+        Opening = 4 => "opening",
+        /// The other layout's programs judge only what would be denied here.
+        Remainder = 5 => "remainder",
     }
 }
 

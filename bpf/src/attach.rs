@@ -71,21 +71,21 @@ const FILTER_PRIORITY: u32 = 1;
 
 /// One of the two hooks of an interface.
 #[derive(Clone, Copy, Debug)]
-struct Hook {
-    program: &'static str,
-    tcx: u32,
+pub(crate) struct Hook {
+    pub(crate) program: &'static str,
+    pub(crate) tcx: u32,
     clsact: TcAttachPoint,
     /// Parent of its filters (TC_H_CLSACT and TC_H_MIN_INGRESS or TC_H_MIN_EGRESS of pkt_sched.h).
     parent: u32,
 }
 
-const HOOKS: [Hook; 2] = [
+pub(crate) const HOOKS: [Hook; 2] = [
     Hook { program: FROM_POD, tcx: sys::TCX_INGRESS, clsact: TC_INGRESS, parent: 0xffff_fff2 },
     Hook { program: TO_POD, tcx: sys::TCX_EGRESS, clsact: TC_EGRESS, parent: 0xffff_fff3 },
 ];
 
 impl Gate {
-    fn program(&self, hook: &Hook) -> BorrowedFd<'_> {
+    pub(crate) fn program(&self, hook: &Hook) -> BorrowedFd<'_> {
         if hook.program == FROM_POD { self.from_pod.as_fd() } else { self.to_pod.as_fd() }
     }
 
@@ -219,11 +219,7 @@ impl Gate {
     }
 
     fn filter(&self, ifindex: u32, hook: &Hook, handle: u32) -> TcHook {
-        TcHookBuilder::new(self.program(hook))
-            .ifindex(ifindex as i32)
-            .handle(handle)
-            .priority(FILTER_PRIORITY)
-            .hook(hook.clsact)
+        filter(self.program(hook), ifindex, hook, handle)
     }
 
     /// Removes whatever of ours is at the interface, of either kind. Nothing there, or no such interface,
@@ -377,7 +373,15 @@ pub fn has_filters(ifindex: u32) -> Result<bool> {
     Ok(false)
 }
 
-fn open_route(ifindex: u32, verb: &'static str) -> Result<Netlink> {
+pub(crate) fn filter(program: BorrowedFd<'_>, ifindex: u32, hook: &Hook, handle: u32) -> TcHook {
+    TcHookBuilder::new(program)
+        .ifindex(ifindex as i32)
+        .handle(handle)
+        .priority(FILTER_PRIORITY)
+        .hook(hook.clsact)
+}
+
+pub(crate) fn open_route(ifindex: u32, verb: &'static str) -> Result<Netlink> {
     filters::open().map_err(|e| Error::Attach { verb, ifindex, reason: e.to_string() })
 }
 
@@ -398,7 +402,7 @@ fn is_ours(filter: &Filter) -> bool {
 }
 
 /// The handles of our filters at a hook, in order. No such interface: none.
-fn our_filters(route: &Netlink, ifindex: u32, hook: &Hook) -> io::Result<Vec<u32>> {
+pub(crate) fn our_filters(route: &Netlink, ifindex: u32, hook: &Hook) -> io::Result<Vec<u32>> {
     match filters::list(route, ifindex, hook.parent) {
         Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(Vec::new()),
         found => {

@@ -39,6 +39,17 @@ pub enum Error {
         /// As compiled or configured.
         wanted: u32,
     },
+    /// What another layout's maps hold cannot be read; its gates stay in force.
+    #[error(
+        "read layout {dir}: {reason}. Its gates and the policies that they had stay in force; to be rid of them \
+         run `policyd uninstall`"
+    )]
+    Layout {
+        /// The layout's directory.
+        dir: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// Loading or verifying the programs failed.
     #[error("load programs: {0}")]
     Load(String),

@@ -7,9 +7,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use libbpf_rs::{MapCore, MapHandle, ObjectBuilder, OpenObject, PrintLevel};
+use libbpf_rs::{MapCore, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
 
+use crate::abi::Mode;
 use crate::clock::tick_shift;
+use crate::handover::OtherLayout;
 use crate::maps::{Maps, PINNED};
 use crate::pins::{FROM_POD, RootLock, TO_POD};
 use crate::sys::{ControlWord, SharedControl};
@@ -249,23 +251,52 @@ pub(crate) fn reroute_libbpf_log() {
 
 fn load(root: &PinRoot, sizes: &Sizes) -> Result<()> {
     reroute_libbpf_log();
+    let fresh = !root.path("control").exists();
+    let object = load_object(root, sizes, true).or_else(|error| {
+        // a kernel that has no tail calls from programs with functions can do everything else
+        let object = load_object(root, sizes, false).map_err(|_| error)?;
+        tracing::warn!("this kernel cannot hand packets over to another layout's programs");
+        if let Some(previous) = object.maps().find(|map| map.name() == "previous") {
+            // so that nobody tries: Gate::prepare_handover fails
+            sys::freeze(previous.as_fd()).map_err(|e| Error::io("freeze map", "previous", e))?;
+        }
+        Ok(object)
+    })?;
+    finish(&object, root, fresh)
+}
+
+fn load_object(root: &PinRoot, sizes: &Sizes, hands_over: bool) -> Result<Object> {
     let mut open = ObjectBuilder::default()
         .name("podgate")
         .and_then(|builder| builder.open_memory(OBJECT))
         .map_err(|e| Error::Load(format!("{e:#}")))?;
     prepare_maps(&mut open, root, sizes)?;
-    let object = open.load().map_err(|e| Error::Load(load_failure(&e)))?;
+    for mut map in open.maps_mut() {
+        if map.name() == ".rodata.handover"
+            && let Some(constants) = map.initial_value_mut()
+        {
+            constants[..4].copy_from_slice(&u32::from(hands_over).to_ne_bytes());
+        }
+    }
+    open.load().map_err(|e| Error::Load(load_failure(&e)))
+}
+
+/// What the maps must hold before the programs are pinned, which is what makes the load complete to the plugin.
+fn finish(object: &Object, root: &PinRoot, fresh: bool) -> Result<()> {
     let control = object.maps().find(|map| map.name() == "control");
     let control = control.ok_or_else(|| Error::Load("there is no map control".into()))?;
     let shared = SharedControl::map(control.as_fd())
         .map_err(|e| Error::io("map into memory", "control", e))?;
     // Pins of two builds, which a loader that dies among them leaves, are nobody's build: they are replaced again.
     shared.store(ControlWord::Build, 0);
-    // Before the programs are pinned, which is what makes the load complete to the plugin.
+    if fresh && let Some(mode) = mode_of_others(root)? {
+        tracing::info!(mode = mode.name(), "the mode is the earlier layout's");
+        shared.store(ControlWord::Mode, mode as u32);
+    }
     if shared.load(ControlWord::EventsPerSecond) == 0 {
         shared.store(ControlWord::EventsPerSecond, EVENTS_PER_SECOND);
     }
-    for program in object.progs_mut() {
+    for program in object.progs() {
         let path = root.path(&program.name().to_string_lossy());
         // The other of the two may be left of a loader that was killed.
         remove_pin(&path)?;
@@ -274,6 +305,13 @@ fn load(root: &PinRoot, sizes: &Sizes) -> Result<()> {
     }
     shared.store(ControlWord::Build, fingerprint());
     Ok(())
+}
+
+/// The mode of the other layout that has pods, the newest if several do: a node in audit stays so.
+fn mode_of_others(root: &PinRoot) -> Result<Option<Mode>> {
+    let others = OtherLayout::all(root)?;
+    let has_pods = |other: &&OtherLayout| other.interfaces().is_ok_and(|found| !found.is_empty());
+    Ok(others.iter().rev().find(has_pods).and_then(|other| other.mode().ok()))
 }
 
 /// The cause, with what an operator can do about the usual ones.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys};
 use zerocopy::IntoBytes;
@@ -41,6 +41,7 @@ pub struct Maps {
     services: ServiceMaps,
     counters: PinnedMap,
     events: PinnedMap,
+    previous: PinnedMap,
     control: Control,
 }
 
@@ -64,6 +65,7 @@ pub(crate) const PINNED: &[&str] = &[
     "counters",
     "control",
     "events",
+    "previous",
 ];
 
 impl Maps {
@@ -88,6 +90,7 @@ impl Maps {
             services: ServiceMaps::pinned(root),
             counters: pin("counters", MapType::PercpuArray, WORD, size_of::<Counter>()),
             events: pin("events", MapType::RingBuf, 0, 0),
+            previous: pin("previous", MapType::ProgArray, WORD, WORD),
             control: Control::new(shared),
         })
     }
@@ -107,7 +110,31 @@ impl Maps {
         self.frags.handle()?;
         self.services.open_all()?;
         self.counters.handle()?;
-        self.events.handle().map(drop)
+        self.events.handle()?;
+        self.previous.handle().map(drop)
+    }
+
+    /// Has the programs of another layout, by direction, judge what is handed over to them; `None`: nothing is any
+    /// more.
+    pub(crate) fn set_previous(&self, programs: Option<[BorrowedFd<'_>; 2]>) -> Result<()> {
+        let map = self.previous.handle()?;
+        for slot in 0..2_u32 {
+            let key = slot.as_bytes();
+            let done = match &programs {
+                Some(programs) => {
+                    let program = programs[slot as usize].as_raw_fd();
+                    map.update(key, program.as_bytes(), MapFlags::ANY)
+                }
+                None => map.delete(key),
+            };
+            match done.map_err(|e| errno(&e)) {
+                Err(e) if e.raw_os_error() != Some(nix::libc::ENOENT) => {
+                    return Err(Error::io("write map", "previous", e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The epoch and the switches.

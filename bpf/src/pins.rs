@@ -1,6 +1,7 @@
 //! Where the pins are, and the lock that lets one process at a time load or remove them.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -21,16 +22,44 @@ pub const FROM_POD: &str = "from_pod";
 /// The pin of the program at the pod's TC egress hook.
 pub const TO_POD: &str = "to_pod";
 
-/// The pins of this build's layout: `<bpfRoot>/v<ABI_VERSION>/`, with the links of TCX gates in `links/`.
+/// The pins of one layout: `<bpfRoot>/v<ABI_VERSION>/`, with the links of TCX gates in `links/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinRoot {
     root: PathBuf,
+    version: u32,
 }
 
 impl PinRoot {
-    /// Pins under `bpf_root`; touches nothing yet.
+    /// Pins of this build's layout under `bpf_root`; touches nothing yet.
     pub fn new(bpf_root: impl Into<PathBuf>) -> Self {
-        Self { root: bpf_root.into() }
+        Self::of_layout(bpf_root, ABI_VERSION)
+    }
+
+    /// Pins of the layout with this number under `bpf_root`; touches nothing yet.
+    pub fn of_layout(bpf_root: impl Into<PathBuf>, version: u32) -> Self {
+        Self { root: bpf_root.into(), version }
+    }
+
+    /// The directories of all layouts that are there, this one's too if it is, by number.
+    pub fn layouts(&self) -> Result<Vec<Self>> {
+        let fault = |e| Error::io("read", self.root.display().to_string(), e);
+        let entries = match fs::read_dir(&self.root) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(fault)?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(fault)?.file_name();
+            let Some(version) = name.to_str().and_then(version_of) else { continue };
+            found.push(Self { root: self.root.clone(), version });
+        }
+        found.sort_by_key(|layout| layout.version);
+        Ok(found)
+    }
+
+    /// As [`PinRoot::layouts`], without this one.
+    pub fn others(&self) -> Result<Vec<Self>> {
+        Ok(self.layouts()?.into_iter().filter(|layout| layout != self).collect())
     }
 
     /// `bpfRoot` itself.
@@ -38,9 +67,9 @@ impl PinRoot {
         &self.root
     }
 
-    /// The directory of this build's layout.
+    /// The directory of the layout.
     pub fn dir(&self) -> PathBuf {
-        self.root.join(format!("v{ABI_VERSION}"))
+        self.root.join(format!("v{}", self.version))
     }
 
     /// The pin of a map or program.
@@ -82,6 +111,13 @@ impl PinRoot {
             .map(|held| RootLock { _held: held })
             .map_err(|(_, e)| Error::io("lock", self.root.display().to_string(), e.into()))
     }
+}
+
+/// The number of a layout's directory: `v7`.
+fn version_of(name: &str) -> Option<u32> {
+    let number = name.strip_prefix('v')?;
+    // "v07" and "v+7" are not what a loader writes
+    number.parse().ok().filter(|version: &u32| version.to_string() == number)
 }
 
 /// The held lock of a pin root.

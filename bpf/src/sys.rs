@@ -43,6 +43,12 @@ pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     check(unsafe { libbpf_sys::bpf_obj_pin(fd.as_raw_fd(), path.as_ptr()) }).map(drop)
 }
 
+/// Refuses every later change of a map from user space.
+pub(crate) fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed for the call.
+    check(unsafe { libbpf_sys::bpf_map_freeze(map.as_raw_fd()) }).map(drop)
+}
+
 /// Attaches a program to a device as the first of its TCX hook. EINVAL: the kernel has no TCX (before 6.6).
 pub(crate) fn tcx_attach_first(
     program: BorrowedFd<'_>,
@@ -96,6 +102,56 @@ pub(crate) fn tcx_programs(ifindex: u32, hook: u32) -> io::Result<Vec<u32>> {
         }
         Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => Ok(Vec::new()),
         Err(e) => Err(e),
+    }
+}
+
+/// The entries of a hash map, bucket by bucket: what is there all the time is seen, whatever comes and goes
+/// meanwhile. Kernel 5.6.
+pub(crate) fn each_entry(
+    map: BorrowedFd<'_>,
+    sizes: (usize, usize),
+    mut each: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    /// More than any bucket of a hash holds.
+    const BATCH: usize = 4096;
+    let (key_size, value_size) = sizes;
+    let (mut keys, mut values) = (vec![0_u8; BATCH * key_size], vec![0_u8; BATCH * value_size]);
+    // The kernel's place in the map: a bucket's number for a hash, never more than a key of at least 4 bytes.
+    let (mut from, mut to) = (vec![0_u8; key_size.max(8)], vec![0_u8; key_size.max(8)]);
+    let mut first = true;
+    loop {
+        let mut count = BATCH as u32;
+        let at = if first { std::ptr::null_mut() } else { from.as_mut_ptr() };
+        // SAFETY: keys and values have room for `count` entries of the map's own sizes, the two places for one key; all
+        // outlive the call. NULL options are allowed.
+        let ret = unsafe {
+            libbpf_sys::bpf_map_lookup_batch(
+                map.as_raw_fd(),
+                at.cast(),
+                to.as_mut_ptr().cast(),
+                keys.as_mut_ptr().cast(),
+                values.as_mut_ptr().cast(),
+                &mut count,
+                std::ptr::null(),
+            )
+        };
+        let ended = match check(ret) {
+            Ok(_) => false,
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => true,
+            Err(e) if e.raw_os_error() == Some(nix::libc::EINTR) => continue,
+            Err(e) => return Err(e),
+        };
+        let found = (count as usize).min(BATCH);
+        for (key, value) in
+            keys.chunks_exact(key_size).zip(values.chunks_exact(value_size)).take(found)
+        {
+            each(key, value);
+        }
+        if ended {
+            return Ok(());
+        }
+        std::mem::swap(&mut from, &mut to);
+        first = false;
     }
 }
 

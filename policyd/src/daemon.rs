@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::adopt::{Adopter, Places};
+use crate::adopt::{Adopter, Places, Takeover};
 use crate::api::Api;
 use crate::args::{Events, MetricsAddr, Run, Server};
 use crate::cni::CniServer;
@@ -119,7 +119,11 @@ pub async fn run(args: Run) -> Result<(), RunError> {
     let node = node_name.map_or_else(host_name, Ok)?;
     let root = PinRoot::new(bpf_root);
     let gate = Arc::new(Gate::open_current(&root, &Sizes::from(&sizes))?);
-    let _only = only_one(&root.dir()).await?;
+    // in the order of their numbers, so that two that wait for each other cannot be
+    let mut only = Vec::new();
+    for layout in root.layouts()? {
+        only.push(only_one(&layout.dir()).await?);
+    }
     make_state_dir(&state_dir)?;
 
     let shared = Arc::new(Shared::new(gate, node, services, state_dir.join(STATE_FILE)));
@@ -148,11 +152,14 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         writer: handle.clone(),
         attach,
         places: Places { cni_cache: adopt.cni_cache, netns: adopt.netns_dirs },
+        root: root.clone(),
         anti_spoofing: adopt.adopt_anti_spoofing,
     });
     if adopter.is_none() {
         shared.set_lookout(Lookout::off());
     }
+    let takeover =
+        Takeover { shared: shared.clone(), writer: handle.clone(), attach, root: root.clone() };
     if let MetricsAddr::At(addr) = metrics_addr {
         let reattached = reconciler.reattached.clone();
         let metrics = Metrics::new(shared.clone(), handle.clone(), reattached, durations);
@@ -184,6 +191,10 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         reconciler.run().await;
         "the reconciler ended".to_owned()
     });
+    parts.spawn(async move {
+        takeover.run().await;
+        "the takeover of other layouts' pods ended".to_owned()
+    });
     if let Some(adopter) = adopter {
         parts.spawn(async move {
             adopter.run().await;
@@ -209,7 +220,7 @@ pub async fn run(args: Run) -> Result<(), RunError> {
     };
     // no new work, then the writer finishes what it has begun, then the sockets go
     parts.shutdown().await;
-    drop((watched, reader, writer));
+    drop((watched, reader, writer, only));
     for path in [&cni_socket, &api_socket] {
         // another may have removed it; a left one is replaced at the next start
         let _ = fs::remove_file(path);

@@ -29,7 +29,7 @@ use super::seeds::protocol::UDP;
 use super::seeds::{Subject, Subjects};
 use super::sockets::Connected;
 use super::{Adopter, conntrack, find};
-use crate::writer::Message;
+use crate::writer::{Handle, Message};
 
 /// How long the writer may take. It commits all of a batch at once.
 const COMMIT: Duration = Duration::from_secs(10);
@@ -97,21 +97,11 @@ impl Adopter {
         let mut asked = Vec::new();
         for (at, (registration, result)) in results.iter().enumerate() {
             if result.is_ok() {
-                asked.push((at, self.ask(registration)));
+                asked.push((at, ask(&self.writer, registration)));
             }
         }
         for (at, answer) in asked {
-            let failed = match answer {
-                None => Some("the writer has stopped".to_owned()),
-                Some(answer) => match tokio::time::timeout_at(deadline, answer).await {
-                    Ok(Ok(Response::Ok)) => None,
-                    Ok(Ok(Response::Error { message })) => Some(message),
-                    Ok(Ok(Response::Pending { reason })) => Some(reason),
-                    Ok(Err(_)) => Some("the writer has stopped".to_owned()),
-                    Err(_) => Some("its policy was not in force within 10 s".to_owned()),
-                },
-            };
-            let Some(reason) = failed else { continue };
+            let Err(reason) = in_force(answer, deadline).await else { continue };
             let (registration, result) = &mut results[at];
             let (gate, endpoint) = (self.shared.gate.clone(), reference(registration));
             let _ = tokio::task::spawn_blocking(move || undo(&gate, endpoint)).await;
@@ -119,17 +109,10 @@ impl Adopter {
         }
     }
 
-    fn ask(&self, registration: &Registration) -> Option<oneshot::Receiver<Response>> {
-        let (reply, answer) = oneshot::channel();
-        let endpoints = vec![reference(registration)];
-        self.writer.send(Message::Added { endpoints, reply }).ok()?;
-        Some(answer)
-    }
-
     /// Has the writer look at the registrations again, and publish them as they are now.
     async fn tell(&self, results: &Results) {
         let asked: Vec<_> =
-            results.iter().filter_map(|(registration, _)| self.ask(registration)).collect();
+            results.iter().filter_map(|(each, _)| ask(&self.writer, each)).collect();
         let deadline = tokio::time::Instant::now() + COMMIT;
         for answer in asked {
             let _ = tokio::time::timeout_at(deadline, answer).await;
@@ -137,7 +120,34 @@ impl Adopter {
     }
 }
 
-fn reference(registration: &Registration) -> EndpointRef {
+/// Has the writer look at a registration and put its policy in force. `None`: it has stopped.
+pub(super) fn ask(
+    writer: &Handle,
+    registration: &Registration,
+) -> Option<oneshot::Receiver<Response>> {
+    let (reply, answer) = oneshot::channel();
+    let endpoints = vec![reference(registration)];
+    writer.send(Message::Added { endpoints, reply }).ok()?;
+    Some(answer)
+}
+
+/// Waits until the policy is in force; or why it is not.
+pub(super) async fn in_force(
+    answer: Option<oneshot::Receiver<Response>>,
+    deadline: tokio::time::Instant,
+) -> Result<(), String> {
+    let stopped = || Err("the writer has stopped".to_owned());
+    let Some(answer) = answer else { return stopped() };
+    match tokio::time::timeout_at(deadline, answer).await {
+        Ok(Ok(Response::Ok)) => Ok(()),
+        Ok(Ok(Response::Error { message })) => Err(message),
+        Ok(Ok(Response::Pending { reason })) => Err(reason),
+        Ok(Err(_)) => stopped(),
+        Err(_) => Err("its policy was not in force in time".to_owned()),
+    }
+}
+
+pub(super) fn reference(registration: &Registration) -> EndpointRef {
     EndpointRef { ifindex: registration.ifindex, owner: registration.owner }
 }
 

@@ -5,6 +5,7 @@
 //!   find      host ends of veths that nobody registered, and what is behind them; cache: libcni's notes
 //!   identify  whose each is; who has to wait
 //!   gate      the order in which a pod that runs is gated
+//!   takeover  pods whose gate is another layout's
 //!   seeds     the flows it has open (conntrack: as the kernel tracks them; sockets: as its own sockets show them)
 //! ```
 
@@ -15,11 +16,13 @@ mod gate;
 mod identify;
 mod seeds;
 mod sockets;
+mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use podgate_bpf::PinRoot;
 use podgate_bpf::abi::Startup;
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::maps::Registration;
@@ -27,6 +30,7 @@ use podgate_policy::model::{ObjectKey, Pod, PodLife};
 use tokio::time::Instant;
 
 pub use find::Places;
+pub use takeover::Takeover;
 
 use crate::ungated::{Finding, Lookout, registered};
 use crate::view::Shared;
@@ -46,6 +50,9 @@ const SOON: Duration = Duration::from_millis(100);
 /// By then policyd is ready, whether every pod that ran before has its gate or not.
 const SETTLE: Duration = Duration::from_secs(60);
 
+const BEHIND: &str = "the gate of another layout of the maps stands, with the policies that it had: \
+    it is being taken over";
+
 /// The task that adopts.
 #[derive(Clone, Debug)]
 pub struct Adopter {
@@ -57,6 +64,8 @@ pub struct Adopter {
     pub attach: AttachMode,
     /// Where to look.
     pub places: Places,
+    /// Where another layout may have pods: those are taken over, not adopted.
+    pub root: PinRoot,
     /// Whether adopted pods may only send from their own addresses.
     pub anti_spoofing: bool,
 }
@@ -159,9 +168,15 @@ impl Adopter {
             self.shared.view().endpoints.keys().map(|endpoint| endpoint.0).collect();
         ungated.veths.retain(|ifindex, _| !known.contains(ifindex));
         known.extend(ungated.veths.iter().filter(|(_, c)| c.due > now).map(|(index, _)| *index));
-        let places = self.places.clone();
+        let (places, root) = (self.places.clone(), self.root.clone());
         let looked = tokio::task::spawn_blocking(move || {
-            let found = find::ungated(&places, &known);
+            let found = match takeover::behind(&root) {
+                Ok(behind) => {
+                    known.extend(behind.into_keys());
+                    find::ungated(&places, &known).map_err(|e| e.to_string())
+                }
+                Err(error) => Err(error.to_string()),
+            };
             (found, known)
         });
         let looked = match looked.await {
@@ -231,8 +246,12 @@ impl Adopter {
             ungated.missing.entry(pod.clone()).or_insert(now);
         }
         let noted = self.noted(&missing).await;
+        let behind = self.behind().await;
         let say = |pod: Arc<Pod>| {
-            let finding = self.missing(&pod, noted.contains(&pod.key), ungated);
+            let finding = match behind.contains(&pod.key) {
+                true => Finding::Pending(BEHIND.to_owned()),
+                false => self.missing(&pod, noted.contains(&pod.key), ungated),
+            };
             (pod.key.clone(), finding)
         };
         let local = missing.into_iter().map(say).collect();
@@ -286,6 +305,15 @@ impl Adopter {
         });
         // only by a panic, of which the log tells
         read.await.unwrap_or_default()
+    }
+
+    /// Pods whose gate is another layout's.
+    async fn behind(&self) -> BTreeSet<ObjectKey> {
+        let root = self.root.clone();
+        let looked = tokio::task::spawn_blocking(move || takeover::behind(&root)).await;
+        // what cannot be looked at is in the log of the takeover
+        let behind = looked.ok().and_then(Result::ok).unwrap_or_default();
+        behind.into_values().flatten().collect()
     }
 
     fn unseen(&self, addresses: &[std::net::IpAddr]) -> String {

@@ -54,6 +54,10 @@ impl Run {
             let reason = "it ran before it had a gate: its connections are being read";
             return EndpointState::Pending(reason.to_owned());
         }
+        if registration.startup.is_handover() {
+            let reason = "the programs of another layout of the maps still judge it, by the policies that they had";
+            return EndpointState::Degraded(reason.to_owned());
+        }
         let in_force = self.kernel.in_force(id, registration.owner);
         let reason = match self.degraded.get(&id) {
             Some(reason) => Some(reason.clone()),

@@ -24,4 +24,5 @@ mod services_nodes;
 mod services_order;
 mod stopped;
 mod uninstall;
+mod upgrade;
 mod writing;

@@ -32,9 +32,23 @@ pub(crate) fn on_a_node(test: impl FnOnce(&Node) + Send) {
 
 /// The same, with maps of these sizes.
 pub(crate) fn on_a_node_of(sizes: &Sizes, test: impl FnOnce(&Node) + Send) {
+    on_a_node_with(sizes, PinRoot::new, test);
+}
+
+/// A node whose pins are where another layout has them; `policyd` is of this one all the same.
+pub(crate) fn on_another_layout(test: impl FnOnce(&Node) + Send) {
+    let sizes = Sizes { flows4: 65_536, flows6: 1024, frags: 64, ..Sizes::default() };
+    on_a_node_with(&sizes, |bpf| PinRoot::of_layout(bpf, 77), test);
+}
+
+fn on_a_node_with(
+    sizes: &Sizes,
+    root: impl FnOnce(PathBuf) -> PinRoot + Send,
+    test: impl FnOnce(&Node) + Send,
+) {
     thread::scope(|scope| {
         let run = scope.spawn(|| {
-            let node = Node::new(sizes);
+            let node = Node::new(sizes, root);
             test(&node);
         });
         if let Err(panic) = run.join() {
@@ -51,7 +65,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    fn new(sizes: &Sizes) -> Self {
+    fn new(sizes: &Sizes, root: impl FnOnce(PathBuf) -> PinRoot) -> Self {
         let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
         unshare(flags).expect("make namespaces (these tests need root)");
         let none = None::<&str>;
@@ -64,7 +78,7 @@ impl Node {
             .expect("mount a BPF file system (the kernel needs CONFIG_BPF_SYSCALL)");
         std::fs::create_dir(dir.path().join("manifests")).unwrap();
         ip("link set lo up");
-        let root = PinRoot::new(bpf.join("podgate"));
+        let root = root(bpf.join("podgate"));
         let gate = Gate::open_or_load(&root, sizes).expect("load the programs");
         Self { dir, root, gate, next_owner: AtomicU32::new(0x1001) }
     }

@@ -24,17 +24,20 @@ const PORT: u16 = 80;
 
 const LIST: &str = "{\n  \"cniVersion\": \"1.0.0\",\n  \"name\": \"pods\",\n  \"plugins\": [\n    { \"type\": \"bridge\" },\n    { \"type\": \"portmap\", \"x\": 1e3 }\n  ]\n}\n";
 
+/// Between two things that [`Traffic`] says. Without it the kernel has hardly time for a grace period.
+const PACE: Duration = Duration::from_millis(1);
+
 type Work = Box<dyn FnOnce() + Send>;
 
 /// A thread that lives in a pod's network namespace and does there what it is told.
-struct Pod {
-    registration: Registration,
+pub(crate) struct Pod {
+    pub(crate) registration: Registration,
     work: mpsc::Sender<Work>,
 }
 
 impl Pod {
     /// Behind a gate of this kind, on the bridge.
-    fn new(node: &Node, name: &str, address: &str, mode: AttachMode) -> Self {
+    pub(crate) fn new(node: &Node, name: &str, address: &str, mode: AttachMode) -> Self {
         let registration = node.endpoint(name, address);
         let (work, todo) = mpsc::channel::<Work>();
         let (tell, told) = mpsc::channel();
@@ -59,7 +62,7 @@ impl Pod {
         pod
     }
 
-    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (tell, told) = mpsc::channel();
         self.start(move || {
             let _ = tell.send(work());
@@ -67,13 +70,17 @@ impl Pod {
         told.recv().expect("the work in a pod panicked")
     }
 
-    fn start(&self, work: impl FnOnce() + Send + 'static) {
+    pub(crate) fn start(&self, work: impl FnOnce() + Send + 'static) {
         self.work.send(Box::new(work)).expect("the pod's thread is gone");
     }
 
     /// Answers every connection with what it says.
     fn serve(&self) {
-        let listener = self.run(|| TcpListener::bind(("0.0.0.0", PORT)).unwrap());
+        self.serve_at(PORT);
+    }
+
+    pub(crate) fn serve_at(&self, port: u16) {
+        let listener = self.run(move || TcpListener::bind(("0.0.0.0", port)).unwrap());
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
@@ -89,13 +96,13 @@ impl Pod {
         });
     }
 
-    fn connects(&self, to: &str, limit: Duration) -> bool {
+    pub(crate) fn connects(&self, to: &str, limit: Duration) -> bool {
         let to = SocketAddr::new(to.parse::<IpAddr>().unwrap(), PORT);
         self.run(move || TcpStream::connect_timeout(&to, limit).is_ok())
     }
 
     /// Segments that its TCP had to send once more: a SYN too.
-    fn sent_again(&self) -> u64 {
+    pub(crate) fn sent_again(&self) -> u64 {
         self.run(|| {
             let snmp = fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
             let mut tcp = snmp.lines().filter_map(|line| line.strip_prefix("Tcp: "));
@@ -107,7 +114,7 @@ impl Pod {
 }
 
 /// An exchange on one connection, and new connections one after the other, until dropped.
-struct Traffic {
+pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
     exchanged: Arc<AtomicU64>,
     opened: Arc<AtomicU64>,
@@ -115,7 +122,7 @@ struct Traffic {
 }
 
 impl Traffic {
-    fn start(from: &Pod, to: &str) -> Self {
+    pub(crate) fn start(from: &Pod, to: &str) -> Self {
         let to = SocketAddr::new(to.parse::<IpAddr>().unwrap(), PORT);
         let stream = from.run(move || TcpStream::connect(to).unwrap());
         stream.set_nodelay(true).unwrap();
@@ -130,6 +137,7 @@ impl Traffic {
                 let mut answer = [0; 8];
                 stream.read_exact(&mut answer).expect("hear something on the old connection");
                 assert_eq!(answer, number);
+                thread::sleep(PACE);
             }
         });
         let (stopped, count) = (stop.clone(), opened.clone());
@@ -146,6 +154,7 @@ impl Traffic {
                         .and_then(|()| stream.read_exact(&mut answer))
                         .unwrap();
                     count.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(PACE);
                 }
             });
             tell.send(new).unwrap();
@@ -155,7 +164,7 @@ impl Traffic {
     }
 
     /// Waits until both have gone on for a while.
-    fn goes_on(&self) {
+    pub(crate) fn goes_on(&self) {
         let now = |of: &AtomicU64| of.load(Ordering::Relaxed);
         let before = [now(&self.exchanged), now(&self.opened)];
         eventually("the traffic goes on", || {
@@ -165,7 +174,7 @@ impl Traffic {
         });
     }
 
-    fn end(self) {
+    pub(crate) fn end(self) {
         self.goes_on();
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {

@@ -17,6 +17,7 @@ use crate::node::Node;
 pub(crate) struct Writing {
     pub(crate) shared: Arc<Shared>,
     pub(crate) writer: Writer,
+    pub(crate) root: PinRoot,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -26,12 +27,13 @@ impl Writing {
     }
 
     pub(crate) fn with(node: &Node, services: ServiceMode) -> Self {
-        let gate = Arc::new(Gate::open(&PinRoot::new(node.root.root())).unwrap());
+        let root = node.root.clone();
+        let gate = Arc::new(Gate::open(&root).unwrap());
         let shared =
             Arc::new(Shared::new(gate, "n1".into(), services, "/nowhere/install.json".into()));
         let writer = Writer::start(shared.clone(), ["test".to_owned()], |_| {}).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        Self { shared, writer, runtime }
+        Self { shared, writer, root, runtime }
     }
 
     pub(crate) fn send(&self, update: Update) {

@@ -28,6 +28,7 @@ fn adopter(writing: &Writing, pods: &Pods<'_>) -> Adopter {
         writer: writing.writer.handle(),
         attach: AttachMode::Auto,
         places: pods.places(),
+        root: writing.root.clone(),
         anti_spoofing: true,
     }
 }
