@@ -182,6 +182,11 @@ impl Gate {
         Self::replace_locked(root, sizes, &lock)
     }
 
+    /// Where its pins are.
+    pub fn pins(&self) -> &PinRoot {
+        &self.root
+    }
+
     fn is_current(&self) -> bool {
         self.maps.control().build() == fingerprint()
     }

@@ -3,6 +3,7 @@
 
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::error::chain;
+use podgate_bpf::handover::OtherLayout;
 use podgate_bpf::handshake::{EndpointRef, Request};
 use podgate_bpf::maps::Registration;
 use podgate_bpf::{Error as BpfError, Gate, PinRoot};
@@ -44,6 +45,16 @@ impl<'a> Standing<'a> {
         self.done.push(EndpointRef { ifindex, owner: registration.owner });
         self.gate.maps.register(registration).map_err(|e| failed(Code::Register, e))?;
         let attached = self.gate.attach(ifindex, mode).map_err(|e| failed(Code::Attach, e))?;
+        // an earlier version's, of an earlier pod or of an ADD that is repeated: two gates would judge one packet
+        for layout in others(self.gate.pins()) {
+            let cleared = layout.registration(ifindex).and_then(|found| {
+                let endpoint = |found: Registration| EndpointRef { ifindex, owner: found.owner };
+                found.map(endpoint).map_or(Ok(()), |endpoint| layout.take_away(endpoint))
+            });
+            if let Err(error) = cleared {
+                warn!(ifindex, error = chain(&error), "cannot take an earlier version's gate away");
+            }
+        }
         debug!(ifindex, host_interface = %registration.host_interface, ?attached, "gate stands");
         Ok(())
     }
@@ -85,13 +96,56 @@ pub fn open(places: &Places) -> Result<Option<Gate>, CniError> {
     }
 }
 
-/// Takes away the gates of all registrations that `doomed` picks, and tells policyd. Goes on after an
-/// error, and reports all of them at the end.
+/// The layouts of other versions that have pods here. One that cannot be opened is policyd's to report.
+pub fn others(pins: &PinRoot) -> Vec<OtherLayout> {
+    OtherLayout::all(pins).unwrap_or_else(|error| {
+        warn!(error = chain(&error), "cannot look for the pins of other versions");
+        Vec::new()
+    })
+}
+
+/// Takes away the gates of all registrations that `doomed` picks, those of other versions too, and tells policyd. Goes
+/// on after an error, and reports all of them at the end. No `gate`: none of this version has ever stood.
 pub fn remove_all(
-    gate: &Gate,
+    gate: Option<&Gate>,
     places: &Places,
     doomed: impl Fn(&Registration) -> bool,
 ) -> Result<(), CniError> {
+    let mut errors = Vec::new();
+    if let Some(gate) = gate {
+        errors.extend(remove_here(gate, places, &doomed)?);
+    }
+    for layout in others(&PinRoot::new(&places.bpf_root)) {
+        let registration = |ifindex: &u32| layout.registration(*ifindex).ok().flatten();
+        let interfaces = layout.interfaces().unwrap_or_else(|error| {
+            warn!(error = chain(&error), "cannot read the registrations of another version");
+            Vec::new()
+        });
+        for registration in interfaces.iter().filter_map(registration).filter(|r| doomed(r)) {
+            let endpoint = EndpointRef { ifindex: registration.ifindex, owner: registration.owner };
+            match layout.take_away(endpoint) {
+                Ok(()) => info!(
+                    ifindex = registration.ifindex, container = %registration.container_id,
+                    "gate of another version removed"
+                ),
+                Err(error) => {
+                    errors.push(format!("{}: {}", registration.host_interface, chain(&error)))
+                }
+            }
+        }
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(CniError::new(Code::Remove, "remove gates").because(errors.join("; ")))
+}
+
+/// What could not be removed, as text.
+fn remove_here(
+    gate: &Gate,
+    places: &Places,
+    doomed: impl Fn(&Registration) -> bool,
+) -> Result<Vec<String>, CniError> {
     let registrations = gate
         .maps
         .registrations()
@@ -112,10 +166,7 @@ pub fn remove_all(
         }
     }
     tell_removed(places, removed);
-    if errors.is_empty() {
-        return Ok(());
-    }
-    Err(CniError::new(Code::Remove, "remove gates").because(errors.join("; ")))
+    Ok(errors)
 }
 
 /// One line per container. policyd reconciles with the registry by itself, so silence is only logged.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
-use podgate_bpf::Gate;
 use podgate_bpf::error::chain;
+use podgate_bpf::{Gate, PinRoot};
 use tracing::warn;
 
 use super::ends::{self, End};
@@ -26,14 +26,32 @@ pub(super) fn check(
     if found.ends.is_empty() {
         return Ok(String::new()); // loopback alone
     }
-    let gate = gating::open(&places)?.ok_or_else(|| {
+    let gate = gating::open(&places)?;
+    let mut ends: Vec<&End> = found.ends.iter().collect();
+    ends.retain(|end| !is_behind(&places, attachment, end));
+    if ends.is_empty() {
+        return Ok(String::new());
+    }
+    let gate = gate.ok_or_else(|| {
         let cause = format!("no programs are pinned under {}", places.bpf_root.display());
         CniError::new(Code::NotRegistered, "check gates").because(cause)
     })?;
-    for end in &found.ends {
+    for end in ends {
         check_end(&gate, attachment, end)?;
     }
     Ok(String::new())
+}
+
+/// Whether another version's gate stands for the attachment, until policyd puts this one's in its place.
+fn is_behind(places: &Places, attachment: &Attachment, end: &End) -> bool {
+    let ifindex = end.host.index;
+    gating::others(&PinRoot::new(&places.bpf_root)).iter().any(|layout| {
+        let its = layout.registration(ifindex).ok().flatten().is_some_and(|found| {
+            (&found.container_id, &found.interface)
+                == (&attachment.container_id, &attachment.ifname)
+        });
+        its && layout.stands_at(ifindex).unwrap_or(false)
+    })
 }
 
 fn check_end(gate: &Gate, attachment: &Attachment, end: &End) -> Result<(), CniError> {

@@ -8,9 +8,9 @@ use crate::spec::{CniError, NetConf};
 
 pub(super) fn del(conf: &NetConf, attachment: &Attachment) -> Result<String, CniError> {
     let places = super::places(conf);
-    let Some(gate) = gating::open(&places)? else { return Ok(String::new()) };
+    let gate = gating::open(&places)?;
     // Container and interface name are the attachment's key; the network's name may have changed since.
-    gating::remove_all(&gate, &places, |registration| {
+    gating::remove_all(gate.as_ref(), &places, |registration| {
         registration.container_id == attachment.container_id
             && registration.interface == attachment.ifname
     })?;

@@ -11,8 +11,8 @@ pub(super) fn gc(conf: &NetConf) -> Result<String, CniError> {
     conf.require_name()?;
     let valid: BTreeSet<_> = conf.valid_attachments()?.into_iter().collect();
     let places = super::places(conf);
-    let Some(gate) = gating::open(&places)? else { return Ok(String::new()) };
-    gating::remove_all(&gate, &places, |registration| {
+    let gate = gating::open(&places)?;
+    gating::remove_all(gate.as_ref(), &places, |registration| {
         // another network's list is another call
         registration.network == conf.name
             && !valid.contains(&ValidAttachment {

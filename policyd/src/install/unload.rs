@@ -8,11 +8,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::fcntl::Flock;
 use podgate_bpf::abi::Mode;
+use podgate_bpf::handover::OtherLayout;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::netns::Route;
 use podgate_bpf::{Gate, PinRoot, attach};
@@ -24,8 +25,8 @@ const HOLDER: &str = "policyd is running and would put gates back; stop it first
 
 /// Waits until no policyd runs on these pins, of whatever layout, and keeps it so.
 pub(super) fn lock(root: &PinRoot, limit: Duration) -> Result<Vec<Flock<File>>, InstallError> {
-    let layouts = layouts(root.root())?;
-    layouts.iter().map(|dir| lock::only_one(dir, Some(limit), HOLDER)).collect()
+    let layouts = root.layouts()?;
+    layouts.iter().map(|layout| lock::only_one(&layout.dir(), Some(limit), HOLDER)).collect()
 }
 
 /// Removes everything; returns what it has done, one line each. Nothing there is fine.
@@ -35,14 +36,20 @@ pub(super) fn unload(root: &PinRoot) -> Result<Vec<String>, InstallError> {
     for interface in &interfaces {
         stray |= attach::has_filters(*interface)?;
     }
-    let layouts = layouts(root.root())?;
-    if layouts.is_empty() && !stray {
+    if root.layouts()?.is_empty() && !stray {
         return Ok(Vec::new());
     }
     // Completes pins of which some are missing: a gate cannot be taken away without.
     let gate = Gate::open_or_load(root, &Sizes { flows4: 1, flows6: 1, ..Sizes::default() })?;
     let before = gate.maps.control().mode();
     gate.maps.control().set_mode(Mode::Off);
+    let others = OtherLayout::all(root)?;
+    for other in &others {
+        // one that cannot be read is taken away as it is
+        if let Err(error) = other.set_mode(Mode::Off) {
+            tracing::warn!(%error, "gates of another layout deny until they are gone");
+        }
+    }
     let mut gated = 0;
     for interface in all(&gate, interfaces)? {
         match (gate.is_at(interface), gate.detach(interface)) {
@@ -56,10 +63,10 @@ pub(super) fn unload(root: &PinRoot) -> Result<Vec<String>, InstallError> {
     }
     drop(gate);
     Gate::unload(root)?;
-    for dir in layouts.iter().filter(|dir| **dir != root.dir()) {
-        // an earlier layout's: a gate goes with the pin of its link
-        remove_all(&dir.join("links"))?;
-        remove_all(dir)?;
+    for other in root.others()? {
+        // a gate goes with the pin of its link
+        remove_all(&other.dir().join("links"))?;
+        remove_all(&other.dir())?;
     }
     match fs::remove_dir(root.root()) {
         // a mount point, or something of somebody else's in it
@@ -84,22 +91,6 @@ fn interfaces() -> Result<Vec<u32>, InstallError> {
     let list = || Route::here()?.links();
     let links = list().map_err(|e| failed("list interfaces")(io::Error::other(e)))?;
     Ok(links.into_iter().map(|link| link.index).collect())
-}
-
-/// The directories of all layouts below `bpfRoot`.
-fn layouts(root: &Path) -> Result<Vec<PathBuf>, InstallError> {
-    let entries = match fs::read_dir(root) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed(format!("read {}", root.display())))?,
-    };
-    let is_layout = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let number = name.strip_prefix('v').unwrap_or_default();
-        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-    };
-    let mut found: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(is_layout).collect();
-    found.sort();
-    Ok(found)
 }
 
 fn remove_all(dir: &Path) -> Result<(), InstallError> {
