@@ -39,6 +39,19 @@ pub enum Error {
         /// As compiled or configured.
         wanted: u32,
     },
+    /// Something else is pinned under one of podgate's names.
+    #[error(
+        "use pin {path}: it is {found}, where podgate has {wanted}. Remove it if it is not podgate's (rm {path}), or \
+         give podgate a bpfRoot of its own"
+    )]
+    Foreign {
+        /// The pin.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+        /// What it should be.
+        wanted: String,
+    },
     /// What another layout's maps hold cannot be read; its gates stay in force.
     #[error(
         "read layout {dir}: {reason}. Its gates and the policies that they had stay in force; to be rid of them \

@@ -31,6 +31,7 @@ pub mod services;
 mod sys;
 pub mod testrun;
 pub mod timelimit;
+pub mod trust;
 mod typed;
 
 pub use error::{Error, Result};

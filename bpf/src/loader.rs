@@ -15,8 +15,9 @@ use crate::handover::OtherLayout;
 use crate::maps::{Maps, PINNED};
 use crate::pins::{FROM_POD, RootLock, TO_POD};
 use crate::sys::{ControlWord, SharedControl};
+use crate::trust::Kind;
 use crate::typed::errno;
-use crate::{Error, PinRoot, Result, sys};
+use crate::{Error, PinRoot, Result, sys, trust};
 
 /// The compiled programs.
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/podgate.bpf.o"));
@@ -123,10 +124,8 @@ impl Gate {
         if let Some(name) = missing {
             return Err(Error::NotLoaded { path: root.path(name) });
         }
-        let program = |name: &str| {
-            sys::open_pin(&root.path(name))
-                .map_err(|e| Error::io("open pin", root.path(name).display().to_string(), e))
-        };
+        trust::check_owner(root)?;
+        let program = |name: &str| trust::open(&root.path(name), Kind::Program);
         Ok(Self {
             maps: Maps::pinned(root)?,
             root: root.clone(),
@@ -168,6 +167,14 @@ impl Gate {
     /// For the daemon, which comes with an upgrade; the plugin takes what is there.
     pub fn open_current(root: &PinRoot, sizes: &Sizes) -> Result<Self> {
         let gate = Self::open_or_load(root, sizes)?;
+        check_maps(root)?;
+        for path in trust::foreign(root)? {
+            tracing::error!(
+                path = %path.display(),
+                "there is something under bpfRoot that is not podgate's: left alone; remove it, or give podgate a \
+                 bpfRoot of its own"
+            );
+        }
         if gate.is_current() {
             return Ok(gate);
         }
@@ -329,6 +336,42 @@ fn load_failure(error: &libbpf_rs::Error) -> String {
     format!("{error:#}{hint}")
 }
 
+/// Holds every pinned map against the one that the programs were compiled with: maps of the same sizes may be
+/// another's all the same.
+fn check_maps(root: &PinRoot) -> Result<()> {
+    let open = ObjectBuilder::default()
+        .name("podgate")
+        .and_then(|builder| builder.open_memory(OBJECT))
+        .map_err(|e| Error::Load(format!("{e:#}")))?;
+    for map in open.maps() {
+        let name = map.name().to_string_lossy().into_owned();
+        if !PINNED.contains(&name.as_str()) {
+            continue;
+        }
+        let path = root.path(&name);
+        let fault =
+            |e: libbpf_rs::Error| Error::io("open pin", path.display().to_string(), errno(&e));
+        let pinned = MapHandle::from_pinned_path(&path).map_err(fault)?;
+        let found = pinned.name().to_string_lossy().into_owned();
+        // the kernel keeps 15 bytes of it
+        if !name.starts_with(&found) || (found != name && found.len() < 15) {
+            let found = format!("a map with the name {found:?}");
+            return Err(Error::Foreign { path, found, wanted: format!("the map {name:?}") });
+        }
+        let info = pinned.info().map_err(fault)?.info;
+        let (found, wanted) = (info.map_flags, map.map_flags());
+        // what a kernel adds by itself stands above
+        if found & FLAGS != wanted & FLAGS {
+            return Err(Error::Mismatch { path, field: "flags", found, wanted });
+        }
+    }
+    Ok(())
+}
+
+/// BPF_F_NO_PREALLOC, BPF_F_NO_COMMON_LRU, BPF_F_RDONLY_PROG, BPF_F_WRONLY_PROG, BPF_F_MMAPABLE of linux/bpf.h: what
+/// decides how the programs may use a map.
+const FLAGS: u32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 10;
+
 fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<()> {
     for mut map in open.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
@@ -342,7 +385,8 @@ fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<
         }
         let path = root.path(&name);
         let fault = |e: libbpf_rs::Error| Error::io("prepare map", name.clone(), errno(&e));
-        if path.exists() {
+        if fs::symlink_metadata(&path).is_ok() {
+            trust::open(&path, Kind::Map)?;
             let pinned = MapHandle::from_pinned_path(&path)
                 .map_err(|e| Error::io("open pin", path.display().to_string(), errno(&e)))?;
             let wanted = [

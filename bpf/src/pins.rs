@@ -9,7 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{self, FsType};
 
 use crate::abi::ABI_VERSION;
-use crate::{Error, Result};
+use crate::{Error, Result, trust};
 
 /// `bpfRoot` unless configured otherwise.
 pub const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf/podgate";
@@ -82,7 +82,7 @@ impl PinRoot {
         self.dir().join("links").join(format!("{ifindex}-{program}"))
     }
 
-    /// Makes the directories, on a mounted bpffs.
+    /// Makes the directories, on a mounted bpffs, where only root can.
     fn create(&self) -> Result<()> {
         // Looked at before anything is made: a directory on another file system would be left behind.
         let standing = self.root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
@@ -94,12 +94,15 @@ impl PinRoot {
                 reason: "not on a BPF file system (mount one: mount -t bpf bpf /sys/fs/bpf)".into(),
             });
         }
+        trust::check_owner(self)?;
         let links = self.dir().join("links");
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&links)
-            .map_err(|e| Error::io("create directory", links.display().to_string(), e))
+            .map_err(|e| Error::io("create directory", links.display().to_string(), e))?;
+        // in a directory that all may write, another may have been quicker
+        trust::check_owner(self)
     }
 
     /// Whoever loads or removes pins holds this; released when dropped, also by a crash.
@@ -114,7 +117,7 @@ impl PinRoot {
 }
 
 /// The number of a layout's directory: `v7`.
-fn version_of(name: &str) -> Option<u32> {
+pub(crate) fn version_of(name: &str) -> Option<u32> {
     let number = name.strip_prefix('v')?;
     // "v07" and "v+7" are not what a loader writes
     number.parse().ok().filter(|version: &u32| version.to_string() == number)

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::trust::{self, Kind};
 use crate::{Error, PinRoot, Result};
 
 /// The errno behind a libbpf-rs error. Its `kind()` lacks ENOSPC and its `source()` leaves the io::Error out,
@@ -57,6 +58,7 @@ impl PinnedMap {
             return Ok(opened);
         }
         let path = self.root.path(self.name);
+        trust::open(&path, Kind::Map)?;
         let map = MapHandle::from_pinned_path(&path)
             .map_err(|e| Error::io("open pin", path.display().to_string(), errno(&e)))?;
         let shape = [

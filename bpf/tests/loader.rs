@@ -10,6 +10,8 @@ mod packet;
 mod sandbox;
 #[path = "loader/services.rs"]
 mod services;
+#[path = "loader/trust.rs"]
+mod trust;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     sandbox::run(|| {
-        let tests: [(&str, fn()); 20] = [
+        let tests: [(&str, fn()); 25] = [
             ("load: nothing is there before, everything after", loads),
             ("load: eight threads at once load once", threads_load_once),
             ("load: eight processes at once load once", processes_load_once),
@@ -51,6 +53,11 @@ fn main() -> ExitCode {
                 mismatch_when_whole,
             ),
             ("load: not on a BPF file system", not_on_bpffs),
+            ("trust: pins of another kind are named", trust::other_kinds),
+            ("trust: another's map of the same sizes is named", trust::others_maps),
+            ("trust: foreign pins are named and left alone", trust::foreign_names),
+            ("trust: directories that others may write are refused", trust::writable_by_others),
+            ("trust: so is one that others have made", trust::prepared_by_others),
             ("load: sizes are honoured, and kept", sizes),
             ("load: a full map says so", full),
             ("maps: what is written is read", maps),
@@ -100,7 +107,7 @@ fn loads() {
     assert_eq!(programs(&first), programs(&opened));
     let mode = fs::metadata(root.dir()).unwrap();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o700);
-    assert_eq!(pins(&root).len(), 20, "{:?}", pins(&root));
+    assert_eq!(pins(&root).len(), 21, "{:?}", pins(&root));
 }
 
 fn threads_load_once() {
