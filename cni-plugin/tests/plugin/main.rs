@@ -13,4 +13,5 @@ mod policyd;
 mod refusals;
 mod removal;
 mod reuse;
+mod versions;
 mod world;
