@@ -339,7 +339,13 @@ impl<K: FromBytes + IntoBytes + Immutable> Flows<K> {
 impl Gate {
     /// Step 1. While pods are being taken over it must be the same layout all the time.
     pub fn prepare_handover(&self, from: &OtherLayout) -> Result<()> {
-        self.maps.set_previous(Some([from.programs[0].as_fd(), from.programs[1].as_fd()]))
+        let programs = [from.programs[0].as_fd(), from.programs[1].as_fd()];
+        self.maps.set_previous(Some(programs)).map_err(|error| match error {
+            // frozen by the loader
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => from
+                .fault("this kernel cannot hand packets over to them (arm64 before 6.0)".into()),
+            error => error,
+        })
     }
 
     /// No pod is being taken over any more.

@@ -184,7 +184,7 @@ impl Traffic {
 }
 
 /// Waits so many seconds for a policyd that runs.
-fn uninstall(node: &Node, wait: &str) -> Command {
+pub(crate) fn uninstall(node: &Node, wait: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_policyd"));
     command
         .arg("uninstall")
@@ -199,7 +199,7 @@ fn uninstall(node: &Node, wait: &str) -> Command {
     command
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 

@@ -16,7 +16,7 @@ use podgate_bpf::handover::OtherLayout;
 use podgate_bpf::{Gate, PinRoot};
 
 use crate::node::{Node, eventually, ip, on_another_layout, pod, policy};
-use crate::uninstall::{Pod, Traffic};
+use crate::uninstall::{Pod, Traffic, said, uninstall};
 use crate::writing::{Writing, objects};
 
 const WEB: &str = "10.0.0.2";
@@ -301,6 +301,30 @@ fn a_pod_of_unknown_policy_keeps_the_one_it_had() {
         assert!(!shop.stranger.connects(API, limit) && !shop.api.connects(WEB, limit));
         assert!(shop.web.connects(API, limit));
     });
+}
+
+/// Whoever gives up in the middle: denials pass in both layouts before the first gate goes.
+#[test]
+fn uninstall_loses_no_packet_of_pods_that_are_behind_another_layouts_gates() {
+    for mode in [AttachMode::Clsact, AttachMode::Tcx] {
+        on_another_layout(move |node| {
+            let shop = shop(node, mode);
+            for dir in ["conf", "bin", "cache"] {
+                std::fs::create_dir(node.path(dir)).unwrap();
+            }
+            let limit = Duration::from_millis(300);
+            assert!(!shop.stranger.connects(API, limit), "the policy is not in force");
+            let again = shop.sent_again();
+            let traffic = Traffic::start(&shop.web, API);
+            traffic.goes_on();
+            let done = uninstall(node, "0").output().unwrap();
+            assert!(done.status.success(), "{}", said(&done));
+            traffic.end();
+            assert_eq!(shop.sent_again(), again, "segments were lost");
+            assert!(shop.stranger.connects(API, limit), "something still denies");
+            assert!(!node.root.root().exists(), "pins are left");
+        });
+    }
 }
 
 #[test]
