@@ -16,8 +16,8 @@
 //! 8. `hold` or `open`: the others are asked no more.
 //! 9. [`OtherLayout::forget`]; [`OtherLayout::remove`] when no pod is left there.
 //!
-//! At each moment one gate judges a packet, by a complete policy. Whoever finds a pod in one of these states goes on with
-//! step 3.
+//! At each moment one gate judges a packet, by a complete policy. A policyd that finds a pod in one of these states goes
+//! on with step 3.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -80,8 +80,8 @@ struct Flows<K> {
 pub type Owners = BTreeMap<u32, (u32, u32)>;
 
 impl OtherLayout {
-    /// Opens every other layout that is there, by number. One without programs has no gate that could be told from a
-    /// stranger's and is left out.
+    /// Opens every other layout that is there, by number. One without programs has no gate that can be recognized and is
+    /// left out.
     pub fn all(root: &PinRoot) -> Result<Vec<Self>> {
         let mut found = Vec::new();
         for pins in root.others()? {
@@ -342,8 +342,9 @@ impl Gate {
         let programs = [from.programs[0].as_fd(), from.programs[1].as_fd()];
         self.maps.set_previous(Some(programs)).map_err(|error| match error {
             // frozen by the loader
-            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => from
-                .fault("this kernel cannot hand packets over to them (arm64 before 6.0)".into()),
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                from.fault("this kernel cannot hand packets over to them (arm64 before 6.0)".into())
+            }
             error => error,
         })
     }

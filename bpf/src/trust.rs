@@ -1,7 +1,7 @@
-//! Whose the pins are: the kernel's gates are what lies under `bpfRoot`, so whoever may write there decides who passes.
+//! Who owns the pins: a process that may write under `bpfRoot` can replace policies and programs.
 //!
 //! Directories that others than root may change are refused, and what is pinned is looked at before it is used: a program
-//! under a map's name, a map of another's, a directory.
+//! under a map's name, a map of another program, a directory.
 
 use std::fmt;
 use std::fs::{self, Metadata};
@@ -92,7 +92,7 @@ pub(crate) fn check_owner(root: &PinRoot) -> Result<()> {
     for path in real.ancestors() {
         let meta =
             fs::metadata(path).map_err(|e| Error::io("examine", path.display().to_string(), e))?;
-        // a mount point cannot be moved away, whoever may write the directory it is in
+        // a mount point cannot be moved away, no matter who may write the directory it is in
         if *device.get_or_insert(meta.dev()) != meta.dev() {
             break;
         }

@@ -2,7 +2,7 @@
 //! they had stay in force until this layout's are, and their connections come along. The order stands at
 //! [`podgate_bpf::handover`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use crate::writer::Handle;
 const TICK: Duration = Duration::from_secs(2);
 /// How often until the first commit, which all waits for.
 const SOON: Duration = Duration::from_millis(50);
-/// How long the writer may take. A pod that no source knows is tried again, and keeps nobody waiting.
+/// How long the writer may take. A pod that no source knows is tried again, and does not hold up others.
 const COMMIT: Duration = Duration::from_secs(3);
 /// Longer than a packet is on its way through the programs.
 const IN_FLIGHT: Duration = Duration::from_millis(20);
@@ -68,7 +68,7 @@ pub(super) fn behind(root: &PinRoot) -> podgate_bpf::Result<BTreeMap<u32, Option
     Ok(behind)
 }
 
-/// What one round is about.
+/// Pods of one round, and the layouts that are there.
 #[derive(Debug, Default)]
 struct Batch {
     layouts: Vec<OtherLayout>,
@@ -76,16 +76,16 @@ struct Batch {
 }
 
 impl Takeover {
-    /// Runs until the task is dropped. Pods on whose way that stops it are taken up by the next policyd.
+    /// Runs until the task is dropped. Pods that it has begun with are taken up by the next policyd.
     pub async fn run(self) {
-        let mut told = BTreeMap::new();
+        let mut reported = BTreeMap::new();
         loop {
             let view = self.shared.view();
             // without the node's own addresses its probes would be denied
             if view.ready && !view.node_addresses.is_empty() {
                 let waits = self.round().await;
                 for (pod, reason) in &waits {
-                    if told.get(pod) != Some(reason) {
+                    if reported.get(pod) != Some(reason) {
                         tracing::warn!(
                             pod,
                             reason,
@@ -93,7 +93,7 @@ impl Takeover {
                         );
                     }
                 }
-                told = waits;
+                reported = waits;
                 tokio::time::sleep(TICK).await;
             } else {
                 tokio::time::sleep(SOON).await;
@@ -112,6 +112,9 @@ impl Takeover {
             Err(reason) => return BTreeMap::from([("all".to_owned(), reason)]),
         };
         if batch.pods.is_empty() {
+            if !batch.layouts.is_empty() {
+                self.clear().await;
+            }
             return waits;
         }
         let deadline = Instant::now() + COMMIT;
@@ -125,10 +128,8 @@ impl Takeover {
         }
         batch.pods = in_time;
         let gate = self.shared.gate.clone();
-        let (pods, done) = {
-            let pods = batch.pods.clone();
-            (pods, blocking(move || finish(&gate, &batch)).await)
-        };
+        let pods = batch.pods.clone();
+        let done = blocking(move || finish(&gate, &batch)).await;
         match done {
             Ok(flows) if !pods.is_empty() => {
                 tracing::info!(pods = pods.len(), flows, "took pods over from another layout");
@@ -141,11 +142,15 @@ impl Takeover {
         for answer in pods.iter().map(|pod| ask(&self.writer, pod)) {
             let _ = in_force(answer, deadline).await;
         }
+        self.clear().await;
+        waits
+    }
+
+    async fn clear(&self) {
         let (gate, root) = (self.shared.gate.clone(), self.root.clone());
         if let Err(reason) = blocking(move || clear(&gate, &root)).await {
             tracing::warn!(reason, "cannot remove another layout's pins, trying again");
         }
-        waits
     }
 }
 
@@ -316,11 +321,7 @@ fn copy(gate: &Gate, batch: &Batch) -> podgate_bpf::Result<usize> {
 
 /// Removes the pins of layouts that no pod is left in.
 fn clear(gate: &Gate, root: &PinRoot) -> podgate_bpf::Result<()> {
-    let here: BTreeSet<u32> = {
-        let registrations = gate.maps.registrations()?;
-        registrations.iter().filter(|each| each.startup.is_handover()).map(|r| r.ifindex).collect()
-    };
-    if !here.is_empty() {
+    if gate.maps.registrations()?.iter().any(|each| each.startup.is_handover()) {
         return Ok(());
     }
     gate.end_handover()?;

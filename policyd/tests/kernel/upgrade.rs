@@ -303,7 +303,36 @@ fn a_pod_of_unknown_policy_keeps_the_one_it_had() {
     });
 }
 
-/// Whoever gives up in the middle: denials pass in both layouts before the first gate goes.
+/// Such pods are not adopted as if they had no gate: an isolated one would be open meanwhile.
+#[test]
+fn pods_of_a_layout_that_cannot_be_read_keep_their_gates() {
+    for mode in [AttachMode::Clsact, AttachMode::Tcx] {
+        on_another_layout(move |node| {
+            let shop = shop(node, mode);
+            std::fs::remove_file(node.root.path("flows6")).unwrap();
+            let policyd = node.policyd();
+            eventually("policyd has looked", || {
+                let unenforced = node.get("/v1/status")["unenforced"].to_string();
+                Gate::open(&here(node)).ok()?;
+                unenforced.starts_with('[').then_some(())
+            });
+            // longer than adoption waits for a plugin that may be at work
+            thread::sleep(Duration::from_secs(5));
+            let gate = Gate::open(&here(node)).unwrap();
+            assert_eq!(gate.maps.registrations().unwrap(), []);
+            for each in shop.all() {
+                node.gate.verify(each.registration.ifindex).unwrap();
+            }
+            let limit = Duration::from_millis(300);
+            assert!(!shop.stranger.connects(API, limit) && !shop.api.connects(WEB, limit));
+            assert!(shop.web.connects(API, Duration::from_secs(5)));
+            let log = policyd.kill().join("\n");
+            assert!(log.contains("cannot take pods over") && log.contains("flows6"), "{log}");
+        });
+    }
+}
+
+/// After giving up in the middle: denials pass in both layouts before the first gate goes.
 #[test]
 fn uninstall_loses_no_packet_of_pods_that_are_behind_another_layouts_gates() {
     for mode in [AttachMode::Clsact, AttachMode::Tcx] {
