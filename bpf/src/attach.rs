@@ -63,6 +63,15 @@ pub enum Attached {
     Clsact,
 }
 
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
 /// The numbers of our filters, so that nobody else's is taken for ours: "pg" and the next. There are two so that
 /// a new filter can stand in front before the old one goes.
 const FILTER_HANDLES: [u32; 2] = [0x7067, 0x7068];
@@ -194,7 +203,7 @@ impl Gate {
             let fault = |e: libbpf_rs::Error| Error::Attach {
                 verb: "attach",
                 ifindex,
-                reason: format!("clsact {}: {}", hook.program, errno(&e)),
+                reason: format!("clsact {}: {}", hook.program, refusal(route, ifindex, hook, &e)),
             };
             let old = our_filters(route, ifindex, hook).map_err(|e| Error::Attach {
                 verb: "attach",
@@ -210,8 +219,25 @@ impl Gate {
                 new.detach().map_err(fault)?;
             }
             // A new filter goes to the front of its priority; one replaced in place would stay behind others.
-            new.attach().map_err(fault)?;
-            for handle in old.into_iter().filter(|old| *old != handle) {
+            match new.attach() {
+                // Another process gates the same interface at this moment (a pod that is adopted while its ADD is
+                // still under way): what it has attached must not be undone here.
+                Err(e) if errno(&e).raw_os_error() == Some(nix::libc::EEXIST) => {
+                    if our_filters(route, ifindex, hook).is_ok_and(|found| found.contains(&handle))
+                    {
+                        continue;
+                    }
+                    return Err(fault(e));
+                }
+                attached => drop(attached.map_err(fault)?),
+            }
+            let old: Vec<_> = old.into_iter().filter(|old| *old != handle).collect();
+            if !old.is_empty() {
+                // A packet that has passed the new filter's place just before it was there, and whose CPU was held
+                // up, must have met the old one before that goes: else it meets neither.
+                sys::wait_for_readers();
+            }
+            for handle in old {
                 self.filter(ifindex, hook, handle).detach().map_err(fault)?;
             }
         }
@@ -395,6 +421,23 @@ fn require_clsact(route: &Netlink, ifindex: u32, verb: &'static str) -> Result<(
              bandwidth; TCX does not need one)"
         ))),
     }
+}
+
+/// Why a filter cannot be attached. Before kernel 6.6 a priority belongs to one protocol: another's filter there makes
+/// the kernel answer EINVAL, which says nothing.
+fn refusal(route: &Netlink, ifindex: u32, hook: &Hook, error: &libbpf_rs::Error) -> String {
+    let error = errno(error);
+    let held = || {
+        let filters = filters::list(route, ifindex, hook.parent).unwrap_or_default();
+        filters.iter().any(|filter| filter.priority == FILTER_PRIORITY && !is_ours(filter))
+    };
+    if error.raw_os_error() == Some(nix::libc::EINVAL) && held() {
+        return format!(
+            "{error}: another's filter for another protocol holds priority {FILTER_PRIORITY}, ahead of which no gate can \
+             stand on this kernel (remove it, or move it to a later priority)"
+        );
+    }
+    error.to_string()
 }
 
 fn is_ours(filter: &Filter) -> bool {

@@ -2,7 +2,7 @@
 //! BPF side: byte layouts, pins, typed maps, loading, attaching, events. The only crate with `unsafe`.
 //!
 //! ```text
-//!   plugin  -- Gate::open_or_load, Maps::register, Gate::attach -->  pins under <bpfRoot>/v1
+//!   plugin  -- Gate::open_or_load, Maps::register, Gate::attach -->  pins under <bpfRoot>/v2
 //!   policyd -- Gate::open_or_load, Maps::{policies, peers, nets, ..}, Control::bump_epoch, Events -->  the same pins
 //! ```
 //!
@@ -14,6 +14,7 @@ pub mod clock;
 mod control;
 pub mod error;
 pub mod events;
+pub mod features;
 mod filters;
 pub mod gating;
 pub mod handover;
@@ -33,10 +34,12 @@ pub mod testrun;
 pub mod timelimit;
 pub mod trust;
 mod typed;
+mod verifier;
 
 pub use error::{Error, Result};
 pub use loader::Gate;
 pub use pins::PinRoot;
+pub use sys::ProgramSize;
 
 use std::os::fd::AsFd;
 

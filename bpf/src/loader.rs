@@ -17,7 +17,7 @@ use crate::pins::{FROM_POD, RootLock, TO_POD};
 use crate::sys::{ControlWord, SharedControl};
 use crate::trust::Kind;
 use crate::typed::errno;
-use crate::{Error, PinRoot, Result, sys, trust};
+use crate::{Error, PinRoot, Result, sys, trust, verifier};
 
 /// The compiled programs.
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/podgate.bpf.o"));
@@ -252,7 +252,10 @@ fn remove_pin(path: &Path) -> Result<()> {
 fn log_libbpf(level: PrintLevel, text: String) {
     let text = text.trim_end();
     match level {
-        PrintLevel::Warn => tracing::debug!(target: "libbpf", "{text}"),
+        PrintLevel::Warn => {
+            verifier::keep(text);
+            tracing::debug!(target: "libbpf", "{text}");
+        }
         PrintLevel::Info | PrintLevel::Debug => tracing::trace!(target: "libbpf", "{text}"),
     }
 }
@@ -290,7 +293,7 @@ fn load_object(root: &PinRoot, sizes: &Sizes, hands_over: bool) -> Result<Object
             constants[..4].copy_from_slice(&u32::from(hands_over).to_ne_bytes());
         }
     }
-    open.load().map_err(|e| Error::Load(load_failure(&e)))
+    open.load().map_err(|e| Error::Load(verifier::refusal(&errno(&e))))
 }
 
 /// What the maps must hold before the programs are pinned, which is what makes the load complete to the plugin.
@@ -324,16 +327,6 @@ fn mode_of_others(root: &PinRoot) -> Result<Option<Mode>> {
     let others = OtherLayout::all(root)?;
     let has_pods = |other: &&OtherLayout| other.interfaces().is_ok_and(|found| !found.is_empty());
     Ok(others.iter().rev().find(has_pods).and_then(|other| other.mode().ok()))
-}
-
-/// The cause, with what an operator can do about the usual ones.
-fn load_failure(error: &libbpf_rs::Error) -> String {
-    let hint = match errno(error).raw_os_error() {
-        Some(nix::libc::EPERM) => " (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or root)",
-        Some(nix::libc::EINVAL | nix::libc::EOPNOTSUPP) => " (needs kernel 5.12 or later with BTF)",
-        _ => "",
-    };
-    format!("{error:#}{hint}")
 }
 
 /// Holds every pinned map against the one that the programs were compiled with: maps of the same sizes may be

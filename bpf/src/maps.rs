@@ -17,7 +17,7 @@ pub use crate::registration::{PodRef, Registration};
 use crate::services::ServiceMaps;
 use crate::sys::SharedControl;
 use crate::typed::{PinnedMap, TypedMap, errno, write_error};
-use crate::{Error, PinRoot, Result};
+use crate::{Error, PinRoot, Result, sys};
 
 /// Most entries one endpoint's policy map may hold; it grows as needed, so the bound costs nothing.
 pub const POLICY_MAP_MAX: u32 = 1 << 20;
@@ -333,8 +333,7 @@ impl Maps {
     /// Puts policy maps in force, each atomically in place of its endpoint's earlier one. The batch waits
     /// for one RCU grace period (about 10 ms), however many there are; each waits for its own before kernel 5.19.
     pub fn install_policy_maps(&self, maps: &[(u32, &PolicyMap)]) -> Result<()> {
-        // Map-in-map has batches since kernel 5.19.
-        const ENOTSUPP: i32 = 524;
+        // features::Feature::NestedBatches
         match maps {
             [] => return Ok(()),
             [(ifindex, map)] => return self.install_policy_map(*ifindex, map),
@@ -350,7 +349,7 @@ impl Maps {
             policies.update_batch(&keys, &fds, maps.len() as u32, MapFlags::ANY, MapFlags::ANY);
         match done {
             Ok(()) => Ok(()),
-            Err(e) if errno(&e).raw_os_error() == Some(ENOTSUPP) => {
+            Err(e) if errno(&e).raw_os_error() == Some(sys::ENOTSUPP) => {
                 maps.iter().try_for_each(|(ifindex, map)| self.install_policy_map(*ifindex, map))
             }
             Err(e) => Err(write_error("policies", policies.max_entries(), &e)),

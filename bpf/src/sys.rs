@@ -17,6 +17,9 @@ pub(crate) const TCX_INGRESS: u32 = libbpf_sys::BPF_TCX_INGRESS;
 /// TC egress of a device, as TCX.
 pub(crate) const TCX_EGRESS: u32 = libbpf_sys::BPF_TCX_EGRESS;
 
+/// What a map without batches answers to one: a number of the kernel's own, which no libc knows.
+pub(crate) const ENOTSUPP: i32 = 524;
+
 /// libbpf's calls return a negative errno.
 fn check(ret: i32) -> io::Result<i32> {
     if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(ret) }
@@ -75,6 +78,20 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null())
     })
     .map(drop)
+}
+
+/// Returns when no packet is in the middle of a program, or of a list of filters, that it entered before the call: one
+/// RCU grace period, some milliseconds.
+pub(crate) fn wait_for_readers() {
+    /// Where the kernel does not wait on request (nohz_full): longer than any packet takes, unless its CPU is held up.
+    const INSTEAD: std::time::Duration = std::time::Duration::from_millis(100);
+    // SAFETY: the call takes two numbers and touches no memory of ours.
+    let done = unsafe {
+        nix::libc::syscall(nix::libc::SYS_membarrier, nix::libc::MEMBARRIER_CMD_GLOBAL, 0, 0)
+    };
+    if done != 0 {
+        std::thread::sleep(INSTEAD);
+    }
 }
 
 /// Cuts a link from its device, whoever else holds it open.
@@ -155,15 +172,72 @@ pub(crate) fn each_entry(
     }
 }
 
+/// A batch of no entries: whether a map takes batches, ENOTSUPP if it does not. (libbpf-rs divides by the count.)
+pub(crate) fn update_nothing(map: BorrowedFd<'_>) -> io::Result<()> {
+    let mut count = 0_u32;
+    let opts = libbpf_sys::bpf_map_batch_opts {
+        sz: size_of::<libbpf_sys::bpf_map_batch_opts>() as _,
+        ..Default::default()
+    };
+    // SAFETY: with a count of 0 neither keys nor values are read; the count and the options outlive the call.
+    check(unsafe {
+        libbpf_sys::bpf_map_update_batch(
+            map.as_raw_fd(),
+            std::ptr::null(),
+            std::ptr::null(),
+            &mut count,
+            &opts,
+        )
+    })
+    .map(drop)
+}
+
+/// Whether the kernel has TCX at all: a hook of the loopback device can be asked about.
+pub(crate) fn has_tcx() -> bool {
+    const LOOPBACK: i32 = 1;
+    let mut opts = libbpf_sys::bpf_prog_query_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_query_opts>() as _,
+        ..Default::default()
+    };
+    // SAFETY: opts is a whole structure of the size it names, without a buffer to write to.
+    check(unsafe { libbpf_sys::bpf_prog_query_opts(LOOPBACK, TCX_INGRESS, &mut opts) }).is_ok()
+}
+
+/// What the kernel says of a loaded program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramSize {
+    /// Instructions as loaded.
+    pub instructions: u32,
+    /// Bytes of machine code; 0 where programs are interpreted.
+    pub jited_bytes: u32,
+    /// Instructions that the verifier walked; 0 before kernel 5.16, which does not tell.
+    pub verified: u32,
+}
+
+/// The size of a program and of its verification.
+pub(crate) fn program_size(program: BorrowedFd<'_>) -> io::Result<ProgramSize> {
+    const INSTRUCTION: u32 = 8;
+    let info = program_info(program)?;
+    Ok(ProgramSize {
+        instructions: info.xlated_prog_len / INSTRUCTION,
+        jited_bytes: info.jited_prog_len,
+        verified: info.verified_insns,
+    })
+}
+
 /// The kernel's id of a program.
 pub(crate) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    program_info(program).map(|info| info.id)
+}
+
+fn program_info(program: BorrowedFd<'_>) -> io::Result<libbpf_sys::bpf_prog_info> {
     let mut info = libbpf_sys::bpf_prog_info::default();
     let mut length = size_of::<libbpf_sys::bpf_prog_info>() as u32;
     // SAFETY: info is a writable structure of `length` bytes.
     check(unsafe {
         libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &mut info, &mut length)
     })?;
-    Ok(info.id)
+    Ok(info)
 }
 
 /// Runs a TC program on a packet: its action, the average time in nanoseconds, the packet as it left it.

@@ -1,11 +1,11 @@
 //! BPF_PROG_TEST_RUN: one packet through one program, without a wire. For tests and measurements.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use crate::abi::Direction;
 use crate::pins::{FROM_POD, TO_POD};
-use crate::{Error, Gate, Result, sys};
+use crate::{Error, Gate, ProgramSize, Result, sys};
 
 /// What the program learns of the packet beside its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,14 @@ pub struct Outcome {
 }
 
 impl Gate {
+    /// What the kernel says of the loaded programs' sizes: (from_pod, to_pod).
+    pub fn program_sizes(&self) -> Result<(ProgramSize, ProgramSize)> {
+        let size = |program: &OwnedFd, name| {
+            sys::program_size(program.as_fd()).map_err(|e| Error::io("examine program", name, e))
+        };
+        Ok((size(&self.from_pod, FROM_POD)?, size(&self.to_pod, TO_POD)?))
+    }
+
     /// Sends `packet`, an Ethernet frame, `repeat` times through the program of `direction`. The kernel
     /// refuses frames whose IP header is cut short, and ones beyond about 3.7 kB.
     pub fn test_run(

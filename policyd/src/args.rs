@@ -9,6 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::loader::Sizes;
 
+use crate::check::Check;
 use crate::install::{Install, MountBpffs, Uninstall};
 use crate::sources::SourceSpec;
 use crate::sync::services::ServiceMode;
@@ -37,6 +38,12 @@ pub enum Command {
     /// force, and changes nothing until every source has been read once. When it stops, forwarding and the
     /// policies in force go on.
     Run(Run),
+    /// Say whether podgate works on this kernel, and what it lacks
+    ///
+    /// Loads and runs the programs, attaches them to a scratch interface in each way, and asks for every feature
+    /// that has a fallback. Changes nothing: all of it happens in namespaces that end with the process. Exit status 1
+    /// if podgate cannot run here.
+    Check(Check),
     /// Put podgate into the node's CNI configuration: the plugin's binary, and its entry in the conflist
     ///
     /// The entry goes to the end of the list that new pods get, by the rule of the node's runtime; a single plugin's

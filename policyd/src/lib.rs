@@ -13,6 +13,7 @@
 pub mod adopt;
 pub mod api;
 pub mod args;
+pub mod check;
 pub mod cni;
 pub mod ctl;
 pub mod daemon;

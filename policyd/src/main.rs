@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use podgate_bpf::error::chain;
 use policyd::args::{Cli, Command};
-use policyd::{daemon, install, logging};
+use policyd::{check, daemon, install, logging};
 
 /// Waits for blocking work (reading counters, attaching a gate) at the end.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
@@ -24,6 +24,10 @@ fn main() -> ExitCode {
 fn start() -> anyhow::Result<()> {
     let args = match Cli::parse().command {
         Command::Run(args) => args,
+        Command::Check(args) => {
+            logging::start(&args.log).context("read --log-level")?;
+            return Ok(check::check(&args)?);
+        }
         Command::Install(args) => {
             logging::start(&args.log).context("read --log-level")?;
             return Ok(install::install(args)?);

@@ -11,6 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use podgate_bpf::abi::Note;
+use podgate_bpf::features::Feature;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -194,6 +195,14 @@ impl Collector for AtScrape {
             "Entries that policyd wrote",
             "map",
             &[("peers", entries.peers), ("nets", entries.nets), ("policies", entries.rules)],
+        )?;
+        let missing = &self.shared.kernel.missing;
+        gauges(
+            &mut encoder,
+            "kernel_feature",
+            "Whether this kernel has what podgate can do without, see `policyd check`",
+            "feature",
+            &Feature::ALL.map(|feature| (feature.name(), usize::from(!missing.contains(&feature)))),
         )?;
         let services = view.services;
         gauges(

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use podgate_bpf::Gate;
+use podgate_bpf::features::Kernel;
 use podgate_bpf::maps::Registration;
 use podgate_policy::compile::{EndpointId, Table};
 use podgate_policy::engine::RuleNames;
@@ -29,6 +30,8 @@ pub struct Shared {
     pub node: String,
     /// What becomes of services.
     pub services: ServiceMode,
+    /// The running kernel, asked once.
+    pub kernel: Kernel,
     /// When policyd started.
     pub started: Instant,
     /// Where `policyd install` writes whether new pods get a gate.
@@ -130,6 +133,7 @@ impl Shared {
             index: RwLock::new(Index::of_node(&node)),
             node,
             services,
+            kernel: Kernel::probe(),
             started: Instant::now(),
             install_state,
             view: ArcSwap::default(),

@@ -19,7 +19,13 @@ const NAMED: usize = 100;
 
 pub(super) async fn list(State(api): State<Api>) -> Json<Vec<Endpoint>> {
     let view = api.shared.view();
-    Json(view.endpoints.values().map(describe).collect())
+    let shared = api.shared.clone();
+    // the gates are asked for in the kernel
+    let described = move || {
+        let describe = |endpoint| describe(&shared, endpoint);
+        view.endpoints.values().map(describe).collect()
+    };
+    Json(tokio::task::spawn_blocking(described).await.unwrap_or_default())
 }
 
 pub(super) async fn get(
@@ -39,7 +45,7 @@ pub(super) async fn get(
                 Some(table) => allowed(&shared, &view, endpoint, table, &members)?,
                 None => Vec::new(),
             };
-            Ok(EndpointDetail { endpoint: describe(endpoint), allowed })
+            Ok(EndpointDetail { endpoint: describe(&shared, endpoint), allowed })
         });
         details.collect::<podgate_bpf::Result<Vec<_>>>()
     });
@@ -53,7 +59,7 @@ pub(super) async fn get(
     }
 }
 
-fn describe(endpoint: &EndpointView) -> Endpoint {
+fn describe(shared: &Shared, endpoint: &EndpointView) -> Endpoint {
     let table = endpoint.table.as_deref();
     let registration = &endpoint.registration;
     let pod = registration.pod.as_ref();
@@ -68,6 +74,10 @@ fn describe(endpoint: &EndpointView) -> Endpoint {
         uid: pod.map(|pod| pod.uid.clone()).unwrap_or_default(),
         ifindex: registration.ifindex,
         host_interface: registration.host_interface.clone(),
+        gate: shared
+            .gate
+            .verify(registration.ifindex)
+            .map_or_else(|_| String::new(), |attached| attached.to_string()),
         interface: registration.interface.clone(),
         container_id: registration.container_id.clone(),
         addresses: registration.addresses.clone(),

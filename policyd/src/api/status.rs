@@ -5,11 +5,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use podgate_bpf::abi::Mode;
+use podgate_bpf::features::Feature;
 
 use super::Api;
 use super::types::{
-    EndpointCounts, Enforcement, KindCount, MapCounts, ObjectCounts, ServiceCounts, SourceStatus,
-    Status, UnenforcedPod, WatchStatus,
+    EndpointCounts, Enforcement, KernelLack, KindCount, MapCounts, ObjectCounts, ServiceCounts,
+    SourceStatus, Status, UnenforcedPod, WatchStatus,
 };
 use crate::install::new_pods;
 use crate::sources::SourceState;
@@ -24,6 +25,16 @@ impl From<Mode> for Enforcement {
             Mode::Enforce => Self::Enforce,
             Mode::Audit => Self::Audit,
             Mode::Off => Self::Off,
+        }
+    }
+}
+
+impl From<Feature> for KernelLack {
+    fn from(feature: Feature) -> Self {
+        Self {
+            feature: feature.name().to_owned(),
+            since: feature.since().to_owned(),
+            consequence: feature.without().to_owned(),
         }
     }
 }
@@ -115,6 +126,8 @@ pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
     Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: api.shared.node.clone(),
+        kernel: api.shared.kernel.release.clone(),
+        kernel_lacks: api.shared.kernel.missing.iter().copied().map(KernelLack::from).collect(),
         ready,
         problems: view.problems(),
         pending,

@@ -48,6 +48,12 @@ pub struct Status {
     pub version: String,
     /// This node's name.
     pub node: String,
+    /// The kernel's release, as `uname -r` says it.
+    #[serde(default)]
+    pub kernel: String,
+    /// What this kernel lacks, and what podgate does instead.
+    #[serde(default)]
+    pub kernel_lacks: Vec<KernelLack>,
     /// Whether every source has been read once, the result is in force, and each pod that ran before is gated or it is known
     /// why not.
     pub ready: bool,
@@ -160,6 +166,17 @@ pub struct EndpointCounts {
     pub ungated: usize,
 }
 
+/// Something that the kernel lacks and podgate does without.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelLack {
+    /// Its name, a label of the metric `podgate_kernel_feature` too.
+    pub feature: String,
+    /// The first release of Linux that has it.
+    pub since: String,
+    /// What is different without it.
+    pub consequence: String,
+}
+
 /// Objects known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectCounts {
@@ -227,6 +244,9 @@ pub struct Endpoint {
     pub ifindex: u32,
     /// Name of the host veth.
     pub host_interface: String,
+    /// How its gate is attached: `clsact` or `tcx`; empty if it is not, or not as it should be, see `podgatectl status`.
+    #[serde(default)]
+    pub gate: String,
     /// Its name inside the pod.
     pub interface: String,
     /// The sandbox.

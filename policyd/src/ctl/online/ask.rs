@@ -10,8 +10,8 @@ use podgate_policy::explain::Verdict;
 
 use super::client::{Client, Server, decode};
 use crate::api::types::{
-    Endpoint, EndpointDetail, EndpointState, Enforcement, Explanation, Isolation, PeerSet,
-    SourceStatus, Status,
+    Endpoint, EndpointDetail, EndpointState, Enforcement, Explanation, Isolation, KernelLack,
+    PeerSet, SourceStatus, Status,
 };
 use crate::ctl::cli::Explain;
 use crate::ctl::{End, Ended, Failure, Format, Printer};
@@ -53,7 +53,7 @@ fn describe(printer: &Printer, status: &Status) -> String {
          services     {} addresses and ports translated to {} endpoints, {} degraded\n\
          maps         {} addresses, {} prefixes, {} rules\n\
          commits      {} (epoch {}), the last took {:.1} ms\n\
-         up           {} s\n\
+         up           {} s, on kernel {}\n\
          sources      ",
         endpoints.enforced,
         endpoints.pending,
@@ -73,6 +73,7 @@ fn describe(printer: &Printer, status: &Status) -> String {
         status.epoch,
         status.last_commit * 1e3,
         status.uptime,
+        status.kernel,
     );
     let sources = status.sources.iter().map(|source| {
         let state = if source.synced { "synced" } else { "not read yet" };
@@ -84,6 +85,10 @@ fn describe(printer: &Printer, status: &Status) -> String {
     }
     for file in status.sources.iter().flat_map(|source| &source.skipped) {
         let _ = write!(text, "\npassed over: {file}");
+    }
+    for lack in &status.kernel_lacks {
+        let KernelLack { feature, since, consequence } = lack;
+        let _ = write!(text, "\nthis kernel lacks {feature} (Linux {since}): {consequence}");
     }
     for each in &status.unenforced_kinds {
         let _ = write!(text, "\nnot enforced: {}", unenforced::describe(&each.kind, each.objects));
@@ -131,8 +136,16 @@ pub(in crate::ctl) fn endpoints(
         printer.print(&json(&endpoints)?)?;
         return Ok(Ended::Fine);
     }
-    let mut table =
-        printer.listing(&["POD", "STATE", "INGRESS", "EGRESS", "RULES", "ADDRESSES", "INTERFACE"]);
+    let mut table = printer.listing(&[
+        "POD",
+        "STATE",
+        "INGRESS",
+        "EGRESS",
+        "RULES",
+        "ADDRESSES",
+        "INTERFACE",
+        "GATE",
+    ]);
     for endpoint in &endpoints {
         let addresses = endpoint.addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
         table.add_row(vec![
@@ -143,6 +156,7 @@ pub(in crate::ctl) fn endpoints(
             Cell::new(endpoint.rules),
             Cell::new(addresses.join(",")),
             Cell::new(&endpoint.host_interface),
+            Cell::new(if endpoint.gate.is_empty() { "missing" } else { &endpoint.gate }),
         ]);
     }
     let mut text = table.to_string();
