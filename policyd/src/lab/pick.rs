@@ -67,7 +67,7 @@ impl Seen {
             }
             Outcome::Answered(Some(name)) => drop(self.names.insert(name)),
             Outcome::Answered(None) => self.nameless = true,
-            Outcome::Silent => self.silence = true,
+            Outcome::Silent | Outcome::Unanswered => self.silence = true,
             Outcome::Unroutable(reason) => {
                 return Err(Error::Layout(format!(
                     "send a packet from {} to the service at {}: {reason}",

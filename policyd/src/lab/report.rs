@@ -45,6 +45,8 @@ pub(crate) fn tell(
     findings: &Findings,
 ) -> io::Result<Told> {
     let mut disputes = Vec::new();
+    // of those, the ones whose packet arrived
+    let mut slow = 0;
     let mut outcomes = findings.outcomes.iter();
     let mut real = |probe: &Probe, judged: &Judged| {
         let found = outcomes.next().map_or(&[][..], Vec::as_slice);
@@ -52,6 +54,7 @@ pub(crate) fn tell(
         let before = disputes.len();
         for (way, outcome) in judged.ways.iter().zip(found) {
             if verdict(outcome) != way.answer.verdict {
+                slow += usize::from(*outcome == Outcome::Unanswered);
                 disputes.push(dispute(probe, way, outcome));
             }
         }
@@ -105,7 +108,7 @@ pub(crate) fn tell(
     if printer.format == Format::Table {
         printer.print(&sum(world, findings))?;
     }
-    Ok(Told { as_expected, disagreement: disagreement(&disputes) })
+    Ok(Told { as_expected, disagreement: disagreement(&disputes, slow) })
 }
 
 /// The answer that the packets gave, with the reasons of the tables.
@@ -129,30 +132,41 @@ fn really(judged: &Judged, outcomes: &[Outcome]) -> (Answer, bool) {
 fn verdict(outcome: &Outcome) -> Verdict {
     match outcome {
         Outcome::Answered(_) => Verdict::Allow,
-        Outcome::Silent | Outcome::Unroutable(_) => Verdict::Deny,
+        Outcome::Silent | Outcome::Unanswered | Outcome::Unroutable(_) => Verdict::Deny,
     }
 }
 
 fn dispute(probe: &Probe, way: &Way, outcome: &Outcome) -> String {
+    let met = match outcome {
+        Outcome::Unanswered => {
+            "arrived, and its answer did not come back in time (is the machine short of CPU?)"
+        }
+        Outcome::Answered(_) => "met allow",
+        Outcome::Silent | Outcome::Unroutable(_) => "met deny",
+    };
     format!(
-        "{} -> {} on {} ({} -> {}{}): the packet met {}, the tables say {} ({})",
+        "{} -> {} on {} ({} -> {}{}): the packet {met}, the tables say {} ({})",
         probe.src,
         probe.dst,
         probe.wire,
         way.source,
         way.through.map(|frontend| format!("{frontend} -> ")).unwrap_or_default(),
         way.endpoint(),
-        name_of(verdict(outcome)),
         name_of(way.answer.verdict),
         way.answer.why
     )
 }
 
-fn disagreement(disputes: &[String]) -> Option<String> {
+fn disagreement(disputes: &[String], slow: usize) -> Option<String> {
     if disputes.is_empty() {
         return None;
     }
-    let mut text = format!("datapath and compiler disagree on {} packets", disputes.len());
+    let mut text = match disputes.len() - slow {
+        0 => format!(
+            "the machine is too slow to tell: {slow} packets arrived and got no answer in time"
+        ),
+        real => format!("datapath and compiler disagree on {real} packets"),
+    };
     for dispute in disputes.iter().take(LISTED) {
         text += &format!("\n  {dispute}");
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -22,8 +23,8 @@ use crate::ctl::{
     Failure, Format, Judged, Matrix, Printer, Probe, Spot, Way, Wire, World, judge_all, read_probes,
 };
 
-/// Packets in flight.
-const AT_ONCE: usize = 128;
+/// Questions in flight for each CPU; more would wait for each other longer than for an answer.
+const AT_ONCE: usize = 32;
 /// Pods up to which a matrix is drawn beside probes without being asked for.
 const SMALL: usize = 30;
 /// From here on a terminal is told how far it is.
@@ -183,7 +184,7 @@ impl<'a> Lab<'a> {
 
     /// Sends everything; for each question the outcome of each of its ways, in order.
     async fn send(&self, built: &Built) -> Result<Vec<Vec<Outcome>>> {
-        let mut answerers = Answerers::default();
+        let mut answerers = Answerers::start()?;
         let mut asked = Vec::new();
         for (question, judged) in self.questions().enumerate() {
             for way in &judged.ways {
@@ -205,10 +206,16 @@ impl<'a> Lab<'a> {
         let mut outcomes = self.questions().map(|_| Vec::new()).collect::<Vec<_>>();
         let (total, began) = (asked.len(), Instant::now());
         let progress = io::stderr().is_terminal();
-        let mut answers = stream::iter(&asked).map(|one| self.ask(one)).buffered(AT_ONCE);
-        let mut done = 0;
+        let at_once = AT_ONCE * thread::available_parallelism().map_or(1, usize::from);
+        let mut answers = stream::iter(&asked).map(|one| self.ask(one)).buffered(at_once);
+        let (mut done, mut unanswered) = (0, Vec::new());
         while let Some(answer) = answers.next().await {
             let (question, of) = answer?;
+            if let Some(one) = asked.get(done)
+                && one.ways.iter().zip(&of).any(|(way, outcome)| is_missing(way, outcome))
+            {
+                unanswered.push((one, outcomes[question].len()));
+            }
             outcomes[question].extend(of);
             done += 1;
             if progress && began.elapsed() > LONG && (done % 16 == 0 || done == total) {
@@ -218,12 +225,45 @@ impl<'a> Lab<'a> {
                 }
             }
         }
+        for (one, at) in unanswered {
+            let again = self.ask_alone(one, &answerers).await?;
+            let stays = again.iter().any(|outcome| *outcome == Outcome::Silent);
+            outcomes[one.question][at..at + again.len()].clone_from_slice(&again);
+            // a gate that really drops them: the others would only take their time to say the same
+            if stays {
+                break;
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Asks once more what got no answer while many were asking: on a machine that is short of CPU that says nothing
+    /// about gates.
+    async fn ask_alone(&self, asked: &Asked<'_>, answerers: &Answerers) -> Result<Vec<Outcome>> {
+        let mut outcomes = match asked.ways {
+            [way] if way.through.is_none() => {
+                vec![self.ask_one(way, &asked.shot, Patience::Alone).await?]
+            }
+            ways => self.ask_service(ways, &asked.shot).await?,
+        };
+        for (way, outcome) in asked.ways.iter().zip(&mut outcomes) {
+            let arrived = || answerers.heard(way.source, way.destination, way.transport);
+            if is_missing(way, outcome) && arrived() {
+                *outcome = Outcome::Unanswered;
+            }
+        }
         Ok(outcomes)
     }
 
     async fn ask(&self, asked: &Asked<'_>) -> Result<(usize, Vec<Outcome>)> {
         let outcomes = match asked.ways {
-            [way] if way.through.is_none() => vec![self.ask_one(way, &asked.shot).await?],
+            [way] if way.through.is_none() => {
+                let patience = match way.answer.verdict {
+                    Verdict::Allow => Patience::Answer,
+                    Verdict::Deny => Patience::Silence,
+                };
+                vec![self.ask_one(way, &asked.shot, patience).await?]
+            }
             ways => self.ask_service(ways, &asked.shot).await?,
         };
         Ok((asked.question, outcomes))
@@ -237,11 +277,7 @@ impl<'a> Lab<'a> {
         sample(shot, &targets, balance.is_some_and(|balance| balance.affinity.is_some())).await
     }
 
-    async fn ask_one(&self, way: &Way, shot: &Shot) -> Result<Outcome> {
-        let patience = match way.answer.verdict {
-            Verdict::Allow => Patience::Answer,
-            Verdict::Deny => Patience::Silence,
-        };
+    async fn ask_one(&self, way: &Way, shot: &Shot, patience: Patience) -> Result<Outcome> {
         let outcome = ask(shot, patience).await?;
         let expected = self.name(way.to);
         match &outcome {
@@ -253,7 +289,7 @@ impl<'a> Lab<'a> {
                 "send a packet from {} to {}: {reason}",
                 shot.from, shot.to
             ))),
-            Outcome::Answered(_) | Outcome::Silent => Ok(outcome),
+            Outcome::Answered(_) | Outcome::Silent | Outcome::Unanswered => Ok(outcome),
         }
     }
 
@@ -265,4 +301,9 @@ impl<'a> Lab<'a> {
             Spot::Outside => "the outside".into(),
         }
     }
+}
+
+/// Whether an answer that the tables allow did not come.
+fn is_missing(way: &Way, outcome: &Outcome) -> bool {
+    way.answer.verdict == Verdict::Allow && *outcome == Outcome::Silent
 }

@@ -66,6 +66,8 @@ pub enum Outcome {
     Answered(Option<String>),
     /// Nothing came back.
     Silent,
+    /// Nothing came back, but the question has arrived: not a gate on its way, its answer is missing.
+    Unanswered,
     /// The network itself refused to carry it, which no gate does: a fault of the lab.
     Unroutable(String),
 }
@@ -75,6 +77,8 @@ pub enum Outcome {
 pub enum Patience {
     /// An answer is expected: a packet lost on a busy machine is no verdict, so ask again for a while.
     Answer,
+    /// An answer is expected and did not come while many were asking: now asked alone, for longer.
+    Alone,
     /// Silence is expected: one try.
     Silence,
 }
@@ -90,6 +94,7 @@ impl Patience {
     fn total(self) -> Duration {
         match self {
             Self::Answer => 5 * TRY,
+            Self::Alone => 20 * TRY,
             Self::Silence => TRY,
         }
     }

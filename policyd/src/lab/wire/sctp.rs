@@ -55,13 +55,14 @@ pub(super) async fn ask(shot: &Shot, port: u16) -> Result<Outcome> {
     }
 }
 
-/// Answers every INIT that reaches `address`, whatever its port.
-pub(super) async fn answer(socket: UdpSocket, address: IpAddr) {
+/// Answers every INIT that reaches `address`, whatever its port; `note` is called with its source and that port.
+pub(super) async fn answer(socket: UdpSocket, address: IpAddr, note: impl Fn(IpAddr, u16)) {
     let mut buffer = [0; 2048];
     loop {
         // an error here is about an earlier answer of ours (unreachable), not about the socket
         let Ok((length, peer)) = socket.recv_from(&mut buffer).await else { continue };
         let Some((from, to, INIT)) = parse(&buffer[..length], address) else { continue };
+        note(peer.ip(), to);
         let reply = build(to, from, TAG, INIT_ACK);
         // the kernel wants no port on a raw socket's destination
         let _ = socket.send_to(&reply, SocketAddr::new(peer.ip(), 0)).await;
