@@ -17,7 +17,7 @@ BIN_DIR := $(TARGET_DIR)/$(TRIPLE)/release
 STATIC_LIBS := /usr/lib/$(shell uname -m)-linux-gnu
 STATIC := LIBBPF_SYS_LIBRARY_PATH=$(STATIC_LIBS) RUSTFLAGS="-C target-feature=+crt-static"
 BPF_SOURCES := $(wildcard bpf/c/*.c bpf/c/*.h)
-SCRIPTS := $(wildcard scripts/*.sh) .ci/run
+SCRIPTS := $(wildcard scripts/*.sh tests/vm/*.sh tests/vm/guest/*) .ci/run
 export PODGATE_BIN_DIR := $(abspath $(BIN_DIR))
 
 .PHONY: help
@@ -26,10 +26,10 @@ help: ## this list
 
 .PHONY: setup
 setup: ## install what any target here needs (the targets do it for themselves)
-	@scripts/setup.sh build demo test lint
+	@scripts/setup.sh build demo test lint vm
 
-.PHONY: setup-build setup-demo setup-test setup-lint
-setup-build setup-demo setup-test setup-lint: setup-%:
+.PHONY: setup-build setup-demo setup-test setup-lint setup-vm
+setup-build setup-demo setup-test setup-lint setup-vm: setup-%:
 	@scripts/setup.sh build $*
 
 .PHONY: build
@@ -56,12 +56,14 @@ deploy-lint: setup-test ## render deploy/ with the real helm and kustomize and c
 demo: setup-demo ## the example worlds: real packets between real namespaces, who reaches whom and why (root)
 	@scripts/preflight.sh
 	@$(MAKE) build
+	@scripts/preflight.sh programs $(BIN_DIR)/policyd
 	@scripts/demo.sh $(BIN_DIR) $(WORLD)
 
 .PHONY: test
 test: setup-test ## all tiers: unit, kernel, runtime and cluster (root)
 	@scripts/preflight.sh runtime
 	@$(MAKE) build
+	@scripts/preflight.sh programs $(BIN_DIR)/policyd
 	@scripts/test.sh unit kernel runtime cluster
 
 .PHONY: test-unit
@@ -72,6 +74,7 @@ test-unit: setup-test ## the tier that needs nothing
 test-kernel: setup-test ## the programs in this kernel, packets between namespaces (root)
 	@scripts/preflight.sh
 	@$(MAKE) build
+	@scripts/preflight.sh programs $(BIN_DIR)/policyd
 	@scripts/test.sh kernel
 
 .PHONY: test-runtime
@@ -85,6 +88,15 @@ test-cluster: setup-test ## a real Kubernetes on this machine: policies by kubec
 	@scripts/preflight.sh runtime
 	@$(MAKE) build
 	@scripts/test.sh cluster
+
+# the form that CI runs, of 5.10 and 6.1: make test-vm VM=short; other kernels: make test-vm KERNELS="6.12 newest"
+VM ?= long
+KERNELS ?=
+
+.PHONY: test-vm
+test-vm: setup-test setup-vm ## podgate on other kernels, booted under software emulation: 5.10 to the newest
+	@$(MAKE) build
+	@scripts/test-vm.sh $(VM) $(BIN_DIR) $(KERNELS)
 
 .PHONY: lint
 lint: setup-lint ## rustfmt, clippy, clang-format, shellcheck, cargo deny: nothing is changed

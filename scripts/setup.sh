@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a set of targets needs and the machine lacks; says first what that will be.
-# Usage: scripts/setup.sh build|demo|test|lint ...     A second run finds everything and is quick.
+# Usage: scripts/setup.sh build|demo|test|lint|vm ...     A second run finds everything and is quick.
 set -euo pipefail
 
 fail() {
@@ -39,6 +39,13 @@ test ping iputils-ping
 test iptables-restore iptables
 test nft nftables
 test conntrack conntrack
+vm qemu-system-x86_64 qemu-system-x86
+vm mke2fs e2fsprogs
+vm debugfs e2fsprogs
+vm depmod kmod
+vm xz xz-utils
+vm zstd zstd
+vm objcopy binutils
 lint clang-format clang-format
 lint shellcheck shellcheck
 '
