@@ -226,6 +226,7 @@ fn policyd_takes_every_command_line() -> Result<()> {
                 .with_context(|| format!("{rendering}: {}", container["name"]))?;
             verbs.push(match cli.command {
                 Verb::Run(_) => "run",
+                Verb::Check(_) => "check",
                 Verb::Install(_) => "install",
                 Verb::Uninstall(_) => "uninstall",
                 Verb::MountBpffs(_) => "mount-bpffs",
