@@ -77,6 +77,11 @@ test-kernel: setup-test ## the programs in this kernel, packets between namespac
 	@scripts/preflight.sh programs $(BIN_DIR)/policyd
 	@scripts/test.sh kernel
 
+.PHONY: test-fuzz
+test-fuzz: setup-test ## the programs against random and damaged frames: PODGATE_FUZZ_SECONDS=3600 make test-fuzz (root)
+	@scripts/preflight.sh
+	@$(ROOT_CARGO) test --workspace --test kernel_fuzz -- --nocapture
+
 .PHONY: test-runtime
 test-runtime: setup-test ## pods made by containerd with the chain installed (root)
 	@scripts/preflight.sh runtime

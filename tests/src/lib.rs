@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod compiling;
+pub mod fuzz;
 pub mod go;
 pub mod kernel;
 pub mod mutator;

@@ -46,7 +46,7 @@ impl fmt::Debug for World {
 }
 
 /// Which of a pod's two gates a packet meets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Gate {
     /// The packet goes to the pod.
     Ingress,

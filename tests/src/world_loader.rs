@@ -47,9 +47,14 @@ struct Here {
 impl Loader {
     /// Empty maps, and an interface for each pod that a world may have.
     pub fn new() -> Self {
+        Self::of_sizes(&Sizes::default())
+    }
+
+    /// The same, with maps of these sizes.
+    pub fn of_sizes(sizes: &Sizes) -> Self {
         let root = PinRoot::new(sandbox::pin_dir());
-        let gate = Gate::open_or_load(&root, &Sizes::default())
-            .unwrap_or_else(|e| panic!("load the programs: {e}"));
+        let gate =
+            Gate::open_or_load(&root, sizes).unwrap_or_else(|e| panic!("load the programs: {e}"));
         let gate = Arc::new(gate);
         let adopted = Kernel::adopt(gate.clone()).unwrap_or_else(|e| panic!("read the maps: {e}"));
         let veth = |_| Veth::new().unwrap_or_else(|e| panic!("make a veth: {e}"));
@@ -68,6 +73,11 @@ impl Loader {
     /// The programs and maps.
     pub fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// Where the maps are pinned.
+    pub fn root(&self) -> &PinRoot {
+        &self.root
     }
 
     /// The number of a pod's interface.

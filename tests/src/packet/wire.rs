@@ -271,6 +271,12 @@ impl Ip {
         self
     }
 
+    /// IPv6: appends an extension header of these bytes, the first of which is overwritten with the next header's number.
+    pub fn extension_of(mut self, number: u8, bytes: &[u8]) -> Self {
+        self.extensions.push((number, bytes.to_vec()));
+        self
+    }
+
     /// IPv6: appends a routing header (type 0) that names one more address and has `left` segments to go.
     pub fn routing(mut self, left: u8) -> Self {
         let mut header = vec![0; 24];

@@ -1,0 +1,167 @@
+//! Frames through the real programs, and what holds of every one of them whatever policy says.
+
+use libbpf_rs::{MapCore, MapHandle};
+use podgate_bpf::abi::{Counter, Direction, Reason};
+use podgate_bpf::maps::Counters;
+use podgate_bpf::testrun::Context;
+use podgate_bpf::{Gate, PinRoot};
+use podgate_tests::fuzz::judge::{Expected, Judge, Pod, Policy, Rules};
+use podgate_tests::fuzz::{Shot, Via};
+use podgate_tests::kernel::{DROP, NEXT, REDIRECT, UPLINK};
+
+/// Maps in which packets leave something for later ones.
+pub(crate) const STATE: [&str; 3] = ["flows4", "flows6", "frags"];
+
+/// One pod's gate, and the maps that its packets write.
+pub(crate) struct Target<'a> {
+    pub(crate) gate: &'a Gate,
+    pub(crate) ifindex: u32,
+    pub(crate) state: &'a [MapHandle],
+    /// Packets to or from these addresses are translated.
+    pub(crate) translates: bool,
+}
+
+/// The maps of packets' state.
+pub(crate) fn state(root: &PinRoot) -> Vec<MapHandle> {
+    STATE.map(|name| MapHandle::from_pinned_path(root.path(name)).unwrap()).into()
+}
+
+/// What went wrong, and with which of a sequence's frames.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) at: usize,
+    /// The same for the same kind of failure.
+    pub(crate) kind: String,
+    /// More about this one.
+    pub(crate) detail: String,
+}
+
+/// How many frames met what.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) sequences: u64,
+    pub(crate) frames: u64,
+    pub(crate) must_pass: u64,
+    pub(crate) must_drop: u64,
+    pub(crate) open: u64,
+    /// That the kernel does not make packets of.
+    pub(crate) refused: u64,
+}
+
+impl Target<'_> {
+    /// Plays a sequence at a gate that has seen nothing yet.
+    pub(crate) fn play<P: Policy>(
+        &self,
+        pod: &Pod,
+        policy: &P,
+        shots: &[Shot],
+        tally: &mut Tally,
+    ) -> Result<(), Failure> {
+        self.forget();
+        tally.sequences += 1;
+        let mut judge = Judge::new(pod, policy, Rules::LANDED);
+        let mut before = self.counters();
+        let mut flows = 0;
+        for (at, shot) in shots.iter().enumerate() {
+            let failure = |kind: String, detail: String| Failure { at, kind, detail };
+            let context =
+                Context { ifindex: self.ifindex, ingress_ifindex: self.ingress_ifindex(shot.via) };
+            let Ok(met) = self.gate.test_run(shot.direction, context, &shot.frame, 1) else {
+                tally.refused += 1;
+                continue;
+            };
+            tally.frames += 1;
+            let after = self.counters();
+            let passed = match met.action {
+                NEXT => true,
+                DROP => false,
+                REDIRECT if self.translates => true,
+                other => return Err(failure(format!("action {other}"), String::new())),
+            };
+            let length = shot.frame.len() as u64;
+            if let Some(wrong) = miscounted(&before, &after, shot.direction, passed, length) {
+                return Err(failure("not counted once as what it met".into(), wrong));
+            }
+            before = after;
+            if passed && !self.translates && met.packet != shot.frame {
+                let left = podgate_tests::kernel::hex(&met.packet);
+                return Err(failure("changed, and not translated".into(), left));
+            }
+            let expected = judge.expects(shot);
+            let direction = shot.direction.name();
+            match expected {
+                Expected::Pass(why) if !passed => {
+                    return Err(failure(format!("{direction}: dropped: {why}"), String::new()));
+                }
+                Expected::Drop(why) if passed => {
+                    return Err(failure(format!("{direction}: passed: {why}"), String::new()));
+                }
+                Expected::Pass(_) => tally.must_pass += 1,
+                Expected::Drop(_) => tally.must_drop += 1,
+                Expected::Open => tally.open += 1,
+            }
+            let remembered = self.flows();
+            if !passed && remembered > flows {
+                return Err(failure(
+                    format!("{direction}: a denied frame left a flow"),
+                    String::new(),
+                ));
+            }
+            flows = remembered;
+            judge.learn(shot, passed);
+        }
+        Ok(())
+    }
+
+    fn ingress_ifindex(&self, via: Via) -> u32 {
+        match via {
+            Via::Uplink => UPLINK,
+            Via::Nothing => 0,
+            Via::Pod => self.ifindex,
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        self.gate.maps.counters().unwrap()
+    }
+
+    fn flows(&self) -> usize {
+        self.state[..2].iter().map(|map| map.keys().count()).sum()
+    }
+
+    fn forget(&self) {
+        for map in self.state {
+            for key in map.keys().collect::<Vec<_>>() {
+                map.delete(&key).unwrap();
+            }
+        }
+    }
+}
+
+/// What is wrong with the counters after one frame, if anything is.
+fn miscounted(
+    before: &Counters,
+    after: &Counters,
+    direction: Direction,
+    passed: bool,
+    length: u64,
+) -> Option<String> {
+    let mut rose = Vec::new();
+    for &way in Direction::ALL {
+        for &reason in Reason::ALL {
+            let (old, new) = (before.get(way, reason), after.get(way, reason));
+            if old != new {
+                let (packets, bytes) = (new.packets - old.packets, new.bytes - old.bytes);
+                rose.push((way, reason, Counter { packets, bytes }));
+            }
+        }
+    }
+    let once = Counter { packets: 1, bytes: length };
+    let right = match rose.as_slice() {
+        [(way, reason, counter)] => {
+            *way == direction && reason.is_denial() != passed && *counter == once
+        }
+        _ => false,
+    };
+    (!right).then(|| format!("passed: {passed}, counted: {rose:?}"))
+}
