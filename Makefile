@@ -82,6 +82,12 @@ test-fuzz: setup-test ## the programs against random and damaged frames: PODGATE
 	@scripts/preflight.sh
 	@$(ROOT_CARGO) test --workspace --test kernel_fuzz -- --nocapture
 
+.PHONY: test-flood
+test-flood: setup-test ## live traffic while policyd is killed and all changes: PODGATE_FLOOD_SECONDS=3600 make test-flood (root)
+	@scripts/preflight.sh
+	@$(MAKE) build
+	@$(ROOT_CARGO) test --workspace --test kernel_flood -- --nocapture
+
 .PHONY: test-runtime
 test-runtime: setup-test ## pods made by containerd with the chain installed (root)
 	@scripts/preflight.sh runtime
