@@ -259,7 +259,8 @@ impl<'a, P: Policy> Judge<'a, P> {
 
     /// Whether there is a flow with this peer, of which the fragment may be.
     fn may_know(&self, peer: IpAddr) -> bool {
-        self.flows.keys().any(|flow| flow.peer.0 == peer)
+        let by_index = self.pod.nodes.contains(&peer) && !self.rules.own_node_by_socket;
+        by_index || self.flows.keys().any(|flow| flow.peer.0 == peer)
     }
 
     /// The flow that an ICMP error quotes.

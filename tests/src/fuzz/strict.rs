@@ -179,10 +179,10 @@ fn v4(packet: &[u8], quoted: bool) -> Option<Ip> {
     // a length of 0 is what a BIG TCP packet has, which only the frame can tell
     let length = if claimed == 0 { packet.len() } else { claimed };
     let header = words * 4;
-    if packet[0] >> 4 != 4 || words < 5 || length < header || packet.len() < header {
+    if packet[0] >> 4 != 4 || words < 5 || length < header {
         return Some(ip);
     }
-    ip.payload = packet[header..length.min(packet.len())].to_vec();
+    ip.payload = packet.get(header..length.min(packet.len())).unwrap_or_default().to_vec();
     let sound = length == packet.len()
         && claimed != 0
         && sum(&[&packet[..header]]) == 0xffff
