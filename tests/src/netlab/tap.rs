@@ -45,11 +45,16 @@ impl Tap {
     /// Sends a whole frame, Ethernet header first.
     #[track_caller]
     pub fn send(&self, frame: &[u8]) {
-        let sent = sendto(self.socket.as_raw_fd(), frame, &self.link, MsgFlags::empty());
-        match sent {
+        match self.offer(frame) {
             Ok(length) => assert_eq!(length, frame.len(), "a frame is sent whole"),
             Err(e) => panic!("send a frame of {} bytes: {e}", frame.len()),
         }
+    }
+
+    /// The same, if the kernel takes it. A frame that a program on the way out of this very interface drops is
+    /// `ENOBUFS`.
+    pub fn offer(&self, frame: &[u8]) -> nix::Result<usize> {
+        sendto(self.socket.as_raw_fd(), frame, &self.link, MsgFlags::empty())
     }
 
     /// The next frame, if one comes before the deadline.

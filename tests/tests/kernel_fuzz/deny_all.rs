@@ -11,7 +11,7 @@ use podgate_tests::fuzz::{Scene, Shot, seed, sequences};
 use podgate_tests::kernel::{Lab, NODE, NODE6, PEER, PEER6, POD, POD6, Service, World};
 use podgate_tests::packet::addr;
 
-use crate::gate::{Failure, STATE, Tally, Target};
+use crate::gate::{Failure, STATE, Tally, Target, TestRun};
 use crate::report::Report;
 
 /// The pod's second address of each family, where it has one.
@@ -47,8 +47,8 @@ impl Case {
     pub(crate) fn play(&self, shots: &[Shot], tally: &mut Tally) -> Result<(), Failure> {
         let target = Target {
             gate: self.lab.gate(),
-            ifindex: self.lab.ifindex,
             state: &self.state,
+            fire: &TestRun { gate: self.lab.gate(), ifindex: self.lab.ifindex },
             translates: self.translates,
         };
         target.play(&self.pod, &DenyAll, shots, tally)

@@ -5,7 +5,7 @@
 //! makes the frames of an earlier run again. What fails is printed as lines for `corpus.txt`, made as small as it
 //! gets, and belongs there once it is mended.
 //!
-//! Linear packets only: this kernel's `BPF_PROG_TEST_RUN` makes no others (`kernel_raw` sends some on real links).
+//! `BPF_PROG_TEST_RUN` makes linear packets only (to Linux 6.18); [`wire`] sends others over a real link.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
@@ -14,6 +14,7 @@ mod deny_all;
 mod gate;
 mod policies;
 mod report;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
             trial("frames_that_were_judged_wrongly_once", corpus::run),
             trial("an_isolated_pod_gets_and_sends_nothing_but_control_traffic", deny_all::run),
             trial("random_policies_are_kept_by_frames_of_every_shape", policies::run),
+            trial("an_isolated_pod_on_a_real_link", wire::run),
         ]
     })
 }

@@ -15,7 +15,7 @@ use podgate_tests::worlds::{probe_addresses, probe_ports, worlds};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::gate::{self, Tally, Target};
+use crate::gate::{self, Tally, Target, TestRun};
 use crate::report::Report;
 
 /// Among the addresses that the worlds' blocks contain.
@@ -83,7 +83,8 @@ pub(crate) fn run() {
             };
             let ifindex = loader.interface(*pod);
             let gate = loader.gate();
-            let target = Target { gate, ifindex, state: &state, translates: false };
+            let fire = TestRun { gate, ifindex };
+            let target = Target { gate, state: &state, fire: &fire, translates: false };
             for sequence in 0..SEQUENCES {
                 let which = (number << 16) | ((*pod as u64) << 8) | sequence;
                 let shots = sequences::sequence(&mut Dice::new(seed, which), &scene);

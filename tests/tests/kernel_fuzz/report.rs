@@ -10,7 +10,7 @@ use podgate_tests::fuzz::{Shot, time};
 use crate::gate::{Failure, Tally};
 
 /// Trials that share the time. They may run one after the other.
-const TRIALS: u32 = 2;
+const TRIALS: u32 = 3;
 /// Kinds of failures after which a run ends.
 const ENOUGH: usize = 12;
 
