@@ -186,10 +186,16 @@ fn in_force(policyd: &Policyd, state: &State) {
 fn start(streams: &mut Streams, node: &Node, pods: &Pods) -> Changing {
     let ms = Duration::from_millis;
     for server in [&pods.server, &pods.server2] {
-        for port in [PORT, MORE, OTHERS, FRIENDS, NEVER, PROBE] {
+        for port in [MORE, OTHERS, FRIENDS, NEVER, PROBE] {
             streams.listen(&server.net, v4(server.number), port);
         }
-        streams.listen(&server.net, v6(server.number), PORT);
+    }
+    let from_client = [(&*pods.client.net, v4(CLIENT)), (&*pods.client.net, v6(CLIENT))];
+    for (client, own) in from_client.into_iter().zip([v4 as fn(u8) -> IpAddr, v6]) {
+        streams.listen(&pods.server2.net, own(SERVER2), PORT);
+        let server = streams.listen(&pods.server.net, own(SERVER), PORT);
+        let name = format!("server speaks, {}", if client.1.is_ipv4() { "v4" } else { "v6" });
+        streams.spoken_to(&name, server, client, ms(2000));
     }
     streams.listen(&pods.other.net, v4(OTHER), NEVER);
     streams.listen(&pods.sink.net, v4(SINK), NEVER);

@@ -88,9 +88,15 @@ impl Streams {
         }
     }
 
-    /// Notes whatever comes to this port, and answers where the stream says so.
-    pub(crate) fn listen(&mut self, net: &Net, address: IpAddr, port: u16) {
+    /// Notes whatever comes to this port, and answers where the stream says so. Returns the socket.
+    pub(crate) fn listen(&mut self, net: &Net, address: IpAddr, port: u16) -> UdpSocket {
         let socket = socket(net, address, port);
+        let other_handle = socket.try_clone().unwrap();
+        self.receive(socket);
+        other_handle
+    }
+
+    fn receive(&mut self, socket: UdpSocket) {
         socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let (records, receiving) = (self.records.clone(), self.receiving.clone());
         self.receivers.push(thread::spawn(move || {
@@ -104,6 +110,36 @@ impl Streams {
                 if record.answered {
                     let _ = socket.send_to(&datagram(stream | REPLY, number), from);
                 }
+            }
+        }));
+    }
+
+    /// One datagram from the client; from then on the server alone speaks, each `pause`.
+    pub(crate) fn spoken_to(
+        &mut self,
+        name: &str,
+        server: UdpSocket,
+        (net, client): (&Net, IpAddr),
+        pause: Duration,
+    ) {
+        let (stream, record) = self.record(name, Expected::Pass, false);
+        let socket = socket(net, client, 0);
+        // of no stream: it only opens the flow
+        socket.send_to(b"hello", server.local_addr().unwrap()).unwrap();
+        let (to, stop) = (socket.local_addr().unwrap(), self.stop.clone());
+        self.receive(socket);
+        self.senders.push(thread::spawn(move || {
+            for number in 0.. {
+                let end = Instant::now() + pause;
+                while Instant::now() < end && !stop.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(50).min(pause));
+                }
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let begun = Instant::now();
+                server.send_to(&datagram(stream, number), to).unwrap();
+                record.sent.lock().unwrap().push((begun, Instant::now()));
             }
         }));
     }
