@@ -27,6 +27,8 @@ pub enum Claim {
 pub struct Asked {
     v4: Vec<[u8; 4]>,
     v6: Vec<[u8; 3]>,
+    /// In whichever family and form.
+    at_all: bool,
 }
 
 impl Asked {
@@ -36,15 +38,12 @@ impl Asked {
         if ip.protocol != UDP {
             return;
         }
+        self.at_all |= matches!((source, destination), (68, 67) | (546, 547));
         match (source, destination) {
             (68, 67) => self.v4.extend(part::<4>(ip, 12)),
             (546, 547) => self.v6.extend(part::<3>(ip, 9)),
             _ => {}
         }
-    }
-
-    fn any(&self, v6: bool) -> bool {
-        if v6 { !self.v6.is_empty() } else { !self.v4.is_empty() }
     }
 }
 
@@ -152,8 +151,12 @@ fn has_sound_options(message: &[u8], at: usize) -> bool {
 fn discovery(ip: &Ip, (from, to): (Ipv6Addr, Ipv6Addr), code: u8, gate: Gate, pod: &Pod) -> Claim {
     let kind = ip.payload[0];
     let least = [8, 16, 24, 24, 40][usize::from(kind - 133)];
-    if ip.hops != 255 || code != 0 || is_in_pieces(ip) || ip.payload.len() < least {
-        return Claim::Forged;
+    let routers_only = matches!(kind, 134 | 137) && gate == Gate::Egress && pod.anti_spoofing;
+    if ip.hops != 255 || code != 0 || ip.is_first || ip.payload.len() < least {
+        return if routers_only { Claim::Unclear } else { Claim::Forged };
+    }
+    if ip.extensions.contains(&44) {
+        return Claim::Unclear; // RFC 6980 has hosts ignore it
     }
     if !has_sound_options(&ip.payload, least) || !ip.extensions.is_empty() {
         return Claim::Unclear;
@@ -170,7 +173,7 @@ fn discovery(ip: &Ip, (from, to): (Ipv6Addr, Ipv6Addr), code: u8, gate: Gate, po
     match (kind, gate) {
         (133, Gate::Egress) if mine || from.is_unspecified() => match to {
             ALL_ROUTERS => genuine,
-            _ if link_local(to) => Claim::Unclear,
+            _ if link_local(to) || link_scope(to) => Claim::Unclear,
             _ => Claim::Forged,
         },
         (134, Gate::Egress) | (137, Gate::Egress) => never,
@@ -182,25 +185,25 @@ fn discovery(ip: &Ip, (from, to): (Ipv6Addr, Ipv6Addr), code: u8, gate: Gate, po
             // whether the address is free
             match to == solicited(target) {
                 true if own(target) => genuine,
-                true => Claim::Unclear,
-                false => Claim::Forged,
+                false if to.is_multicast() && !link_scope(to) => Claim::Forged,
+                _ => Claim::Unclear,
             }
         }
         (135, Gate::Egress) if mine => match to {
             _ if to == solicited(target) => genuine,
-            _ if to == target => Claim::Unclear,
+            // whether it stays on the link, the routes say
+            _ if !to.is_multicast() || link_scope(to) => Claim::Unclear,
             _ => Claim::Forged,
         },
         (135, Gate::Ingress) if own(target) && !from.is_multicast() && !own(from) => match to {
             _ if to == solicited(target) => genuine,
             _ if to == target && !from.is_unspecified() => genuine,
-            _ if to.is_multicast() && !link_scope(to) => Claim::Forged,
             _ => Claim::Unclear,
         },
         (136, Gate::Egress) if mine && own(target) => match to {
             ALL_NODES => genuine,
             _ if link_local(to) => genuine,
-            _ if to.is_multicast() => Claim::Forged,
+            _ if to.is_multicast() && !link_scope(to) => Claim::Forged,
             _ => Claim::Unclear,
         },
         (136, Gate::Egress) if !own(target) && !link_local(target) => never,
@@ -254,11 +257,16 @@ fn dhcp4(ip: &Ip, from: Ipv4Addr, to: Ipv4Addr, gate: Gate, pod: &Pod, asked: &A
     match gate {
         // a renewal crosses the network: policy speaks
         Gate::Egress if to != Ipv4Addr::BROADCAST => Claim::Ordinary,
-        Gate::Egress if !from.is_unspecified() && !pod.is_own(from.into()) => Claim::Forged,
-        Gate::Egress if message.len() < 236 || message[0] != 1 => Claim::Forged,
+        Gate::Egress if !from.is_unspecified() && !pod.is_own(from.into()) => {
+            if pod.anti_spoofing {
+                Claim::Forged
+            } else {
+                Claim::Unclear
+            }
+        }
         Gate::Egress if plain && from.is_unspecified() => Claim::Genuine,
         Gate::Egress => Claim::Unclear,
-        Gate::Ingress if !asked.any(false) => Claim::Forged,
+        Gate::Ingress if !asked.at_all => Claim::Forged,
         Gate::Ingress => {
             let known = message.get(4..8).is_some_and(|xid| asked.v4.iter().any(|a| a == xid));
             let mine = to == Ipv4Addr::BROADCAST || pod.is_own(to.into());
@@ -281,10 +289,10 @@ fn dhcp6(ip: &Ip, from: Ipv6Addr, to: Ipv6Addr, gate: Gate, pod: &Pod, asked: &A
         {
             Claim::Genuine
         }
-        Gate::Egress if to == servers || link_local(to) => Claim::Unclear,
+        Gate::Egress if link_scope(to) || link_local(to) => Claim::Unclear,
         Gate::Egress => Claim::Forged,
         Gate::Ingress if !link_local(from) => Claim::Ordinary,
-        Gate::Ingress if !asked.any(true) => Claim::Forged,
+        Gate::Ingress if !asked.at_all => Claim::Forged,
         Gate::Ingress => {
             let known = message.get(1..4).is_some_and(|xid| asked.v6.iter().any(|a| a == xid));
             let mine = link_local(to) || pod.is_own(to.into());

@@ -13,8 +13,8 @@ use crate::oracle::{Gate, L4};
 /// Rules of the semantics that the programs may not hold yet: a rule that is off leaves open what it would decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// `ingress_ifindex == 0` and a node address are no proof of the own node without a socket.
-    pub own_node_by_socket: bool,
+    /// A flow that the node's own sockets opened serves nothing that the node forwards, SYN or not.
+    pub flow_by_origin: bool,
     /// ARP, ND, MLD and DHCP pass only as what they claim to be.
     pub narrow_control: bool,
     /// With antiSpoofing, a packet to an address that is not the pod's is refused.
@@ -26,7 +26,7 @@ pub struct Rules {
 impl Rules {
     /// Those that the programs hold.
     pub const LANDED: Self = Self {
-        own_node_by_socket: false,
+        flow_by_origin: false,
         narrow_control: false,
         own_destination: false,
         own_flow_by_interface: false,
@@ -105,6 +105,8 @@ struct Known {
     opener: Gate,
     /// A correct packet opened it; a damaged one may or may not have.
     sure: bool,
+    /// The node's own sockets opened it, as it seems.
+    by_node: bool,
 }
 
 type Datagram = (Gate, IpAddr, IpAddr, u32, u8);
@@ -168,7 +170,8 @@ impl<'a, P: Policy> Judge<'a, P> {
     }
 
     fn expects_ip(&self, ip: &Ip, gate: Gate, via: Via) -> Expected {
-        match control::claim(ip, gate, self.pod, &self.asked, self.rules) {
+        let claim = control::claim(ip, gate, self.pod, &self.asked, self.rules);
+        match claim {
             Claim::Genuine => return Expected::Pass("control traffic"),
             Claim::Never => return Expected::Drop("control traffic that no pod sends"),
             Claim::Unclear => return Expected::Open,
@@ -176,18 +179,23 @@ impl<'a, P: Policy> Judge<'a, P> {
         }
         let (own, peer) = ends(ip, gate);
         let (is_own, of_itself) = (self.pod.is_own(own), self.pod.is_own(peer));
-        let exact = |pass| if ip.exact { pass } else { Expected::Open };
+        // what only pretends to be control traffic need not pass, even where policy would let it
+        let plain = ip.exact && claim == Claim::Ordinary;
+        let exact = |pass| if plain { pass } else { Expected::Open };
         let (known, turned) = match flow(ip, gate) {
             Some(flow) => (self.flows.get(&flow), is_opening(ip)),
             None => (self.quoted(ip, gate), false),
         };
+        // a test run gives every packet a socket of the node's namespace, and a packet socket is one
+        let by_node = via == Via::Nothing && self.pod.nodes.contains(&peer);
         match gate {
             Gate::Egress if self.pod.anti_spoofing && !is_own && !is_link_local(own) => {
-                // without the rule, the answer to what came in under that address
-                let answers = self.reached.contains(&own) && !self.rules.own_destination;
+                // the answer to what came in under that address: to a group, or, without the rule, to any
+                let answers = self.reached.contains(&own);
                 let wrong = Expected::Drop("a source that is not the pod's");
                 return if answers { Expected::Open } else { wrong };
             }
+            Gate::Ingress if by_node => return Expected::Open,
             Gate::Ingress if self.is_for_others(own) && self.rules.own_destination => {
                 return Expected::Drop("a destination that is not the pod's");
             }
@@ -201,10 +209,6 @@ impl<'a, P: Policy> Judge<'a, P> {
             let plain = matches!(ip.content, Content::Ports { .. }) && !ip.is_first && is_own;
             return if plain { exact(Expected::Pass("a pod to itself")) } else { Expected::Open };
         }
-        let by_index = gate == Gate::Ingress && via == Via::Nothing && !broken;
-        if by_index && self.pod.nodes.contains(&peer) && !self.rules.own_node_by_socket {
-            return Expected::Open;
-        }
         if broken {
             return self.unjudgeable(gate, "no transport header");
         }
@@ -215,7 +219,9 @@ impl<'a, P: Policy> Judge<'a, P> {
         if claimed && known.is_some() && !self.rules.own_flow_by_interface {
             return Expected::Open;
         }
-        let known = known.filter(|_| !claimed);
+        let others = |known: &Known| gate == Gate::Ingress && known.by_node;
+        let serves = |known: &&Known| !claimed && !(others(known) && self.rules.flow_by_origin);
+        let known = known.filter(|known| is_error(ip) || serves(known));
         let allowed = self.policy.allows(gate, peer, l4(ip));
         // what a block of IPv4 addresses says of such an IPv6 address is nowhere said
         let mapped = matches!(peer, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
@@ -228,19 +234,26 @@ impl<'a, P: Policy> Judge<'a, P> {
         match known {
             // a SYN against the flow's direction asks for a connection of its own
             Some(known) if turned && known.opener != gate => {}
-            Some(known) if known.sure => return exact(Expected::Pass("of an allowed flow")),
+            Some(known) if known.sure && !claimed => {
+                return exact(Expected::Pass("of an allowed flow"));
+            }
             Some(_) if !allowed => return Expected::Open,
             _ => {}
         }
-        if allowed { exact(Expected::Pass("policy")) } else { Expected::Drop("policy") }
+        if !allowed {
+            return Expected::Drop("policy");
+        }
+        // a group, or the broadcast address of a subnet that is not known here
+        let to_group = gate == Gate::Ingress && !is_own && self.rules.own_destination;
+        if to_group { Expected::Open } else { exact(Expected::Pass("policy")) }
     }
 
     /// Whether an address is some other host's, which is none of this pod's business with antiSpoofing.
     fn is_for_others(&self, own: IpAddr) -> bool {
         let group = match own {
             // 255.255.255.255 and, as its prefix is not known here, whatever may be the subnet's broadcast address
-            IpAddr::V4(v4) => v4.is_multicast() || v4.octets()[3] == 255,
-            IpAddr::V6(v6) => v6.is_multicast(),
+            IpAddr::V4(v4) => v4.is_multicast() || v4.octets()[3] == 255 || v4.is_unspecified(),
+            IpAddr::V6(v6) => v6.is_multicast() || v6.is_unspecified(),
         };
         self.pod.anti_spoofing && !self.pod.is_own(own) && !group && !is_link_local(own)
     }
@@ -252,15 +265,14 @@ impl<'a, P: Policy> Judge<'a, P> {
             Some(Some(true)) => Expected::Open,
             Some(Some(false)) => Expected::Drop("of a datagram that was refused"),
             Some(None) if some || self.may_know(peer) => Expected::Open,
-            None if some => Expected::Open,
+            None if some || self.may_know(peer) => Expected::Open,
             _ => Expected::Drop("a fragment for which no port is allowed"),
         }
     }
 
     /// Whether there is a flow with this peer, of which the fragment may be.
     fn may_know(&self, peer: IpAddr) -> bool {
-        let by_index = self.pod.nodes.contains(&peer) && !self.rules.own_node_by_socket;
-        by_index || self.flows.keys().any(|flow| flow.peer.0 == peer)
+        self.pod.nodes.contains(&peer) || self.flows.keys().any(|flow| flow.peer.0 == peer)
     }
 
     /// The flow that an ICMP error quotes.
@@ -287,7 +299,8 @@ impl<'a, P: Policy> Judge<'a, P> {
             _ => {}
         }
         if ip.is_first {
-            let known = if ip.exact { Some(passed) } else { None };
+            let by_node = shot.via == Via::Nothing && self.pod.nodes.contains(&ip.source);
+            let known = if ip.exact && !by_node { Some(passed) } else { None };
             self.firsts.insert(datagram(&ip, gate), known);
         }
         let Some(flow) = flow(&ip, gate).filter(|_| passed) else { return };
@@ -295,16 +308,16 @@ impl<'a, P: Policy> Judge<'a, P> {
             return; // an answer without its question opens nothing
         }
         let reset = ip.protocol == TCP && flags(&ip) & 4 != 0;
-        // by an index that proves nothing: the next one from elsewhere is not of it
-        let by_index = shot.via == Via::Nothing && self.pod.nodes.contains(&flow.peer.0);
-        let doubtful = gate == Gate::Ingress && by_index && !self.rules.own_node_by_socket;
+        // the next one from elsewhere is not of it
+        let of_node = shot.via == Via::Nothing && self.pod.nodes.contains(&flow.peer.0);
+        let by_node = gate == Gate::Ingress && of_node;
         // control traffic leaves no flow
         let control = control::claim(&ip, gate, self.pod, &self.asked, self.rules);
         let ordinary = matches!(control, Claim::Ordinary | Claim::Forged);
-        let sure = ip.exact && !reset && !doubtful && ordinary;
-        let known = self.flows.entry(flow).or_insert(Known { opener: gate, sure });
+        let sure = ip.exact && !reset && !by_node && ordinary;
+        let known = self.flows.entry(flow).or_insert(Known { opener: gate, sure, by_node });
         if is_opening(&ip) && known.opener != gate {
-            *known = Known { opener: gate, sure };
+            *known = Known { opener: gate, sure, by_node };
         }
     }
 }

@@ -34,8 +34,8 @@ pub use podgate_bpf::abi::Direction;
 pub enum Via {
     /// Through another interface of the node.
     Uplink,
-    /// Index 0: made on the node, or forwarded where the kernel loses the index. `BPF_PROG_TEST_RUN` gives no socket,
-    /// so it is never proof of the own node.
+    /// Index 0: made on the node, or forwarded where the kernel loses the index. `BPF_PROG_TEST_RUN` puts a socket on
+    /// every packet, so that the two cannot be told apart there.
     Nothing,
     /// Through the pod's own interface.
     Pod,

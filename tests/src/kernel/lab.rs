@@ -196,6 +196,11 @@ impl Lab {
         &self.loaded().gate
     }
 
+    /// Where the maps are pinned.
+    pub fn root(&self) -> &PinRoot {
+        &self.loaded().root
+    }
+
     /// Leaves no trace in other tables: for one that changes what cannot be undone, the limiter of events.
     pub fn keep_to_itself(&mut self) {
         self.reusable = false;

@@ -21,6 +21,9 @@ pub(crate) struct Connections {
     pub(crate) wrong: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    /// A listener that ended before its clients would reset what it has not accepted.
+    stop_listening: Arc<AtomicBool>,
+    listeners: Vec<JoinHandle<()>>,
 }
 
 impl Connections {
@@ -28,8 +31,9 @@ impl Connections {
     pub(crate) fn listen(&mut self, net: &Net, at: SocketAddr, clients: &[IpAddr]) {
         let listener = net.run(|| TcpListener::bind(at)).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let (stop, wrong, clients) = (self.stop.clone(), self.wrong.clone(), clients.to_vec());
-        self.threads.push(thread::spawn(move || {
+        let (wrong, clients) = (self.wrong.clone(), clients.to_vec());
+        let stop = self.stop_listening.clone();
+        self.listeners.push(thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 let Ok((stream, from)) = listener.accept() else {
                     thread::sleep(Duration::from_millis(2));
@@ -102,6 +106,10 @@ impl Connections {
     pub(crate) fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
+            thread.join().unwrap();
+        }
+        self.stop_listening.store(true, Ordering::Relaxed);
+        for thread in self.listeners.drain(..) {
             thread.join().unwrap();
         }
     }

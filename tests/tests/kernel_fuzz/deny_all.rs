@@ -11,7 +11,7 @@ use podgate_tests::fuzz::{Scene, Shot, seed, sequences};
 use podgate_tests::kernel::{Lab, NODE, NODE6, PEER, PEER6, POD, POD6, Service, World};
 use podgate_tests::packet::addr;
 
-use crate::gate::{Failure, STATE, Tally, Target, TestRun};
+use crate::gate::{self, Failure, Tally, Target, TestRun};
 use crate::report::Report;
 
 /// The pod's second address of each family, where it has one.
@@ -22,7 +22,7 @@ const SERVICE: &str = "10.96.0.10";
 pub(crate) struct Case {
     name: &'static str,
     lab: Lab,
-    state: [MapHandle; STATE.len()],
+    state: Vec<MapHandle>,
     pub(crate) pod: Pod,
     translates: bool,
 }
@@ -34,7 +34,7 @@ impl Case {
         let nodes = vec![addr(NODE), addr(NODE6)];
         let pod = Pod { addresses, nodes, services: Vec::new(), anti_spoofing: true };
         let lab = Lab::new(&world);
-        let state = STATE.map(|name| lab.map(name));
+        let state = gate::state(lab.root());
         Self { name, lab, state, pod, translates: false }
     }
 
@@ -60,6 +60,9 @@ fn cases() -> Vec<Case> {
     let loose = World::isolated().without_anti_spoofing();
     let mut loose = Case::new("isolated, antiSpoofing off", loose, &[POD, POD6]);
     loose.pod.anti_spoofing = false;
+    // whose addresses nobody knows
+    let mut unregistered = Case::new("unregistered", World::unregistered(), &[]);
+    unregistered.pod.anti_spoofing = false;
     // an endpoint elsewhere, which policy denies, and the pod itself
     let service = World::isolated()
         .service(Service::new(SERVICE, 80, 6, &[(PEER, 80)]))
@@ -72,7 +75,7 @@ fn cases() -> Vec<Case> {
         Case::new("isolated, two addresses", second, &[POD, POD6, SECOND[0], SECOND[1]]),
         loose,
         Case::new("in hold", World::unprogrammed(Startup::Hold), &[POD, POD6]),
-        Case::new("unregistered", World::unregistered(), &[]),
+        unregistered,
         service,
     ]
 }
