@@ -220,8 +220,8 @@ impl<'a, P: Policy> Judge<'a, P> {
             return Expected::Open;
         }
         let others = |known: &Known| gate == Gate::Ingress && known.by_node;
-        let serves = |known: &&Known| !claimed && !(others(known) && self.rules.flow_by_origin);
-        let known = known.filter(|known| is_error(ip) || serves(known));
+        let foreign = |known: &Known| claimed || (others(known) && self.rules.flow_by_origin);
+        let known = known.filter(|known| is_error(ip) || !foreign(known));
         let allowed = self.policy.allows(gate, peer, l4(ip));
         // what a block of IPv4 addresses says of such an IPv6 address is nowhere said
         let mapped = matches!(peer, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
