@@ -57,7 +57,7 @@ enum pg_reason {
 	PG_REASON_UNUSED = 0,
 	PG_ALLOW_FLOW = 1,	  /* of a flow already judged */
 	PG_ALLOW_POLICY = 2,	  /* a rule (or "not isolated") allows this new flow */
-	PG_ALLOW_OWN_NODE = 3,	  /* ingress that the pod's own node itself sends */
+	PG_ALLOW_OWN_NODE = 3,	  /* ingress that the pod's own node itself sends (origin.h) */
 	PG_ALLOW_OWN_ADDRESS = 4, /* a pod to itself, through its own interface */
 	PG_ALLOW_CONTROL = 5,	  /* ARP, neighbour discovery, multicast listener, DHCP */
 	PG_ALLOW_RELATED = 6,	  /* ICMP error that quotes an allowed flow */
@@ -67,7 +67,7 @@ enum pg_reason {
 	PG_DENY_FIRST = 16,
 	PG_DENY_POLICY = 16,	/* isolated, and no rule allows it */
 	PG_DENY_STARTUP = 17,	/* startup state "hold" */
-	PG_DENY_SPOOFED = 18,	/* source is not the pod's address */
+	PG_DENY_SPOOFED = 18,	/* an address in the pod's place is not the pod's (antiSpoofing) */
 	PG_DENY_MALFORMED = 19, /* no transport header where one must be */
 	PG_DENY_NOT_IP = 20,	/* VLAN tag, foreign ethertype */
 	PG_DENY_FRAGMENT = 21, /* its first fragment was denied, or no port of that peer is allowed */
@@ -114,6 +114,8 @@ struct pg_endpoint {
 	__u8 addr6_count;
 	__be32 addr4[PG_ENDPOINT_ADDRS]; /* BE */
 	struct pg_addr addr6[PG_ENDPOINT_ADDRS];
+	__u8 mac[6]; /* of the pod's interface; 0: unknown */
+	__u8 pad[2];
 
 	/* For user space; text is UTF-8, ended by a zero byte. */
 	__u64 netns_cookie; /* 0 where the kernel has none (before 5.14) */
@@ -181,8 +183,13 @@ struct pg_class {
 	__u32 class;
 };
 
-/* node_addrs: every address of the node (v4 mapped). Written by policyd, and by the plugin at ADD so that
- * probes reach a pod before policyd's first start. */
+/* node_addrs: prefixes of the node's own addresses (v4 mapped, so its prefixes are 96 longer). Written by policyd,
+ * and by the plugin at ADD so that probes reach a pod before policyd's first start. */
+struct pg_node_key {
+	__u32 prefixlen;
+	struct pg_addr addr;
+};
+
 struct pg_node_addr {
 	__u32 pad;
 };
@@ -278,6 +285,30 @@ struct pg_frag {
 	struct pg_addr other; /* as in pg_flow */
 	__be16 other_port;    /* as in pg_flow */
 	__be16 own_port;      /* as in pg_flow */
+	__u32 epoch;	      /* in which the first fragment was judged */
+	__u8 refused; /* not 0: it was denied, and passed because the mode was not enforce */
+	__u8 origin;  /* enum pg_origin of the first fragment */
+	__u8 pad[2];
+};
+
+/* expected: what a pod has asked for and cannot be found by a flow's key. LRU. */
+enum pg_expect_kind {
+	PG_EXPECT_FRAGMENTS = 0, /* datagrams of this protocol from this peer, whose fragments may be reordered */
+	PG_EXPECT_DHCP = 1, /* answers of a DHCP server; `peer` and `protocol` are 0 */
+};
+
+struct pg_expect_key {
+	__u32 ifindex;
+	struct pg_addr peer;
+	__u8 protocol;
+	__u8 kind; /* enum pg_expect_kind */
+	__u8 pad[2];
+};
+
+struct pg_expect {
+	__u32 owner;
+	__u32 expires;
+	struct pg_addr service; /* through which the pod talks to the peer; ::: directly */
 };
 
 /*

@@ -11,20 +11,10 @@
 
 #include "clock.h"
 #include "event.h"
+#include "expect.h"
 #include "maps.h"
 #include "packet.h"
 #include "scratch.h"
-
-#define PG_IPPROTO_ICMP 1
-#define PG_IPPROTO_TCP 6
-#define PG_IPPROTO_UDP 17
-#define PG_IPPROTO_ICMPV6 58
-#define PG_IPPROTO_SCTP 132
-
-static __always_inline __u8 pg_protocol(const struct pg_packet *packet)
-{
-	return packet->family == 4 ? packet->key.v4.protocol : packet->key.v6.protocol;
-}
 
 static __always_inline struct pg_flow *pg_flow_find(struct pg_packet *packet)
 {
@@ -143,5 +133,7 @@ PG_VERIFIED_ALONE int pg_flow_remember(__u32 direction, __u32 epoch, __u32 state
 	flow.flags = (packet->by_own_node ? PG_FLOW_BY_OWN_NODE : 0) |
 		     (packet->tcp_flags & PG_TCP_FIN ? pg_fin_of(direction) : 0);
 	pg_flow_store(packet, &flow);
+	if (direction == PG_EGRESS && state != PG_FLOW_CUT)
+		pg_expect_fragments(packet);
 	return 0;
 }

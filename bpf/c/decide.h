@@ -43,14 +43,20 @@ static __always_inline int pg_makes_room(const struct pg_packet *packet, const s
 	       flow->state >= PG_FLOW_CLOSED && pg_is_opening(packet);
 }
 
-/* Whether the flow is the node's own and the packet one that the node forwards under its address, or the reverse: one
- * tuple may be of both in turn, and neither is to be taken for the other. */
-static __always_inline int pg_is_anothers(struct __sk_buff *skb, const struct pg_flow *flow,
-					  __u32 direction)
+/*
+ * Whether the flow is the node's own and the packet one that the node forwards under its address, or the reverse: one
+ * tuple may be of both in turn, and neither is to be taken for the other. What is forwarded never rides on the node's
+ * own flow. The node's own packet rides on a flow that policy allows to all, but not into the end of one that was cut.
+ */
+static __always_inline int pg_is_anothers(const struct pg_packet *packet,
+					  const struct pg_flow *flow, __u32 direction)
 {
 	int by_own_node = !!(flow->flags & PG_FLOW_BY_OWN_NODE);
 
-	return direction == PG_INGRESS && by_own_node != (skb->ingress_ifindex == 0);
+	if (direction != PG_INGRESS || by_own_node == (packet->origin != PG_FROM_ELSEWHERE))
+		return 0;
+	return by_own_node || pg_is_opening(packet) ||
+	       (flow->state == PG_FLOW_CUT && flow->direction == PG_INGRESS);
 }
 
 /* The packet in hand, which has a flow's key: of a known flow, or the first of one. PG_ASK: of a service, unless
@@ -80,11 +86,14 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, __u32 direction)
 	if (flow && pg_looks_again(packet, flow, epoch) && pg_asks_service(packet, direction))
 		return PG_ASK;
 
-	/* A SYN against the flow's direction, from somebody else, or on a flow that was cut, asks for a connection
-	 * of its own. */
-	if (flow &&
-	    !(opening && (flow->direction != direction || flow->state == PG_FLOW_CUT ||
-			  pg_is_anothers(skb, flow, direction))) &&
+	if (flow && pg_is_anothers(packet, flow, direction)) {
+		/* Judged as itself. It takes the flow's place only if it opens a connection. */
+		if ((flow->flags & PG_FLOW_BY_OWN_NODE) && !opening)
+			packet->forgettable = 1;
+		flow = NULL;
+	}
+	/* A SYN against the flow's direction, or on a flow that was cut, asks for a connection of its own. */
+	if (flow && !(opening && (flow->direction != direction || flow->state == PG_FLOW_CUT)) &&
 	    pg_refresh(skb, packet, flow, epoch, now) && !pg_makes_room(packet, flow, direction)) {
 		int translated = flow->flags & PG_FLOW_ENDPOINT, action;
 
@@ -122,8 +131,6 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, __u32 direction)
 
 	if (packet->tcp_flags & PG_TCP_RST)
 		packet->forgettable = 1; /* the end of a connection that is forgotten already */
-	if (pg_is_dhcp(packet, direction))
-		return pg_allow(skb, direction, PG_ALLOW_CONTROL);
 	reason = pg_judge(skb, packet->slot, direction, 0);
 	if (reason >= PG_DENY_FIRST) {
 		/* Where denials pass, the answer must not become the flow's first packet: see conntrack.h. */

@@ -27,6 +27,7 @@ PG_VERIFIED_ALONE int pg_tell_fragments(struct __sk_buff *skb, __u32 direction, 
 {
 	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_frag_key key = {};
+	struct pg_control *ctl = pg_control();
 	struct pg_frag frag = {};
 	struct pg_flow *flow;
 	__u8 translated = PG_FLOW_SERVICE;
@@ -40,6 +41,9 @@ PG_VERIFIED_ALONE int pg_tell_fragments(struct __sk_buff *skb, __u32 direction, 
 	frag.pod_port = pg_pod_port(packet);
 	frag.peer_port = pg_peer_port(packet);
 	frag.kind = packet->family == 4 ? packet->key.v4.kind : packet->key.v6.kind;
+	frag.epoch = ctl ? ctl->epoch : 0;
+	frag.refused = packet->refused;
+	frag.origin = packet->origin;
 	/* An endpoint view's own key is met by what comes back; the pod's packet with it is none of the flow's. */
 	if (direction == PG_INGRESS)
 		translated |= PG_FLOW_ENDPOINT;
@@ -51,6 +55,12 @@ PG_VERIFIED_ALONE int pg_tell_fragments(struct __sk_buff *skb, __u32 direction, 
 		frag.own_port = flow->own_port;
 	}
 	bpf_map_update_elem(&frags, &key, &frag, BPF_ANY);
+	/* An answer in fragments: the next one's may come out of order. */
+	if (flow && direction == PG_INGRESS && flow->direction == PG_EGRESS &&
+	    action != PG_TC_DROP && !packet->refused) {
+		packet->owner = flow->owner;
+		pg_expect_fragments(packet);
+	}
 	return action;
 }
 
@@ -90,16 +100,46 @@ PG_VERIFIED_ALONE int pg_fragment_of_service(struct __sk_buff *skb, __u32 direct
 	return action == PG_TC_NEXT ? PG_SEND : action;
 }
 
-/* A later fragment: of its first one's flow, or, ahead of it, wherever some port of that peer may be meant. A
- * datagram whose first fragment is refused is never whole.
- * PG_ASK: pg_fragment_of_service decides. */
+/*
+ * A later fragment ahead of its first one passes where some port of that peer is allowed, and to a pod that has itself
+ * opened a flow of this protocol to that peer, through a service or not: it may be an answer's. A datagram whose
+ * first fragment is refused is never whole, so what this gives away is room in the pod's reassembly queue.
+ */
+PG_VERIFIED_ALONE int pg_early_fragment(struct __sk_buff *skb, __u32 direction)
+{
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
+	static const struct pg_addr directly = {};
+	struct pg_scratch *own = pg_scratch();
+	struct pg_expect *answer = NULL;
+	int reason;
+
+	if (!packet || !own)
+		return PG_TC_DROP;
+	reason = pg_judge(skb, packet->slot, direction, PG_JUDGE_SOME_PORT);
+	if (direction == PG_INGRESS && (reason == PG_ALLOW_POLICY || reason == PG_DENY_POLICY))
+		answer = pg_is_expected(packet, PG_EXPECT_FRAGMENTS);
+	if (reason == PG_ALLOW_POLICY || (answer && reason == PG_DENY_POLICY))
+		reason = PG_ALLOW_FRAGMENT;
+	else if (reason == PG_DENY_POLICY)
+		reason = PG_DENY_FRAGMENT;
+	if (!answer || !pg_addr_differs(&answer->service, &directly))
+		return pg_settle(skb, packet, direction, reason);
+	/* The first fragment will come from the service's address, and so must this one. */
+	own->view.other = answer->service;
+	own->view.other_port = 0;
+	own->view.own_port = 0;
+	own->view.flags = PG_FLOW_ENDPOINT;
+	return pg_settle(skb, packet, direction, reason) == PG_TC_NEXT ? PG_SEND : PG_TC_DROP;
+}
+
+/* A later fragment: of its first one's flow, or ahead of it. PG_ASK: pg_fragment_of_service decides. */
 PG_VERIFIED_ALONE int pg_later_fragment(struct __sk_buff *skb, __u32 direction)
 {
 	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_scratch *own = pg_scratch();
+	struct pg_control *ctl = pg_control();
 	struct pg_frag_key key = {};
 	struct pg_frag *first;
-	int reason;
 
 	if (!packet || !own)
 		return PG_TC_DROP;
@@ -119,16 +159,16 @@ PG_VERIFIED_ALONE int pg_later_fragment(struct __sk_buff *skb, __u32 direction)
 			own->view.flags = first->flags;
 			return PG_ASK;
 		}
-		/* An error or an answer without a question left no flow to find. */
-		if (!pg_flow_find(packet))
-			return pg_allow(skb, direction, PG_ALLOW_FRAGMENT);
 		packet->asked = 1;
+		if (!pg_flow_find(packet)) {
+			/* An error or an answer without a question left no flow to find. It holds for what was
+			 * judged like it: not after a denial that the mode let pass, nor a change of policy. */
+			if (ctl && first->epoch == ctl->epoch && !first->refused &&
+			    first->origin == packet->origin)
+				return pg_allow(skb, direction, PG_ALLOW_FRAGMENT);
+			packet->forgettable = 1;
+		}
 		return pg_decide(skb, direction);
 	}
-	reason = pg_judge(skb, packet->slot, direction, PG_JUDGE_SOME_PORT);
-	if (reason == PG_ALLOW_POLICY)
-		reason = PG_ALLOW_FRAGMENT;
-	else if (reason == PG_DENY_POLICY)
-		reason = PG_DENY_FRAGMENT;
-	return pg_settle(skb, packet, direction, reason);
+	return pg_early_fragment(skb, direction);
 }

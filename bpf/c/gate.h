@@ -2,6 +2,7 @@
 /* A packet's way through the gate: the short one (short.h) where nothing is left to decide, else pg_long. */
 #pragma once
 
+#include "control.h"
 #include "decide.h"
 #include "fragment.h"
 #include "parse.h"
@@ -10,19 +11,6 @@
 #include "service.h"
 #include "short.h"
 #include "verdict.h"
-
-/* A packet of which nothing is known that policy could speak of: it passes where everything may. */
-PG_VERIFIED_ALONE int pg_unjudgeable(struct __sk_buff *skb, __u32 direction, __u32 reason)
-{
-	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
-	int judged;
-
-	if (!packet)
-		return PG_TC_DROP;
-	judged = pg_judge(skb, packet->slot, direction, PG_JUDGE_WITHOUT_PEER);
-
-	return pg_settle(skb, packet, direction, judged == PG_DENY_POLICY ? (int)reason : judged);
-}
 
 /* A packet with a flow's key: where a service has to do with it, that comes first. Not from inside pg_decide: the
  * stack is 512 bytes for a whole chain of calls. */
@@ -67,15 +55,21 @@ PG_VERIFIED_ALONE int pg_long(struct __sk_buff *skb, __u32 direction)
 		shape = pg_parse6(skb, packet, direction, &own->place);
 		break;
 	case bpf_htons(ETH_P_ARP):
-		return pg_allow(skb, direction, PG_ALLOW_CONTROL);
+		return pg_arp(skb, direction);
 	default:
 		return pg_unjudgeable(skb, direction, PG_DENY_NOT_IP);
 	}
-	if (shape == PG_SHAPE_CONTROL)
-		return pg_allow(skb, direction, PG_ALLOW_CONTROL);
 	if (shape == PG_SHAPE_MALFORMED)
 		return pg_unjudgeable(skb, direction, PG_DENY_MALFORMED);
+	if (direction == PG_INGRESS)
+		pg_find_origin(skb);
 	action = PG_PLAIN;
+	if (packet->control)
+		action = pg_link_message(skb, direction);
+	else if (packet->fragment == PG_WHOLE && pg_is_dhcp(packet, direction))
+		action = pg_dhcp(skb, direction);
+	if (action != PG_PLAIN)
+		return action;
 	if (packet->fragment == PG_LATER_FRAGMENT) {
 		action = pg_later_fragment(skb, direction);
 		if (action == PG_ASK)

@@ -83,13 +83,13 @@ struct {
 	__type(value, struct pg_class);
 } nets6 SEC(".maps");
 
-/* Addresses of the node itself. Writer: policyd, plugin (adds only). Reader: programs, for new flows that
+/* Prefixes of addresses of the node itself. Writer: policyd, plugin (adds only). Reader: programs, for new flows that
  * the node's own stack sends. Full: reported; that address' probes are judged by policy. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 65536);
-	__type(key, struct pg_addr);
+	__type(key, struct pg_node_key);
 	__type(value, struct pg_node_addr);
 } node_addrs SEC(".maps");
 
@@ -117,6 +117,15 @@ struct {
 	__type(key, struct pg_frag_key);
 	__type(value, struct pg_frag);
 } frags SEC(".maps");
+
+/* What pods have asked for beside flows (expect.h). Writer and reader: programs. Full: the oldest is forgotten: an
+ * answer that comes with its fragments out of order, or a DHCP server's, is then judged by policy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct pg_expect_key);
+	__type(value, struct pg_expect);
+} expected SEC(".maps");
 
 /* Services. Writer: policyd. Reader: programs (new flows of pods, and once a flow and change). Full: reported; that
  * service stays as it was, or is left to kube-proxy. */

@@ -17,6 +17,12 @@
 
 #define PG_ETH_HLEN 14
 
+#define PG_IPPROTO_ICMP 1
+#define PG_IPPROTO_TCP 6
+#define PG_IPPROTO_UDP 17
+#define PG_IPPROTO_ICMPV6 58
+#define PG_IPPROTO_SCTP 132
+
 #define PG_TCP_FIN 0x01
 #define PG_TCP_SYN 0x02
 #define PG_TCP_RST 0x04
@@ -28,10 +34,16 @@ enum pg_fragment {
 	PG_LATER_FRAGMENT,
 };
 
+/* Who made a packet that goes to a pod (origin.h). */
+enum pg_origin {
+	PG_FROM_ELSEWHERE = 0,	/* whatever its source address says */
+	PG_FROM_NODE = 1,	/* the node's own stack */
+	PG_FROM_CONNECTION = 2, /* the same, for a TCP socket that is connected */
+};
+
 /* What the parser found the packet to be. */
 enum pg_shape {
 	PG_SHAPE_FLOW = 0, /* belongs to the flow in `key` */
-	PG_SHAPE_CONTROL,  /* always passes */
 	PG_SHAPE_MALFORMED,
 };
 
@@ -57,6 +69,10 @@ struct pg_packet {
 	__u8 watched;	/* of the judgement: the endpoint is PG_STARTUP_WATCH */
 	__u8 slot;	/* enum pg_slot: where in the scratch space it stands */
 	__u8 handover; /* of the judgement: what is denied goes to the previous layout's programs */
+	__u8 origin;   /* enum pg_origin: who made it, of packets to the pod */
+	__u8 control; /* ICMPv6 type of a message that hosts of one link exchange (control.h), or 0 */
+	__u8 refused; /* it was denied, and passes because the mode is not enforce */
+	__u8 pad[1];
 };
 
 /* 0 if the two are the same. Without branches, of which the verifier would follow every combination. */
@@ -81,6 +97,11 @@ static __always_inline void pg_map_addr4(struct pg_addr *to, __be32 addr)
 	words[1] = 0;
 	words[2] = bpf_htonl(0xffff);
 	words[3] = addr;
+}
+
+static __always_inline __u8 pg_protocol(const struct pg_packet *packet)
+{
+	return packet->family == 4 ? packet->key.v4.protocol : packet->key.v6.protocol;
 }
 
 /* The two sides of the packet's key, whatever its family; IPv4 is mapped. */

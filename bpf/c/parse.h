@@ -127,33 +127,16 @@ static __always_inline void pg_set_icmp6(struct pg_packet *packet, __u32 directi
 	packet->forgettable = 1;
 }
 
-/* Neighbour discovery and multicast listener messages never cross a router, which their hop limit proves
- * (RFC 4861, 2710): one that did is an ordinary packet. */
-static __always_inline int pg_is_control6(__u8 type, __u8 hop_limit)
+/* Multicast listener discovery and neighbour discovery: messages between hosts of one link. */
+static __always_inline int pg_is_link_message(__u8 type)
 {
-	if (type >= 133 && type <= 137)
-		return hop_limit == 255;
-	return ((type >= 130 && type <= 132) || type == 143) && hop_limit == 1;
-}
-
-/* DHCP, as far as it stays on the link: a unicast renewal is ordinary UDP, for which policy speaks. */
-static __always_inline int pg_is_dhcp(const struct pg_packet *packet, __u32 direction)
-{
-	if (packet->family == 4)
-		return packet->key.v4.protocol == PG_IPPROTO_UDP &&
-		       packet->key.v4.pod_port == bpf_htons(68) &&
-		       packet->key.v4.peer_port == bpf_htons(67) &&
-		       (direction == PG_INGRESS || packet->key.v4.peer == bpf_htonl(0xffffffff));
-	return packet->key.v6.protocol == PG_IPPROTO_UDP &&
-	       packet->key.v6.pod_port == bpf_htons(546) &&
-	       packet->key.v6.peer_port == bpf_htons(547) &&
-	       pg_is_link_local(direction == PG_EGRESS ? &packet->key.v6.pod : &packet->key.v6.peer);
+	return (type >= 130 && type <= 137) || type == 143;
 }
 
 /* Ports, flags, identifiers. `direct` is the header if it lies in the linear part, else NULL. */
 static __always_inline int pg_parse_transport(struct __sk_buff *skb, struct pg_packet *packet,
 					      __u32 direction, const struct pg_place *place,
-					      const struct pg_transport *direct, __u8 hop_limit)
+					      const struct pg_transport *direct)
 {
 	struct pg_transport copy = {};
 	__be16 source, destination;
@@ -185,8 +168,8 @@ static __always_inline int pg_parse_transport(struct __sk_buff *skb, struct pg_p
 		if (place->protocol == PG_IPPROTO_ICMP && packet->family == 4) {
 			pg_set_icmp4(packet, direction, type, id);
 		} else if (place->protocol == PG_IPPROTO_ICMPV6 && packet->family == 6) {
-			if (packet->fragment == PG_WHOLE && pg_is_control6(type, hop_limit))
-				return PG_SHAPE_CONTROL;
+			if (packet->fragment == PG_WHOLE && pg_is_link_message(type))
+				packet->control = type;
 			pg_set_icmp6(packet, direction, type, id);
 		}
 		return PG_SHAPE_FLOW;
@@ -247,7 +230,7 @@ static __always_inline int pg_parse4(struct __sk_buff *skb, struct pg_packet *pa
 	}
 	if ((void *)ip + header + sizeof(*direct) <= end)
 		direct = (void *)ip + header;
-	return pg_parse_transport(skb, packet, direction, place, direct, 0);
+	return pg_parse_transport(skb, packet, direction, place, direct);
 }
 
 /* Walks the extension headers of the packet in `slot`, from its place in the scratch on, and moves the place behind
@@ -328,7 +311,6 @@ static __always_inline int pg_parse6(struct __sk_buff *skb, struct pg_packet *pa
 	const struct pg_transport *direct = NULL;
 	struct ipv6hdr *ip = data + PG_ETH_HLEN;
 	struct pg_addr *source, *destination;
-	__u8 hop_limit;
 
 	packet->family = 6;
 	packet->key.v6.ifindex = skb->ifindex;
@@ -347,7 +329,6 @@ static __always_inline int pg_parse6(struct __sk_buff *skb, struct pg_packet *pa
 	__builtin_memcpy(destination, &ip->daddr, 16);
 	if (ip->version != 6)
 		return PG_SHAPE_MALFORMED;
-	hop_limit = ip->hop_limit;
 	place->protocol = ip->nexthdr;
 	place->offset = PG_ETH_HLEN + sizeof(*ip);
 	place->room = bpf_ntohs(ip->payload_len);
@@ -364,7 +345,7 @@ static __always_inline int pg_parse6(struct __sk_buff *skb, struct pg_packet *pa
 	packet->key.v6.protocol = place->protocol;
 	if (packet->fragment == PG_LATER_FRAGMENT)
 		return PG_SHAPE_FLOW;
-	return pg_parse_transport(skb, packet, direction, place, direct, hop_limit);
+	return pg_parse_transport(skb, packet, direction, place, direct);
 }
 
 /*

@@ -4,6 +4,7 @@
 
 #include "handover.h"
 #include "maps.h"
+#include "origin.h"
 #include "packet.h"
 #include "scratch.h"
 
@@ -41,25 +42,88 @@ static __always_inline int pg_is_own(const struct pg_endpoint *endpoint,
 	return pg_is_own6(endpoint, the_peer ? &packet->key.v6.peer : &packet->key.v6.pod);
 }
 
-/* Also asked of packets that cannot be parsed, whose addresses are known all the same, and of flows judged again:
- * what audit mode let pass must not be a flow of this pod later. */
-static __always_inline int pg_is_spoofed(const struct pg_endpoint *endpoint,
-					 const struct pg_packet *packet)
+static __always_inline int pg_is_node_addr(const struct pg_addr *addr)
 {
-	if (packet->family == 0 || (packet->family == 6 && pg_is_link_local(&packet->key.v6.pod)))
-		return 0;
-	return !pg_is_own(endpoint, packet, 0);
+	struct pg_node_key key = { .prefixlen = 128, .addr = *addr };
+
+	return bpf_map_lookup_elem(&node_addrs, &key) != NULL;
 }
 
 static __always_inline int pg_is_node(const struct pg_packet *packet)
 {
 	struct pg_addr addr;
 
+	pg_peer(packet, &addr);
+	return pg_is_node_addr(&addr);
+}
+
+/*
+ * Whether a link-local address may be the pod's, none of which is registered: interfaces give themselves theirs. One
+ * that is made of a hardware address (RFC 4291, appendix A) has to be made of the pod's. Of others only the node's are
+ * known not to be.
+ */
+static __always_inline int pg_is_own_link_local(const struct pg_endpoint *endpoint,
+						const struct pg_addr *addr)
+{
+	const __u8 *mac = endpoint->mac, *id = addr->bytes + 8;
+
+	if (pg_is_node_addr(addr))
+		return 0;
+	if (id[3] != 0xff || id[4] != 0xfe || !(mac[0] | mac[1] | mac[2] | mac[3] | mac[4] | mac[5]))
+		return 1;
+	return !((id[0] ^ 2 ^ mac[0]) | (id[1] ^ mac[1]) | (id[2] ^ mac[2]) | (id[5] ^ mac[3]) |
+		 (id[6] ^ mac[4]) | (id[7] ^ mac[5]));
+}
+
+/* Registered, or a link-local one that it may have. */
+static __always_inline int pg_is_pods6(const struct pg_endpoint *endpoint,
+				       const struct pg_addr *addr)
+{
+	if (pg_is_link_local(addr))
+		return pg_is_own_link_local(endpoint, addr);
+	return pg_is_own6(endpoint, addr);
+}
+
+/* Whether the pod sends in another's name. Also asked of packets that cannot be parsed, whose addresses are known all
+ * the same, and of flows judged again: what audit mode let pass must not be a flow of this pod later. */
+static __always_inline int pg_is_spoofed(const struct pg_endpoint *endpoint,
+					 const struct pg_packet *packet)
+{
 	if (packet->family == 4)
-		pg_map_addr4(&addr, packet->key.v4.peer);
-	else
-		addr = packet->key.v6.peer;
-	return bpf_map_lookup_elem(&node_addrs, &addr) != NULL;
+		return !pg_is_own4(endpoint, packet->key.v4.pod);
+	return packet->family == 6 && !pg_is_pods6(endpoint, &packet->key.v6.pod);
+}
+
+/* Whether the pod is sent what is for another: a pod that has made its neighbours or its router believe so could play
+ * that other one. Groups and broadcasts are nobody's own; an address that could not be read is 0. */
+static __always_inline int pg_is_misdirected(struct __sk_buff *skb,
+					     const struct pg_endpoint *endpoint,
+					     struct pg_packet *packet)
+{
+	__u8 frame[6];
+
+	if (packet->family == 4) {
+		__be32 to = packet->key.v4.pod;
+
+		if (to == 0 || to == 0xffffffff ||
+		    (to & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000))
+			return 0;
+		if (pg_is_own4(endpoint, to))
+			return 0;
+		/* The subnet's broadcast address, whose length is not known, or one that a neighbour's frame makes
+		 * look like it: the pod must not have a flow to answer in its name. */
+		packet->forgettable = 1;
+		return bpf_skb_load_bytes(skb, 0, frame, sizeof(frame)) ||
+		       (frame[0] & frame[1] & frame[2] & frame[3] & frame[4] & frame[5]) != 0xff;
+	}
+	if (packet->family == 6) {
+		static const struct pg_addr unread = {};
+		const struct pg_addr *to = &packet->key.v6.pod;
+
+		return to->bytes[0] != 0xff && pg_addr_differs(to, &unread) &&
+		       !pg_is_pods6(endpoint, to);
+	}
+	return 0;
 }
 
 static __always_inline __u32 pg_class_of_peer(const struct pg_packet *packet)
@@ -111,8 +175,9 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, __u32 slot, __u32 directio
 	packet->handover = pg_is_handed_over(endpoint);
 	if (!(flags & PG_JUDGE_AGAIN) && pg_is_of_previous(endpoint, packet))
 		return PG_DENY_STARTUP;
-	if (direction == PG_EGRESS && endpoint->anti_spoofing && !packet->watched &&
-	    pg_is_spoofed(endpoint, packet))
+	if (endpoint->anti_spoofing && !packet->watched &&
+	    (direction == PG_EGRESS ? pg_is_spoofed(endpoint, packet)
+				    : pg_is_misdirected(skb, endpoint, packet)))
 		return PG_DENY_SPOOFED;
 
 	key.owner = endpoint->owner;
@@ -125,11 +190,9 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, __u32 slot, __u32 directio
 		if ((direction == PG_EGRESS || skb->ingress_ifindex == ifindex) &&
 		    pg_is_own(endpoint, packet, 1))
 			return PG_ALLOW_OWN_ADDRESS;
-		/* A packet that the node's own stack made has no ingress interface; one that it forwards and
-		 * masquerades has the node's address but came in somewhere. */
 		if (direction == PG_INGRESS &&
 		    ((flags & PG_JUDGE_AGAIN) ? !!(flags & PG_JUDGE_OWN_NODE)
-					      : skb->ingress_ifindex == 0) &&
+					      : packet->origin && pg_begins(packet)) &&
 		    pg_is_node(packet)) {
 			packet->by_own_node = 1;
 			return PG_ALLOW_OWN_NODE;

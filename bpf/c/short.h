@@ -12,6 +12,7 @@
 
 #include "clock.h"
 #include "conntrack.h"
+#include "origin.h"
 #include "short_service.h"
 #include "verdict.h"
 
@@ -34,12 +35,16 @@ static __always_inline int pg_is_translated(const struct pg_flow *flow)
 	return flow && (flow->flags & (PG_FLOW_SERVICE | PG_FLOW_ENDPOINT));
 }
 
-static __always_inline int pg_is_current(struct pg_flow *flow, __u32 direction, __u8 protocol)
+static __always_inline int pg_is_current(struct __sk_buff *skb, struct pg_flow *flow,
+					 __u32 direction, __u8 protocol)
 {
 	struct pg_control *ctl = pg_control();
 	__u32 now;
 
 	if (!flow || !ctl || flow->epoch != ctl->epoch || flow->state >= PG_FLOW_CLOSED)
+		return PG_SHORT_NOT;
+	/* The node's own flow carries no packet of another origin. */
+	if (direction == PG_INGRESS && (flow->flags & PG_FLOW_BY_OWN_NODE) && !pg_seems_nodes(skb))
 		return PG_SHORT_NOT;
 	now = pg_now();
 	if (pg_flow_expired(flow, now))
@@ -85,7 +90,7 @@ static __always_inline int pg_short4(struct __sk_buff *skb, __u32 direction)
 	flow = bpf_map_lookup_elem(&flows4, &key);
 	if (pg_is_translated(flow))
 		return pg_short_service4(skb, &key, flow, direction);
-	return pg_is_current(flow, direction, key.protocol);
+	return pg_is_current(skb, flow, direction, key.protocol);
 }
 
 static __always_inline int pg_short6(struct __sk_buff *skb, __u32 direction)
@@ -118,7 +123,7 @@ static __always_inline int pg_short6(struct __sk_buff *skb, __u32 direction)
 	flow = bpf_map_lookup_elem(&flows6, &key);
 	if (pg_is_translated(flow))
 		return pg_short_service6(skb, &key, flow, direction);
-	return pg_is_current(flow, direction, key.protocol);
+	return pg_is_current(skb, flow, direction, key.protocol);
 }
 
 static __always_inline int pg_short(struct __sk_buff *skb, __u32 direction)

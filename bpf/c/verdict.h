@@ -54,6 +54,7 @@ static __always_inline int pg_deny(struct __sk_buff *skb, struct pg_packet *pack
 		pg_count(skb, direction, reason);
 		return PG_TC_DROP;
 	}
+	packet->refused = 1;
 	if (mode == PG_MODE_AUDIT)
 		pg_tell(skb, packet->slot, direction, reason | PG_VERDICT_ALLOW << 8);
 	pg_count(skb, direction, PG_ALLOW_AUDIT);

@@ -111,6 +111,8 @@ PG_VERIFIED_ALONE int pg_remember_endpoint(__u32 epoch, __u32 state, __u32 is_ha
 		flow.other_port = pg_peer_port(packet);
 		flow.own_port = pg_pod_port(packet);
 		pg_flow_store(behind, &flow);
+		if (state != PG_FLOW_CUT)
+			pg_expect_fragments(behind);
 	}
 	return 0;
 }

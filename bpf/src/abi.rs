@@ -120,7 +120,7 @@ c_enum! {
         DenyPolicy = 16 => "policy",
         /// Startup state `hold`.
         DenyStartup = 17 => "startup",
-        /// The source is not the pod's address.
+        /// An address in the pod's place is not the pod's.
         DenySpoofed = 18 => "spoofed",
         /// No transport header where one must be.
         DenyMalformed = 19 => "malformed",
@@ -244,6 +244,10 @@ mirror! {
         addr4: [[u8; 4]; ENDPOINT_ADDRS],
         /// Network order.
         addr6: [Addr; ENDPOINT_ADDRS],
+        /// Of the pod's interface; 0: unknown.
+        mac: [u8; 6],
+        /// Zero.
+        pad: [u8; 2],
         /// 0 where the kernel has none.
         netns_cookie: u64,
         /// CNI_CONTAINERID.
@@ -342,6 +346,16 @@ mirror! {
 }
 
 mirror! {
+    /// `struct pg_node_key`.
+    NodeKey {
+        /// 0..=128; of IPv4 prefixes 96 more than their length.
+        prefixlen: u32,
+        /// Network order.
+        addr: Addr,
+    }
+}
+
+mirror! {
     /// `struct pg_node_addr`.
     NodeAddr {
         /// Zero.
@@ -411,5 +425,20 @@ impl Peer4Key {
     /// The key of an address.
     pub fn new(addr: Ipv4Addr) -> Self {
         Self { addr: addr.octets() }
+    }
+}
+
+impl From<(IpAddr, u8)> for NodeKey {
+    fn from((address, length): (IpAddr, u8)) -> Self {
+        let mapped = if address.is_ipv4() { 96 } else { 0 };
+        Self { prefixlen: u32::from(length) + mapped, addr: address.into() }
+    }
+}
+
+impl From<NodeKey> for (IpAddr, u8) {
+    fn from(key: NodeKey) -> Self {
+        let address = IpAddr::from(key.addr);
+        let mapped = if address.is_ipv4() { 96 } else { 0 };
+        (address, key.prefixlen.saturating_sub(mapped) as u8)
     }
 }

@@ -7,7 +7,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use libbpf_rs::{MapCore, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
+use libbpf_rs::{
+    MapCore, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel, ProgramType, libbpf_sys,
+};
 
 use crate::abi::Mode;
 use crate::clock::tick_shift;
@@ -365,6 +367,19 @@ fn check_maps(root: &PinRoot) -> Result<()> {
 /// decides how the programs may use a map.
 const FLAGS: u32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 10;
 
+/// Whether programs may read the kernel's memory: not in a kernel locked down for confidentiality.
+fn reads_kernel() -> bool {
+    const READ: libbpf_sys::bpf_func_id = libbpf_sys::BPF_FUNC_probe_read_kernel;
+    let reads = ProgramType::SchedCls.is_helper_supported(READ).unwrap_or(false);
+    if !reads {
+        tracing::warn!(
+            "this kernel does not let programs read its memory: the node's own IPv6 datagrams that are fragmented \
+             are judged by policy"
+        );
+    }
+    reads
+}
+
 fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<()> {
     for mut map in open.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
@@ -372,6 +387,11 @@ fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<
             && let Some(constants) = map.initial_value_mut()
         {
             constants[..4].copy_from_slice(&tick_shift().to_ne_bytes());
+        }
+        if name == ".rodata.kernel"
+            && let Some(constants) = map.initial_value_mut()
+        {
+            constants[..4].copy_from_slice(&u32::from(reads_kernel()).to_ne_bytes());
         }
         if !PINNED.contains(&name.as_str()) {
             continue;

@@ -8,8 +8,9 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys};
 use zerocopy::IntoBytes;
 
 use crate::abi::{
-    Addr, ClassValue, ControlRecord, Counter, EndpointRecord, Flow, Flow4Key, Flow6Key, Frag,
-    FragKey, Net4Key, Net6Key, NodeAddr, Peer4Key, Peer6Key, PolicyKey, PolicyValue, Startup,
+    Addr, ClassValue, ControlRecord, Counter, EndpointRecord, Expect, ExpectKey, Flow, Flow4Key,
+    Flow6Key, Frag, FragKey, Net4Key, Net6Key, NodeAddr, NodeKey, Peer4Key, Peer6Key, PolicyKey,
+    PolicyValue, Startup,
 };
 pub use crate::control::{Control, Counters};
 use crate::handshake::EndpointRef;
@@ -25,6 +26,11 @@ pub const POLICY_MAP_MAX: u32 = 1 << 20;
 /// A prefix: address and length.
 pub type Net = (IpAddr, u8);
 
+/// The prefix that holds one address only.
+pub fn host_net(address: IpAddr) -> Net {
+    (address, if address.is_ipv4() { 32 } else { 128 })
+}
+
 /// All pinned maps.
 #[derive(Debug)]
 pub struct Maps {
@@ -34,10 +40,11 @@ pub struct Maps {
     peers6: TypedMap<Peer6Key, ClassValue>,
     nets4: TypedMap<Net4Key, ClassValue>,
     nets6: TypedMap<Net6Key, ClassValue>,
-    node_addrs: TypedMap<Addr, NodeAddr>,
+    node_addrs: TypedMap<NodeKey, NodeAddr>,
     flows4: TypedMap<Flow4Key, Flow>,
     flows6: TypedMap<Flow6Key, Flow>,
     frags: TypedMap<FragKey, Frag>,
+    expected: TypedMap<ExpectKey, Expect>,
     services: ServiceMaps,
     counters: PinnedMap,
     events: PinnedMap,
@@ -57,6 +64,7 @@ pub(crate) const PINNED: &[&str] = &[
     "flows4",
     "flows6",
     "frags",
+    "expected",
     "services4",
     "services6",
     "slots",
@@ -83,10 +91,11 @@ impl Maps {
             peers6: TypedMap::pinned(root, "peers6", MapType::Hash),
             nets4: TypedMap::pinned(root, "nets4", MapType::LpmTrie),
             nets6: TypedMap::pinned(root, "nets6", MapType::LpmTrie),
-            node_addrs: TypedMap::pinned(root, "node_addrs", MapType::Hash),
+            node_addrs: TypedMap::pinned(root, "node_addrs", MapType::LpmTrie),
             flows4: TypedMap::pinned(root, "flows4", MapType::LruHash),
             flows6: TypedMap::pinned(root, "flows6", MapType::LruHash),
             frags: TypedMap::pinned(root, "frags", MapType::LruHash),
+            expected: TypedMap::pinned(root, "expected", MapType::LruHash),
             services: ServiceMaps::pinned(root),
             counters: pin("counters", MapType::PercpuArray, WORD, size_of::<Counter>()),
             events: pin("events", MapType::RingBuf, 0, 0),
@@ -108,6 +117,7 @@ impl Maps {
         self.flows4.handle()?;
         self.flows6.handle()?;
         self.frags.handle()?;
+        self.expected.handle()?;
         self.services.open_all()?;
         self.counters.handle()?;
         self.events.handle()?;
@@ -218,19 +228,40 @@ impl Maps {
         Ok(())
     }
 
-    /// Addresses that count as the node's own.
+    /// Prefixes whose addresses count as the node's own.
+    pub fn node_nets(&self) -> Result<BTreeSet<Net>> {
+        Ok(self.node_addrs.keys()?.into_iter().map(Net::from).collect())
+    }
+
+    /// The node's own addresses, without those of shorter prefixes.
     pub fn node_addrs(&self) -> Result<BTreeSet<IpAddr>> {
-        Ok(self.node_addrs.keys()?.into_iter().map(IpAddr::from).collect())
+        let keys = self.node_addrs.keys()?.into_iter();
+        Ok(keys.filter(|key| key.prefixlen == 128).map(|key| key.addr.into()).collect())
+    }
+
+    /// Whether an address counts as the node's own, by itself or by a prefix.
+    pub fn is_node_addr(&self, address: IpAddr) -> Result<bool> {
+        self.node_addrs.get(&NodeKey::from(host_net(address))).map(|found| found.is_some())
     }
 
     /// Adds an address of the node.
     pub fn add_node_addr(&self, address: IpAddr) -> Result<()> {
-        self.node_addrs.set(&Addr::from(address), &NodeAddr { pad: 0 })
+        self.add_node_net(host_net(address))
     }
 
     /// Removes an address of the node.
     pub fn remove_node_addr(&self, address: IpAddr) -> Result<()> {
-        self.node_addrs.remove(&Addr::from(address)).map(drop)
+        self.remove_node_net(host_net(address))
+    }
+
+    /// Has every address of a prefix count as the node's own.
+    pub fn add_node_net(&self, net: Net) -> Result<()> {
+        self.node_addrs.set(&NodeKey::from(net), &NodeAddr { pad: 0 })
+    }
+
+    /// Takes that back.
+    pub fn remove_node_net(&self, net: Net) -> Result<()> {
+        self.node_addrs.remove(&NodeKey::from(net)).map(drop)
     }
 
     /// Sets the class of an exact address.

@@ -31,6 +31,8 @@ pub struct Registration {
     pub anti_spoofing: bool,
     /// The interface's addresses, both families.
     pub addresses: Vec<IpAddr>,
+    /// The hardware address of the pod's interface, where it is known.
+    pub mac: Option<[u8; 6]>,
     /// The kernel's number of the sandbox's network namespace; 0 if it has none.
     pub netns_cookie: u64,
     /// CNI_CONTAINERID.
@@ -93,6 +95,7 @@ impl Registration {
         }
         record.addr4_count = v4 as u8;
         record.addr6_count = v6 as u8;
+        record.mac = self.mac.unwrap_or_default();
         record.netns_cookie = self.netns_cookie;
         record.container_id = put("container id", &self.container_id)?;
         record.interface = put("interface name", &self.interface)?;
@@ -120,6 +123,7 @@ impl Registration {
             startup: Startup::from_number(record.startup).unwrap_or(Startup::Hold),
             anti_spoofing: record.anti_spoofing != 0,
             addresses: v4.chain(v6).collect(),
+            mac: (record.mac != [0; 6]).then_some(record.mac),
             netns_cookie: record.netns_cookie,
             container_id: take(&record.container_id),
             interface: take(&record.interface),
@@ -146,6 +150,7 @@ mod tests {
             startup: Startup::Open,
             anti_spoofing: true,
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            mac: Some([2, 0, 0, 0, 0, 7]),
             netns_cookie: 4242,
             container_id: "c".repeat(64),
             interface: "eth0".into(),

@@ -49,7 +49,7 @@ fn mirrors() -> Vec<Layout> {
         layout!(Counter = "pg_counter" { packets, bytes }),
         layout!(Addr = "pg_addr" { bytes }),
         layout!(EndpointRecord = "pg_endpoint" {
-            owner, startup, anti_spoofing, addr4_count, addr6_count, addr4, addr6, netns_cookie,
+            owner, startup, anti_spoofing, addr4_count, addr6_count, addr4, addr6, mac, pad, netns_cookie,
             container_id, interface, host_interface, network, pod_namespace, pod_name, pod_uid, netns,
         }),
         layout!(PolicyKey = "pg_policy_key" { prefixlen, owner, class, direction, protocol, port }),
@@ -59,6 +59,7 @@ fn mirrors() -> Vec<Layout> {
         layout!(Net4Key = "pg_net4_key" { prefixlen, addr }),
         layout!(Net6Key = "pg_net6_key" { prefixlen, addr }),
         layout!(ClassValue = "pg_class" { class }),
+        layout!(NodeKey = "pg_node_key" { prefixlen, addr }),
         layout!(NodeAddr = "pg_node_addr" { pad }),
         layout!(Flow4Key = "pg_flow4_key" {
             ifindex, pod, peer, pod_port, peer_port, protocol, kind, pad,
@@ -72,7 +73,10 @@ fn mirrors() -> Vec<Layout> {
         layout!(FragKey = "pg_frag_key" { ifindex, id, source, destination, protocol, direction, pad }),
         layout!(Frag = "pg_frag" {
             expires, pod_port, peer_port, kind, verdict, protocol, flags, other, other_port, own_port,
+            epoch, refused, origin, pad,
         }),
+        layout!(ExpectKey = "pg_expect_key" { ifindex, peer, protocol, kind, pad }),
+        layout!(Expect = "pg_expect" { owner, expires, service }),
         layout!(Service4Key = "pg_service4_key" { addr, port, protocol, pad }),
         layout!(Service6Key = "pg_service6_key" { addr, port, protocol, pad }),
         layout!(ServiceValue = "pg_service" { id, count, affinity_seconds, pad }),

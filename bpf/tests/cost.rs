@@ -94,6 +94,7 @@ fn time() {
             startup: Startup::Hold,
             anti_spoofing: true,
             addresses: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+            mac: None,
             netns_cookie: 0,
             container_id: "cost".into(),
             interface: "eth0".into(),

@@ -308,6 +308,7 @@ fn registration(ifindex: u32) -> Registration {
         startup: Startup::Hold,
         anti_spoofing: true,
         addresses: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+        mac: None,
         netns_cookie: 9,
         container_id: "c".into(),
         interface: "eth0".into(),

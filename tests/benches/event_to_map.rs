@@ -84,6 +84,7 @@ fn measure(gate: Arc<Gate>) -> Result<()> {
             startup: Startup::Hold,
             anti_spoofing: true,
             addresses: endpoint.addresses.clone(),
+            mac: None,
             netns_cookie: 0,
             container_id: format!("c{ifindex}"),
             interface: "eth0".into(),

@@ -153,6 +153,7 @@ impl Loader {
             startup: Startup::Hold,
             anti_spoofing: true,
             addresses: addresses.to_vec(),
+            mac: None,
             netns_cookie: 0,
             container_id: format!("pod-{pod}"),
             interface: "eth0".into(),

@@ -146,5 +146,41 @@ mirror! {
         other_port: [u8; 2],
         /// As in [`Flow`].
         own_port: [u8; 2],
+        /// In which the first fragment was judged.
+        epoch: u32,
+        /// Not 0: the first fragment was denied, and passed because of the mode.
+        refused: u8,
+        /// `enum pg_origin`.
+        origin: u8,
+        /// Zero.
+        pad: [u8; 2],
+    }
+}
+
+mirror! {
+    /// `struct pg_expect_key`.
+    ExpectKey {
+        /// Host veth.
+        ifindex: u32,
+        /// Who may answer.
+        peer: Addr,
+        /// IP protocol.
+        protocol: u8,
+        /// `enum pg_expect_kind`.
+        kind: u8,
+        /// Zero.
+        pad: [u8; 2],
+    }
+}
+
+mirror! {
+    /// `struct pg_expect`.
+    Expect {
+        /// The endpoint's.
+        owner: u32,
+        /// Coarse seconds.
+        expires: u32,
+        /// The service through which the pod asked; `::` if none.
+        service: Addr,
     }
 }

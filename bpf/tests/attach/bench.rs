@@ -98,6 +98,7 @@ impl Bench {
                 startup: Startup::Hold,
                 anti_spoofing: true,
                 addresses: vec![pod.into()],
+                mac: None,
                 netns_cookie: 0,
                 container_id: "bench".into(),
                 interface: "eth0".into(),

@@ -64,6 +64,7 @@ fn raise(
             startup: settings.startup,
             anti_spoofing: settings.anti_spoofing,
             addresses: end.addresses.clone(),
+            mac: None,
             netns_cookie: found.netns_cookie,
             container_id: attachment.container_id.clone(),
             // DEL and GC name the attachment, whose gates all of these are
@@ -115,9 +116,12 @@ fn wait(
 /// policyd keeps these up to date; the plugin writes them so that the first pod's node is known even
 /// before policyd runs. A missing one only means that policy judges that address too.
 fn add_node_addresses(gate: &Gate, addresses: &[IpAddr]) {
-    let known = gate.maps.node_addrs().unwrap_or_default();
-    for address in addresses.iter().filter(|ip| !ip.is_loopback() && !known.contains(ip)) {
-        if let Err(error) = gate.maps.add_node_addr(*address) {
+    for address in addresses.iter().filter(|ip| !ip.is_loopback()) {
+        let added = match gate.maps.is_node_addr(*address) {
+            Ok(true) => Ok(()),
+            _ => gate.maps.add_node_addr(*address),
+        };
+        if let Err(error) = added {
             warn!(%address, error = chain(&error), "add node's address");
         }
     }

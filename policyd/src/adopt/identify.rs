@@ -74,6 +74,7 @@ pub(super) fn identify(veth: &Veth, index: &Index, node: &str, anti_spoofing: bo
         startup: Startup::Watch,
         anti_spoofing,
         addresses,
+        mac: None,
         netns_cookie: inside.cookie,
         container_id: attachment.map(|a| a.container_id.clone()).unwrap_or_default(),
         interface: attachment.map_or_else(|| inside.interface.clone(), |a| a.ifname.clone()),

@@ -110,6 +110,7 @@ impl Node {
             startup: Startup::Hold,
             anti_spoofing: true,
             addresses: vec![address.parse::<IpAddr>().unwrap()],
+            mac: None,
             netns_cookie: 1,
             container_id: format!("c{owner}"),
             interface: "eth0".into(),

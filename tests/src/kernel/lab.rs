@@ -1,13 +1,12 @@
 //! A world in real maps, and the real programs that judge its packets.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use podgate_bpf::abi::{
-    BackendState, Counter, Direction, Flow, Mode, Note, Reason, Startup, Verdict,
+    BackendState, Counter, Direction, Expect, Flow, Mode, Note, Reason, Startup, Verdict,
 };
 use podgate_bpf::events::Events;
 use podgate_bpf::handshake::EndpointRef;
@@ -16,7 +15,7 @@ use podgate_bpf::maps::{Counters, PolicyMap, Registration};
 use podgate_bpf::services::{Backend, ServiceEntry};
 use podgate_bpf::testrun::Context;
 use podgate_bpf::{Gate, PinRoot};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::world::{Entry, Ports, Service, World};
 use crate::packet::addr;
@@ -71,7 +70,7 @@ impl Loaded {
     fn clear(&self) -> bool {
         let emptied = ["policies", "endpoints", "peers4", "peers6", "nets4", "nets6", "node_addrs"]
             .into_iter()
-            .chain(["flows4", "flows6", "frags"])
+            .chain(["flows4", "flows6", "frags", "expected"])
             .chain(["services4", "services6", "slots", "backends", "affinity"])
             .all(|name| {
                 let map = self.map(name);
@@ -178,7 +177,7 @@ impl Lab {
             lab.serve(id, service);
         }
         if world.registered {
-            lab.register(world.startup, world.anti_spoofing, &world.addresses);
+            lab.register(world);
         }
         if let Some(entries) = &world.entries {
             lab.install(entries);
@@ -206,13 +205,14 @@ impl Lab {
         self.reusable = false;
     }
 
-    fn register(&self, startup: Startup, anti_spoofing: bool, addresses: &[IpAddr]) {
+    fn register(&self, world: &World) {
         let registration = Registration {
             ifindex: self.ifindex,
             owner: self.owner,
-            startup,
-            anti_spoofing,
-            addresses: addresses.to_vec(),
+            startup: world.startup,
+            anti_spoofing: world.anti_spoofing,
+            addresses: world.addresses.clone(),
+            mac: world.mac,
             netns_cookie: 0,
             container_id: "table".into(),
             interface: "eth0".into(),
@@ -235,7 +235,7 @@ impl Lab {
     /// policy map too unless `world` brings one.
     pub fn succeed(&mut self, world: &World) {
         self.owner += 1;
-        self.register(world.startup, world.anti_spoofing, &world.addresses);
+        self.register(world);
         if let Some(entries) = &world.entries {
             self.install(entries);
         }
@@ -349,6 +349,18 @@ impl Lab {
         let map = self.loaded().map(map);
         let older = Flow { expires: flow.expires.wrapping_sub(seconds), ..flow };
         must("age a flow", map.update(key, older.as_bytes(), MapFlags::ANY));
+    }
+
+    /// Lets time pass for everything that pods expect, in the programs' coarse seconds.
+    pub fn age_expected(&self, seconds: u32) {
+        let map = self.loaded().map("expected");
+        for key in map.keys().collect::<Vec<_>>() {
+            let found = must("read expected", map.lookup(&key, MapFlags::ANY));
+            let Some(value) = found else { continue };
+            let mut value = must("read its value", Expect::read_from_bytes(&value));
+            value.expires = value.expires.wrapping_sub(seconds);
+            must("age it", map.update(&key, value.as_bytes(), MapFlags::ANY));
+        }
     }
 
     /// Forgets every flow, as eviction from the full maps does.

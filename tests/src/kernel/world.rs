@@ -114,6 +114,7 @@ pub struct World {
     pub(super) registered: bool,
     pub(super) startup: Startup,
     pub(super) anti_spoofing: bool,
+    pub(super) mac: Option<[u8; 6]>,
     pub(super) addresses: Vec<IpAddr>,
     /// `None`: policyd has not come to it yet.
     pub(super) entries: Option<Vec<Entry>>,
@@ -129,6 +130,7 @@ impl World {
             registered: true,
             startup: Startup::Hold,
             anti_spoofing: true,
+            mac: None,
             addresses: vec![addr(POD), addr(POD6)],
             entries,
             peers: Vec::new(),
@@ -208,6 +210,11 @@ impl World {
     pub fn address(mut self, address: &str) -> Self {
         self.addresses.push(addr(address));
         self
+    }
+
+    /// The hardware address of the pod's interface.
+    pub fn mac(self, mac: [u8; 6]) -> Self {
+        Self { mac: Some(mac), ..self }
     }
 
     /// The pod may send from any address.

@@ -13,7 +13,9 @@
 use std::net::IpAddr;
 
 pub mod wire;
-pub use wire::{Ip, Transport, arp, ethernet, icmp, raw, sctp, tcp, udp, vlan};
+pub use wire::{
+    Ip, Transport, arp, arp_operation, arp_reply, ethernet, icmp, raw, sctp, tcp, udp, vlan,
+};
 
 /// IP protocol numbers.
 pub mod protocol {

@@ -52,10 +52,20 @@ pub fn vlan(id: u16, frame: &[u8]) -> Vec<u8> {
 
 /// Who has `target`? Tell `sender`.
 pub fn arp(sender: &str, target: &str) -> Vec<u8> {
+    arp_operation(1, sender, target)
+}
+
+/// To `target`: `sender` is here.
+pub fn arp_reply(sender: &str, target: &str) -> Vec<u8> {
+    arp_operation(2, sender, target)
+}
+
+/// ARP for IPv4 over Ethernet, from the hardware address that [`ethernet`] frames come from.
+pub fn arp_operation(operation: u8, sender: &str, target: &str) -> Vec<u8> {
     let (IpAddr::V4(sender), IpAddr::V4(target)) = (addr(sender), addr(target)) else {
         panic!("ARP is for IPv4")
     };
-    let mut body = vec![0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 2];
+    let mut body = vec![0, 1, 8, 0, 6, 4, 0, operation, 2, 0, 0, 0, 0, 2];
     body.extend(sender.octets());
     body.extend([0; 6]);
     body.extend(target.octets());

@@ -5,6 +5,7 @@ use crate::prelude::*;
 pub(crate) fn tables() -> Vec<Table> {
     let mut tables = both(in_order);
     tables.extend(both(out_of_order));
+    tables.extend(both(answers));
     tables.extend(both(special));
     tables.extend(v6_only());
     tables
@@ -104,6 +105,91 @@ fn out_of_order(f: Family) -> Vec<Table> {
         )
         .to_pod(f.back(udp(53, 53)), DenyPolicy)
         .to_pod(later(f, 1), DenyFragment),
+    ]
+}
+
+/// A pod that may ask UDP port 53 of others, and nobody may ask it.
+fn asking() -> World {
+    World::isolated().allow(Egress, ANY, Ports::One(UDP, 53))
+}
+
+fn answers(f: Family) -> Vec<Table> {
+    let ask = || f.out(udp(5000, 53));
+    let first = || f.back(udp(53, 5000).payload(&[1; 56])).fragment(1, 0, true);
+    let last = || f.back(raw(UDP, &[0; 8])).fragment(1, 64, false);
+    let of_tcp = || f.back(raw(TCP, &[0; 8])).fragment(2, 64, false);
+    let service = || asking().service(Service::new(f.service, 53, UDP, &[(f.peer, 5353)]));
+    let through = service().allow(Egress, ANY, Ports::One(UDP, 5353));
+    let unasked = || f.out(udp(5000, 54));
+    vec![
+        table(f.named("fragments: an answer whose last comes first"), asking())
+            .to_pod(last(), DenyFragment)
+            .from_pod(ask(), AllowPolicy)
+            .to_pod(last(), AllowFragment)
+            .to_pod(first(), AllowFlow)
+            .to_pod(last(), AllowFlow),
+        table(f.named("fragments: an answer whose last comes first, from another"), asking())
+            .from_pod(ask(), AllowPolicy)
+            .to_pod(
+                raw(UDP, &[0; 8]).between(f.stranger, f.pod).fragment(1, 64, false),
+                DenyFragment,
+            )
+            .to_pod(of_tcp(), DenyFragment)
+            .from_pod(f.out(raw(UDP, &[0; 8])).fragment(3, 64, false), AllowFragment),
+        table(
+            f.named("fragments: an answer whose last comes first, to a denied question"),
+            asking(),
+        )
+        .from_pod(unasked(), DenyPolicy)
+        .to_pod(last(), DenyFragment)
+        .then("audit", |lab| lab.set_mode(podgate_bpf::abi::Mode::Audit))
+        .from_pod(unasked(), AllowAudit)
+        .then("enforce", |lab| lab.set_mode(podgate_bpf::abi::Mode::Enforce))
+        .to_pod(last(), DenyFragment),
+        table(f.named("fragments: an answer whose last comes first, 10 minutes later"), asking())
+            .from_pod(ask(), AllowPolicy)
+            .then("599 s pass", |lab| lab.age_expected(599))
+            .to_pod(last(), AllowFragment)
+            // in order, which begins the ten minutes again
+            .to_pod(first(), AllowFlow)
+            .then("599 s pass", |lab| lab.age_expected(599))
+            .to_pod(f.back(raw(UDP, &[0; 8])).fragment(7, 64, false), AllowFragment)
+            .then("2 s more", |lab| lab.age_expected(2))
+            .to_pod(f.back(raw(UDP, &[0; 8])).fragment(8, 64, false), DenyFragment),
+        table(f.named("fragments: an answer whose last comes first, to a later pod"), asking())
+            .from_pod(ask(), AllowPolicy)
+            .then("another pod comes", |lab| lab.succeed(&asking()))
+            .to_pod(last(), DenyFragment),
+        table(f.named("fragments: a big echo's answer whose last comes first"), {
+            World::isolated().not_isolated(Egress)
+        })
+        .from_pod(f.out(f.ping(7)), AllowPolicy)
+        .to_pod(f.back(raw(f.icmp, &[0; 8])).fragment(1, 64, false), AllowFragment)
+        .to_pod(f.back(f.pong(7).payload(&[0; 56])).fragment(1, 0, true), AllowFlow),
+        table(f.named("fragments: a service's answer whose last comes first"), through.clone())
+            .from_pod_as(
+                udp(5000, 53).between(f.pod, f.service),
+                AllowPolicy,
+                udp(5000, 5353).between(f.pod, f.peer),
+            )
+            .to_pod_as(
+                last(),
+                AllowFragment,
+                raw(UDP, &[0; 8]).between(f.service, f.pod).fragment(1, 64, false),
+            ),
+        table(f.named("fragments: a service's answer whose last comes first, not isolated"), {
+            through.not_isolated(Ingress)
+        })
+        .from_pod_as(
+            udp(5000, 53).between(f.pod, f.service),
+            AllowPolicy,
+            udp(5000, 5353).between(f.pod, f.peer),
+        )
+        .to_pod_as(
+            last(),
+            AllowFragment,
+            raw(UDP, &[0; 8]).between(f.service, f.pod).fragment(1, 64, false),
+        ),
     ]
 }
 

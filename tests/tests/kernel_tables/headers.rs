@@ -40,7 +40,8 @@ fn options() -> Vec<Table> {
                 0x86dd,
                 &V4.back(tcp(40000, 80).syn().payload(&[0; 40])).packet(),
             ),
-            DenyMalformed,
+            // where the address would be is none of the pod's
+            DenySpoofed,
         ),
         table("headers: a packet longer than its header can say (BIG TCP)", web())
             .to_pod(f.back(tcp(40000, 80).syn()).claim_length(0), AllowPolicy)

@@ -9,6 +9,9 @@ pub(crate) fn tables() -> Vec<Table> {
     tables.extend(both(unparsable_spoofing));
     tables.extend(both(oneself));
     tables.extend(both(own_node));
+    tables.extend(both(node_answers));
+    tables.extend(both(node_shares));
+    tables.extend(groups());
     tables
 }
 
@@ -36,12 +39,35 @@ fn spoofing(f: Family) -> Vec<Table> {
         .from_pod(as_other(tcp(1, 80).syn()), AllowPolicy)
         .to_pod(tcp(80, 1).syn_ack().between(f.peer, f.second), AllowFlow)
         .from_pod(as_other(tcp(1, 81).syn()), DenyPolicy),
-        table(f.named("spoofing: replies to what reached the pod under another address"), {
-            World::isolated().not_isolated(Ingress)
+        table(f.named("spoofing: what is sent to another does not reach the pod"), {
+            World::open().node(f.node)
+        })
+        .to_pod(udp(1, 2).between(f.peer, f.second), DenySpoofed)
+        .to_pod(tcp(1, 2).syn().between(f.peer, f.second), DenySpoofed)
+        .to_pod(f.ping(7).between(f.peer, f.second), DenySpoofed)
+        .to_pod(raw(protocol::GRE, &[0; 8]).between(f.peer, f.second), DenySpoofed)
+        .to_pod(raw(UDP, &[0; 8]).between(f.peer, f.second).fragment(1, 64, false), DenySpoofed)
+        .to_pod(tcp(1, 2).syn().truncated(8).between(f.peer, f.second), DenySpoofed)
+        .node_to_pod(udp(1, 2).between(f.node, f.second), DenySpoofed)
+        .from_pod(udp(2, 1).between(f.second, f.peer), DenySpoofed)
+        .then("no flow", |lab| assert_eq!(lab.flows(), [])),
+        table(f.named("spoofing: what is sent to another, without anti-spoofing"), {
+            World::isolated().not_isolated(Ingress).without_anti_spoofing()
         })
         .to_pod(udp(1, 2).between(f.peer, f.second), AllowPolicy)
         .from_pod(udp(2, 1).between(f.second, f.peer), AllowFlow)
-        .from_pod(udp(3, 1).between(f.second, f.peer), DenySpoofed),
+        .from_pod(udp(3, 1).between(f.second, f.peer), DenyPolicy),
+        table(f.named("spoofing: what audit let reach the pod is not allowed after it"), {
+            World::open()
+        })
+        .then("audit", |lab| lab.set_mode(Mode::Audit))
+        .to_pod(udp(1, 2).between(f.peer, f.second), AllowAudit)
+        .then("enforce", |lab| lab.set_mode(Mode::Enforce))
+        .change(|_| ())
+        .then("it is dropped", move |lab| {
+            let met = lab.send(Ingress, &udp(1, 2).between(f.peer, f.second).frame(), 1);
+            assert_eq!(met.action, 2, "a packet to another passes: {met:?}");
+        }),
         table(f.named("spoofing: what audit let through is not allowed after it"), World::open())
             .then("audit", |lab| lab.set_mode(Mode::Audit))
             .from_pod(as_other(udp(1, 2)), AllowAudit)
@@ -76,6 +102,128 @@ fn unparsable_spoofing(f: Family) -> Vec<Table> {
                 .from_pod(packet.clone(), DenySpoofed)
         })
         .collect()
+}
+
+/// What is sent to more than one is for the pod too.
+fn groups() -> Vec<Table> {
+    let world = || World::isolated().not_isolated(Ingress);
+    let mut broadcast = udp(1, 2).between(PEER, "10.0.0.255").frame();
+    let to_one = broadcast.clone();
+    broadcast[..6].fill(0xff);
+    vec![
+        table("spoofing: multicast and broadcast reach the pod (v4)", world())
+            .to_pod(udp(1, 2).between(PEER, "224.0.0.251"), AllowPolicy)
+            .to_pod(udp(1, 2).between(PEER, "255.255.255.255"), AllowPolicy)
+            .to_pod(to_one, DenySpoofed)
+            .to_pod(broadcast, AllowPolicy)
+            .from_pod(udp(2, 1).between("10.0.0.255", PEER), DenySpoofed),
+        table("spoofing: multicast and link-local reach the pod (v6)", world())
+            .to_pod(udp(1, 2).between(PEER6, "ff02::fb"), AllowPolicy)
+            .to_pod(udp(1, 2).between("fe80::9", "fe80::5"), AllowPolicy)
+            .from_pod(udp(2, 1).between("fe80::5", "fe80::9"), AllowFlow),
+    ]
+}
+
+/// What the node's stack says only because it was asked, perhaps by another in the pod's name.
+fn node_answers(f: Family) -> Vec<Table> {
+    let world = || World::isolated().node(f.node);
+    let from_node = |transport: Transport| transport.between(f.node, f.pod);
+    let error = if f.icmp == ICMP { icmp(3, 3, [0; 4]) } else { icmp(1, 4, [0; 4]) };
+    let asked = f.ping(7).between(f.pod, f.node);
+    let unsent = udp(1, 2).between(f.pod, f.node);
+    vec![
+        table(f.named("node: an answer that the pod has not asked for is judged"), world())
+            .node_to_pod(from_node(f.pong(7).payload(b"a stranger's")), DenyPolicy)
+            .node_to_pod(from_node(error.clone().quoting(&unsent, 64)), DenyPolicy)
+            .node_to_pod(from_node(icmp(5, 0, [0; 4]).payload(&[0; 28])), DenyPolicy)
+            .node_to_pod(from_node(tcp(22, 40000).syn_ack()), DenyPolicy)
+            .node_to_pod(from_node(tcp(22, 40000).ack()), DenyPolicy)
+            .from_pod(tcp(40000, 22).ack().between(f.pod, f.node), DenyPolicy)
+            .node_to_pod(from_node(f.pong(7).payload(&[0; 56])).fragment(3, 0, true), DenyPolicy)
+            .node_to_pod(from_node(raw(f.icmp, &[0; 8])).fragment(3, 64, false), DenyFragment)
+            .node_to_pod(from_node(raw(f.icmp, &[0; 8])).fragment(4, 64, false), DenyFragment)
+            .then("no flow", |lab| assert_eq!(lab.flows(), [])),
+        table(f.named("node: a reset opens nothing"), world())
+            .node_to_pod(from_node(tcp(22, 40000).rst()), AllowOwnNode)
+            .then("no flow", |lab| assert_eq!(lab.flows(), []))
+            .from_pod(tcp(40000, 22).ack().between(f.pod, f.node), DenyPolicy),
+        table(f.named("node: an answer that the pod has asked for"), world().not_isolated(Egress))
+            .from_pod(asked, AllowPolicy)
+            .node_to_pod(from_node(f.pong(7).payload(&[0; 8])), AllowFlow)
+            .from_pod(tcp(40000, 22).syn().between(f.pod, f.node), AllowPolicy)
+            .node_to_pod(from_node(tcp(22, 40000).syn_ack()), AllowFlow)
+            .from_pod(unsent.clone(), AllowPolicy)
+            .node_to_pod(from_node(error.quoting(&unsent, 64)), AllowRelated),
+    ]
+}
+
+/// One tuple, of the node's own packets and of what it forwards under its address.
+fn node_shares(f: Family) -> Vec<Table> {
+    let world = || World::isolated().node(f.node);
+    let datagram = || udp(50000, 53).between(f.node, f.pod);
+    let answer = || udp(53, 50000).between(f.pod, f.node);
+    let segment = |t: Transport| t.between(f.node, f.pod);
+    let first = |id| udp(1, 53).payload(&[0; 56]).between(f.node, f.pod).fragment(id, 0, true);
+    let last = |id| raw(UDP, &[0; 8]).between(f.node, f.pod).fragment(id, 64, false);
+    let dns = || world().allow(Ingress, ANY, Ports::One(UDP, 53));
+    let prefix = (f.node.parse().unwrap(), if f.icmp == ICMP { 24 } else { 64 });
+    vec![
+        table(f.named("node: no forwarded segment rides on its connection"), world())
+            .node_to_pod(segment(tcp(50000, 80).syn()), AllowOwnNode)
+            .from_pod(tcp(80, 50000).syn_ack().between(f.pod, f.node), AllowFlow)
+            .node_to_pod(segment(tcp(50000, 80).ack()), AllowFlow)
+            .to_pod(segment(tcp(50000, 80).ack()), DenyPolicy)
+            .to_pod(segment(tcp(50000, 80).fin()), DenyPolicy)
+            .to_pod(segment(tcp(50000, 80).rst()), DenyPolicy)
+            .node_to_pod(segment(tcp(50000, 80).ack()), AllowFlow)
+            .from_pod(tcp(80, 50000).ack().between(f.pod, f.node), AllowFlow),
+        table(f.named("node: no forwarded datagram rides on its flow"), world())
+            .node_to_pod(datagram(), AllowOwnNode)
+            .to_pod(datagram(), DenyPolicy)
+            .from_pod(answer(), AllowFlow)
+            .to_pod(datagram(), DenyPolicy)
+            .node_to_pod(datagram(), AllowFlow),
+        table(
+            f.named("node: a forwarded datagram that policy allows leaves its flow alone"),
+            dns(),
+        )
+        .node_to_pod(datagram(), AllowOwnNode)
+        .to_pod(datagram(), AllowPolicy)
+        .node_to_pod(datagram(), AllowFlow)
+        .change(|lab| lab.withdraw(Ingress, ANY, Ports::One(UDP, 53)))
+        .to_pod(datagram(), DenyPolicy)
+        .node_to_pod(datagram(), AllowFlow)
+        .from_pod(answer(), AllowFlow),
+        table(f.named("node: its own datagram on a forwarded flow that was cut"), dns())
+            .to_pod(datagram(), AllowPolicy)
+            .change(|lab| lab.withdraw(Ingress, ANY, Ports::One(UDP, 53)))
+            .to_pod(datagram(), DenyPolicy)
+            .node_to_pod(datagram(), AllowOwnNode)
+            .to_pod(datagram(), DenyPolicy)
+            .from_pod(answer(), AllowFlow),
+        table(f.named("node: its answer on a flow of the pod's that was cut"), {
+            world().not_isolated(Egress)
+        })
+        .from_pod(answer(), AllowPolicy)
+        .change(|lab| lab.withdraw(Egress, ANY, Ports::Every))
+        .node_to_pod(datagram(), DenyPolicy)
+        .from_pod(answer(), DenyPolicy),
+        table(f.named("node: no forwarded fragment rides on its datagram"), world())
+            .node_to_pod(first(9), AllowOwnNode)
+            .to_pod(last(9), DenyPolicy)
+            .node_to_pod(last(9), AllowFlow)
+            .to_pod(first(9), DenyPolicy)
+            .node_to_pod(last(9), DenyFragment),
+        table(f.named("node: a prefix of its addresses"), World::isolated())
+            .node_to_pod(datagram(), DenyPolicy)
+            .change(move |lab| lab.gate().maps.add_node_net(prefix).unwrap())
+            .node_to_pod(datagram(), AllowOwnNode)
+            .node_to_pod(udp(1, 2).between(f.peer, f.pod), AllowOwnNode)
+            .node_to_pod(udp(1, 2).between(f.stranger, f.pod), DenyPolicy)
+            .to_pod(udp(3, 4).between(f.node, f.pod), DenyPolicy)
+            .change(move |lab| lab.gate().maps.remove_node_net(prefix).unwrap())
+            .node_to_pod(udp(5, 6).between(f.node, f.pod), DenyPolicy),
+    ]
 }
 
 fn oneself(f: Family) -> Vec<Table> {

@@ -110,6 +110,17 @@ fn passing(f: Family, mode: Mode) -> Vec<Table> {
             .then("enforce", set(Mode::Enforce))
             .to_pod(f.back(raw(UDP, &[0; 8])).fragment(1, 72, false), DenyPolicy)
             .to_pod(f.back(raw(UDP, &[0; 8])).fragment(2, 64, false), DenyFragment),
+        table(named("fragments of a denied answer, and not after it"), server())
+            .then("mode", set(mode))
+            .to_pod(f.back(f.pong(7).payload(&[0; 56])).fragment(1, 0, true), AllowAudit)
+            .to_pod(f.back(raw(f.icmp, &[0; 8])).fragment(1, 64, true), AllowAudit)
+            .then("enforce", set(Mode::Enforce))
+            .to_pod(f.back(raw(f.icmp, &[0; 8])).fragment(1, 72, true), DenyPolicy)
+            .change(|lab| lab.allow(Ingress, ANY, Ports::Every))
+            .to_pod(f.back(raw(f.icmp, &[0; 8])).fragment(1, 80, true), AllowPolicy)
+            .change(|lab| lab.withdraw(Ingress, ANY, Ports::Every))
+            .to_pod(f.back(raw(f.icmp, &[0; 8])).fragment(1, 88, false), DenyPolicy)
+            .then("no flow", |lab| assert_eq!(lab.flows(), [])),
         table(named("cut, foreign and spoofed packets"), World::isolated())
             .then("mode", set(mode))
             .to_pod(f.back(tcp(1, 2).truncated(9)), AllowAudit)
