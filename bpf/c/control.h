@@ -59,10 +59,8 @@ struct pg_arp {
 /* The shortest Ethernet frame, to which ARP is padded, with room for a trailer that a driver left in. */
 #define PG_ARP_FRAME 64
 
-/*
- * Whether the pod may send this: with one of its addresses as the sender, and its own hardware address (of which the
- * frame's source is the next best thing known). A probe (RFC 5227) has no sender, and asks for the address to be used.
- */
+/* Whether the pod may send this: with one of its addresses as the sender, at the hardware address that the frame comes
+ * from. A probe (RFC 5227) has no sender, and asks for the address to be used. */
 static __always_inline int pg_is_honest_arp(struct __sk_buff *skb,
 					    const struct pg_endpoint *endpoint,
 					    const struct pg_arp *arp)
@@ -74,9 +72,7 @@ static __always_inline int pg_is_honest_arp(struct __sk_buff *skb,
 	__builtin_memcpy(&target, arp->target, 4);
 	if (!sender)
 		return arp->operation == bpf_htons(1) && pg_is_own4(endpoint, target);
-	__builtin_memcpy(mac, endpoint->mac, 6);
-	if (!(mac[0] | mac[1] | mac[2] | mac[3] | mac[4] | mac[5]) &&
-	    bpf_skb_load_bytes(skb, 6, mac, sizeof(mac)))
+	if (bpf_skb_load_bytes(skb, 6, mac, sizeof(mac)))
 		return 0;
 	return pg_is_own4(endpoint, sender) &&
 	       !((mac[0] ^ arp->sender_mac[0]) | (mac[1] ^ arp->sender_mac[1]) |

@@ -51,8 +51,8 @@ struct sk_buff {
 /* The states (linux/tcp.h) of a TCP socket whose connection both ends have agreed to. */
 #define PG_TCP_CONNECTED ((1 << 1) | (1 << 4) | (1 << 5) | (1 << 8) | (1 << 9) | (1 << 11))
 
-/* The first two of three, in few instructions: enough for a whole packet, as only IPv6 fragments and the outer packets
- * of tunnels can have lost the number and kept a pod's socket. */
+/* The first two of three, in few instructions. Enough for a whole packet of TCP: what can have lost the number and kept a
+ * pod's socket are IPv6 fragments and the outer packets of tunnels. */
 static __always_inline int pg_seems_nodes(struct __sk_buff *skb)
 {
 	return skb->ingress_ifindex == 0 && skb->sk != NULL;

@@ -325,10 +325,10 @@ static __always_inline int pg_parse6(struct __sk_buff *skb, struct pg_packet *pa
 	}
 	source = direction == PG_EGRESS ? &packet->key.v6.pod : &packet->key.v6.peer;
 	destination = direction == PG_EGRESS ? &packet->key.v6.peer : &packet->key.v6.pod;
-	__builtin_memcpy(source, &ip->saddr, 16);
-	__builtin_memcpy(destination, &ip->daddr, 16);
 	if (ip->version != 6)
 		return PG_SHAPE_MALFORMED;
+	__builtin_memcpy(source, &ip->saddr, 16);
+	__builtin_memcpy(destination, &ip->daddr, 16);
 	place->protocol = ip->nexthdr;
 	place->offset = PG_ETH_HLEN + sizeof(*ip);
 	place->room = bpf_ntohs(ip->payload_len);

@@ -44,7 +44,8 @@ static __always_inline int pg_is_current(struct __sk_buff *skb, struct pg_flow *
 	if (!flow || !ctl || flow->epoch != ctl->epoch || flow->state >= PG_FLOW_CLOSED)
 		return PG_SHORT_NOT;
 	/* The node's own flow carries no packet of another origin. */
-	if (direction == PG_INGRESS && (flow->flags & PG_FLOW_BY_OWN_NODE) && !pg_seems_nodes(skb))
+	if (direction == PG_INGRESS && (flow->flags & PG_FLOW_BY_OWN_NODE) &&
+	    (protocol != PG_IPPROTO_TCP || !pg_seems_nodes(skb)))
 		return PG_SHORT_NOT;
 	now = pg_now();
 	if (pg_flow_expired(flow, now))

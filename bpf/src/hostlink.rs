@@ -17,6 +17,8 @@ pub struct Link {
     pub peer: Option<u32>,
     /// IFLA_LINK_NETNSID: the other end's namespace, as numbered in this link's; `None` if it is the same.
     pub peer_netns: Option<i32>,
+    /// IFLA_ADDRESS, of Ethernet devices.
+    pub mac: Option<[u8; 6]>,
 }
 
 impl Link {
@@ -103,6 +105,7 @@ mod tests {
             kind: Some("veth".into()),
             peer: Some(7),
             peer_netns: Some(0),
+            mac: None,
         }
     }
 
@@ -113,6 +116,7 @@ mod tests {
             kind: Some("veth".into()),
             peer: Some(2),
             peer_netns: Some(5),
+            mac: None,
         }
     }
 

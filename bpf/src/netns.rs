@@ -234,12 +234,14 @@ fn link_data(message: LinkMessage) -> Link {
         kind: None,
         peer: None,
         peer_netns: None,
+        mac: None,
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Link(index) => link.peer = Some(index),
             LinkAttribute::LinkNetNsId(id) => link.peer_netns = Some(id),
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.into_iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),

@@ -11,6 +11,7 @@ use podgate_bpf::loader::Sizes;
 
 use crate::check::Check;
 use crate::install::{Install, MountBpffs, Uninstall};
+use crate::node_addresses::NodeAddress;
 use crate::sources::SourceSpec;
 use crate::sync::services::ServiceMode;
 
@@ -127,6 +128,20 @@ pub struct Run {
     /// How often links, addresses and gates are compared with what they should be, without an event
     #[arg(long, env = "PODGATE_RECONCILE_SECONDS", default_value_t = 60, value_name = "S")]
     pub reconcile_seconds: u64,
+
+    /// A further address, or CIDR, that something on this node sends to its pods from and that counts as the node's own;
+    /// may be given several times
+    ///
+    /// Packets from it pass the gates of this node's pods as the node's own do, if the node itself sends them: what it
+    /// forwards never does, whatever its source. istio-ambient stands for the addresses to which Istio's ambient mode
+    /// rewrites the kubelet's probes: 169.254.7.127 and fd16:9254:7127:1337:ffff:ffff:ffff:ffff.
+    #[arg(
+        long = "node-address",
+        env = "PODGATE_NODE_ADDRESSES",
+        value_delimiter = ',',
+        value_name = "ADDRESS"
+    )]
+    pub node_addresses: Vec<NodeAddress>,
 
     /// The API server.
     #[command(flatten)]
@@ -349,6 +364,24 @@ mod tests {
             assert_eq!(run.sources, [spec]);
             assert_eq!(run.sources[0].to_string(), source);
         }
+    }
+
+    #[test]
+    fn further_addresses_of_the_node_are_named_one_by_one_or_with_commas() {
+        let line = |values: &[&str]| {
+            let options = values.iter().flat_map(|value| ["--node-address", value]);
+            let words = ["policyd", "run", "--source", "dir:/m"].into_iter().chain(options);
+            Cli::try_parse_from(words).map(|cli| match cli.command {
+                Command::Run(run) => run.node_addresses,
+                other => panic!("{other:?}"),
+            })
+        };
+        let named = ["istio-ambient", "192.0.2.0/24"].map(|text| text.parse().unwrap());
+        assert_eq!(line(&["istio-ambient", "192.0.2.0/24"]).unwrap(), named);
+        assert_eq!(line(&["istio-ambient,192.0.2.0/24"]).unwrap(), named);
+        assert_eq!(line(&[]).unwrap(), []);
+        let refused = line(&["192.0.2.7/24"]).unwrap_err().to_string();
+        assert!(refused.contains("write 192.0.2.0/24"), "{refused}");
     }
 
     /// `conf/policyd.env` names every setting of `run`, and says its default where it has one.

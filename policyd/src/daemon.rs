@@ -109,6 +109,7 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         services,
         cni_wait_ms,
         reconcile_seconds,
+        node_addresses,
         server,
         adopt,
         sizes,
@@ -144,6 +145,7 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         shared: shared.clone(),
         writer: handle.clone(),
         attach,
+        named: node_addresses.iter().flat_map(|named| named.nets().iter().copied()).collect(),
         every: Duration::from_secs(reconcile_seconds.max(1)),
         reattached: Arc::default(),
     };

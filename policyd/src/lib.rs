@@ -24,6 +24,7 @@ pub mod lab;
 pub mod listen;
 pub mod logging;
 pub mod metrics;
+pub mod node_addresses;
 pub mod reconcile;
 pub mod report;
 pub mod socket;

@@ -1,7 +1,6 @@
 //! What the writer publishes for those who only read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use podgate_bpf::Gate;
 use podgate_bpf::features::Kernel;
-use podgate_bpf::maps::Registration;
+use podgate_bpf::maps::{Net, Registration};
 use podgate_policy::compile::{EndpointId, Table};
 use podgate_policy::engine::RuleNames;
 use podgate_policy::index::Index;
@@ -61,8 +60,8 @@ pub struct View {
     pub classes: usize,
     /// What rule numbers stand for.
     pub origins: RuleNames,
-    /// Addresses that count as this node's own.
-    pub node_addresses: Arc<BTreeSet<IpAddr>>,
+    /// Prefixes whose addresses count as this node's own.
+    pub node_addresses: Arc<BTreeSet<Net>>,
     /// Why the classes of addresses are not as they should be.
     pub stopped: Option<String>,
     /// Entries of all policy maps.

@@ -64,7 +64,7 @@ fn raise(
             startup: settings.startup,
             anti_spoofing: settings.anti_spoofing,
             addresses: end.addresses.clone(),
-            mac: None,
+            mac: end.mac,
             netns_cookie: found.netns_cookie,
             container_id: attachment.container_id.clone(),
             // DEL and GC name the attachment, whose gates all of these are

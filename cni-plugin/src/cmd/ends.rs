@@ -17,6 +17,8 @@ pub(super) struct End {
     pub(super) name: String,
     /// The host veth.
     pub(super) host: Link,
+    /// Of the pod's end.
+    pub(super) mac: Option<[u8; 6]>,
     /// The pod's, on this interface.
     pub(super) addresses: Vec<IpAddr>,
     /// Whether the result told the addresses, or the interface had to be asked.
@@ -89,7 +91,7 @@ fn end(
             found
         }
     };
-    Ok(End { name, host, addresses, addresses_from_result })
+    Ok(End { name, host, mac: pod.mac, addresses, addresses_from_result })
 }
 
 /// Every interface has one, and what it may be used for passes without it being registered.

@@ -41,6 +41,8 @@ pub(super) struct Inside {
     pub(super) netns: PathBuf,
     /// The namespace's, 0 if the kernel has none.
     pub(super) cookie: u64,
+    /// Its hardware address.
+    pub(super) mac: Option<[u8; 6]>,
     /// Its name.
     pub(super) interface: String,
     /// Its addresses, but for link-local ones.
@@ -102,6 +104,7 @@ fn look_inside(path: &Path, here: &Route, veths: &mut [Veth], attachments: &[Att
                 veth.inside = Some(Inside {
                     netns: path.to_owned(),
                     cookie,
+                    mac: link.mac,
                     interface: link.name.clone(),
                     addresses: addresses.get(&link.index).cloned().unwrap_or_default(),
                     attachment: attachments.iter().find(is_its).cloned(),

@@ -74,7 +74,7 @@ pub(super) fn identify(veth: &Veth, index: &Index, node: &str, anti_spoofing: bo
         startup: Startup::Watch,
         anti_spoofing,
         addresses,
-        mac: None,
+        mac: inside.mac,
         netns_cookie: inside.cookie,
         container_id: attachment.map(|a| a.container_id.clone()).unwrap_or_default(),
         interface: attachment.map_or_else(|| inside.interface.clone(), |a| a.ifname.clone()),
@@ -150,10 +150,12 @@ mod tests {
                 kind: Some("veth".into()),
                 peer: Some(2),
                 peer_netns: Some(0),
+                mac: None,
             },
             inside: Some(Inside {
                 netns: "/run/netns/a".into(),
                 cookie: 5,
+                mac: Some([2, 0, 0, 0, 0, 7]),
                 interface: "eth0".into(),
                 addresses: addresses.iter().map(|each| each.parse().unwrap()).collect(),
                 attachment,
@@ -179,6 +181,7 @@ mod tests {
         assert!(settled && registration.owner != 0 && registration.anti_spoofing);
         assert_eq!(registration.startup, Startup::Watch);
         assert_eq!((registration.ifindex, registration.netns_cookie), (7, 5));
+        assert_eq!(registration.mac, Some([2, 0, 0, 0, 0, 7]));
         assert_eq!(registration.container_id, "c");
         assert_eq!(registration.interface, "eth0");
         assert_eq!(registration.network, "pods");

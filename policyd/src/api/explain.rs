@@ -13,6 +13,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use podgate_bpf::maps::Net;
 use podgate_policy::compile::{Endpoint, EndpointId, Transport};
 use podgate_policy::convert::{FieldError, parse_address};
 use podgate_policy::engine::Engine;
@@ -21,6 +22,7 @@ use podgate_policy::model::{Direction, ObjectKey, Protocol};
 
 use super::types::{ExplainQuery, Explanation, GateAnswer};
 use super::{Api, Refusal};
+use crate::node_addresses::holds;
 use crate::writer::Answers;
 
 pub(super) async fn get(
@@ -142,10 +144,10 @@ impl End {
 
     /// Whether this is the node of the pod that a packet from this `source` is sent to. `here` are this node's
     /// addresses.
-    fn is_node_of(&self, to: &Self, source: &IpAddr, here: &BTreeSet<IpAddr>) -> bool {
+    fn is_node_of(&self, to: &Self, source: &IpAddr, here: &BTreeSet<Net>) -> bool {
         self.pod.is_none()
             && match to.local.is_empty() {
-                false => here.contains(source),
+                false => holds(here, *source),
                 true => self.node.is_some() && self.node == to.node,
             }
     }
@@ -153,7 +155,7 @@ impl End {
 
 fn explain(
     answers: &Answers<'_>,
-    node: &BTreeSet<IpAddr>,
+    node: &BTreeSet<Net>,
     query: &ExplainQuery,
     transport: Transport,
 ) -> Result<Explanation, FieldError> {
@@ -175,7 +177,7 @@ fn explain(
 /// Every gate between two ends.
 fn gates(
     answers: &Answers<'_>,
-    node: &BTreeSet<IpAddr>,
+    node: &BTreeSet<Net>,
     from: &End,
     to: &End,
     transport: Transport,

@@ -73,7 +73,8 @@ async fn follow(reconciler: &Reconciler) -> Result<std::convert::Infallible, Str
             }
         }
         if news.addresses || news.everything {
-            let addresses = addresses::list(&handle).await?;
+            let mut addresses = addresses::list(&handle).await?;
+            addresses.named.clone_from(&reconciler.named);
             tell(reconciler, Message::NodeAddresses(addresses))?;
         }
         let mut gone = news.links;

@@ -5,11 +5,13 @@ mod addresses;
 mod gates;
 mod links;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use podgate_bpf::attach::AttachMode;
+use podgate_bpf::maps::Net;
 
 use crate::view::Shared;
 use crate::writer::{Handle, Message};
@@ -28,6 +30,8 @@ pub struct Reconciler {
     pub writer: Handle,
     /// How gates are attached again.
     pub attach: AttachMode,
+    /// What counts as the node's own beside the addresses of its interfaces.
+    pub named: BTreeSet<Net>,
     /// How often everything is compared without an event.
     pub every: Duration,
     /// Gates attached again since the start.

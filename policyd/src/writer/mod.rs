@@ -18,6 +18,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use podgate_bpf::handshake::{EndpointRef, Response};
+use podgate_bpf::maps::{Net, host_net};
 use podgate_policy::compile::Compiled;
 use podgate_policy::engine::Engine;
 use podgate_policy::index::Index;
@@ -62,6 +63,15 @@ pub struct NodeAddresses {
     /// Those of services, which kube-proxy put on an interface of its own in IPVS mode: there it is kube-proxy that
     /// answers, and translates.
     pub of_proxy: BTreeSet<IpAddr>,
+    /// Prefixes that are none of its interfaces', and that count as its own where it sends from them.
+    pub named: BTreeSet<Net>,
+}
+
+impl NodeAddresses {
+    /// Everything that counts as its own in what it sends.
+    pub fn nets(&self) -> BTreeSet<Net> {
+        self.all.iter().copied().map(host_net).chain(self.named.iter().copied()).collect()
+    }
 }
 
 /// Looks at the writer's state and sends its answer away.

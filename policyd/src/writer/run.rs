@@ -1,12 +1,12 @@
 //! The writer's thread.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::net::if_::if_nametoindex;
 use podgate_bpf::handshake::{EndpointRef, Response};
+use podgate_bpf::maps::Net;
 use podgate_policy::compile::EndpointId;
 use podgate_policy::engine::{Engine, Part, Touched};
 use tokio::sync::oneshot;
@@ -37,7 +37,7 @@ pub(super) struct Run {
     /// What the engine said is different, and the maps may not say yet.
     pending: Touched,
     /// As last told; `None` before the first time.
-    pub(super) node_addresses: Option<Arc<BTreeSet<IpAddr>>>,
+    pub(super) node_addresses: Option<Arc<BTreeSet<Net>>>,
     nodes: Nodes,
     waiting: Waiting,
     barriers: Vec<oneshot::Sender<()>>,
@@ -158,7 +158,7 @@ impl Run {
             Message::LinkGone(ifindex) => self.link_gone(ifindex),
             Message::NodeAddresses(addresses) => {
                 self.dirty |= self.nodes.set_here(&addresses);
-                self.set_node_addresses(addresses.all);
+                self.set_node_addresses(addresses.nets());
             }
             Message::Sweep => {
                 let delta = self.endpoints.refresh_all(&self.shared.gate.maps);
@@ -235,23 +235,23 @@ impl Run {
     }
 
     /// New addresses first: while both are known, probes from either pass.
-    fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+    fn set_node_addresses(&mut self, addresses: BTreeSet<Net>) {
         let maps = &self.shared.gate.maps;
-        let present = match maps.node_addrs() {
+        let present = match maps.node_nets() {
             Ok(present) => present,
             Err(error) => return tracing::error!(%error, "cannot read the node's addresses"),
         };
         // The plugin adds addresses of bridges that it sees before we do; what we have never seen is only
         // removed at the start, when it is of an earlier life of the node.
         let ours = self.node_addresses.as_deref().unwrap_or(&present);
-        let gone: Vec<IpAddr> = ours.difference(&addresses).copied().collect();
-        let new: Vec<IpAddr> = addresses.difference(&present).copied().collect();
+        let gone: Vec<Net> = ours.difference(&addresses).copied().collect();
+        let new: Vec<Net> = addresses.difference(&present).copied().collect();
         let mut failed = None;
         for address in &new {
-            failed = failed.or(maps.add_node_addr(*address).err());
+            failed = failed.or(maps.add_node_net(*address).err());
         }
         for address in &gone {
-            failed = failed.or(maps.remove_node_addr(*address).err());
+            failed = failed.or(maps.remove_node_net(*address).err());
         }
         if !new.is_empty() || !gone.is_empty() {
             tracing::debug!(?new, ?gone, "the node's addresses changed");

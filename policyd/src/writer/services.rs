@@ -46,7 +46,7 @@ impl Nodes {
         if !self.changed && Arc::ptr_eq(&self.elsewhere, &elsewhere) {
             return;
         }
-        let NodeAddresses { all, of_proxy } = &self.here;
+        let NodeAddresses { all, of_proxy, .. } = &self.here;
         self.own = Arc::new(all.difference(of_proxy).copied().collect());
         self.all = Arc::new(self.own.union(&elsewhere).copied().collect());
         (self.elsewhere, self.changed) = (elsewhere, false);

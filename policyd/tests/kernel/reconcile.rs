@@ -134,6 +134,7 @@ fn no_gate_is_attached_again_where_nobody_is_registered_any_more() {
             shared: writing.shared.clone(),
             writer: writing.writer.handle(),
             attach: AttachMode::Auto,
+            named: BTreeSet::new(),
             every: Duration::from_secs(1),
             reattached: Default::default(),
         };

@@ -172,7 +172,7 @@ impl Lab {
             startup,
             anti_spoofing: true,
             addresses: vec![pod.v4.into(), pod.v6.into()],
-            mac: None,
+            mac: pod.net.mac("eth0"),
             netns_cookie: pod.net.run(podgate_bpf::current_netns_cookie),
             container_id: format!("lab-{}", pod.host),
             interface: "eth0".into(),

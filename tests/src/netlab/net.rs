@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use podgate_bpf::netns;
 
 /// A network namespace. It ends with its last process, socket and handle.
 #[derive(Debug)]
@@ -111,6 +112,12 @@ impl Net {
             other.path()
         ));
         other.ip(&format!("link set {there} up"));
+    }
+
+    /// The hardware address of an interface, if it has one.
+    pub fn mac(&self, interface: &str) -> Option<[u8; 6]> {
+        let link = self.run(|| netns::Route::here().and_then(|route| route.link_named(interface)));
+        link.unwrap_or_else(|e| panic!("read {interface}: {e}")).and_then(|link| link.mac)
     }
 
     /// The number of an interface.

@@ -11,6 +11,7 @@ mod errors;
 mod fragments;
 mod neighbours;
 mod node;
+mod origins;
 mod services;
 mod talk;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
             errors::TESTS,
             fragments::TESTS,
             node::TESTS,
+            origins::TESTS,
             neighbours::TESTS,
             bulk::TESTS,
             churn::TESTS,

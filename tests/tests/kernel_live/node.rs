@@ -64,7 +64,7 @@ fn unlisted_address(lab: &Lab, family: Family) {
 }
 
 /// A namespace whose packets the node forwards to the pods under its own address.
-fn behind_the_node(lab: &Lab) -> Net {
+pub(crate) fn behind_the_node(lab: &Lab) -> Net {
     let outside = Net::new();
     lab.node.veth("out", &outside, "eth0");
     lab.node.ip("address add 10.7.0.1/24 dev out\naddress add fd07::1/64 dev out nodad");
@@ -73,8 +73,18 @@ fn behind_the_node(lab: &Lab) -> Net {
          route add default via 10.7.0.1
          route add default via fd07::1");
     let rules = "table inet nat {
-        chain post { type nat hook postrouting priority 100; oifname \"br0\" masquerade; }
+        chain post {
+            type nat hook postrouting priority 100;
+            oifname \"br0\" ip saddr != 10.10.0.1 masquerade;
+            oifname \"br0\" ip6 saddr != fd0a::1 masquerade;
+        }
     }";
+    nft(lab, rules);
+    outside
+}
+
+/// Loads rules of netfilter on the node.
+pub(crate) fn nft(lab: &Lab, rules: &str) {
     lab.node.run(|| {
         let mut nft = Command::new("nft")
             .args(["-f", "-"])
@@ -83,9 +93,8 @@ fn behind_the_node(lab: &Lab) -> Net {
             .spawn()
             .unwrap_or_else(|e| panic!("run nft: {e} (Debian: apt-get install nftables)"));
         nft.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
-        assert!(nft.wait().unwrap().success(), "nft refuses to masquerade");
+        assert!(nft.wait().unwrap().success(), "nft refuses:\n{rules}");
     });
-    outside
 }
 
 fn masqueraded(lab: &Lab, family: Family) {

@@ -72,13 +72,15 @@ pub(crate) fn tables() -> Vec<Table> {
         .to_pod(about(135, another, another, another), DenySpoofed)
         .from_pod(arp(POD, PEER), AllowControl),
     );
+    let at_another = |mut frame: Vec<u8>| {
+        frame[14 + 13] = 9;
+        frame
+    };
     tables.push(
-        table("control: ARP with a hardware address that is not the pod's", {
-            World::isolated().mac([2, 0, 0, 0, 0, 9])
-        })
-        .from_pod(arp(POD, PEER), DenySpoofed)
-        .from_pod(arp_reply(POD, PEER), DenySpoofed)
-        .from_pod(arp("0.0.0.0", POD), AllowControl),
+        table("control: ARP with a hardware address that is not the frame's", World::open())
+            .from_pod(at_another(arp(POD, PEER)), DenySpoofed)
+            .from_pod(at_another(arp_reply(POD, PEER)), DenySpoofed)
+            .to_pod(at_another(arp_reply(PEER, POD)), AllowControl),
     );
     for (kind, hops) in [(138, 255), (129, 255), (144, 1), (132, 255), (128, 1)] {
         tables.push(

@@ -40,8 +40,7 @@ fn options() -> Vec<Table> {
                 0x86dd,
                 &V4.back(tcp(40000, 80).syn().payload(&[0; 40])).packet(),
             ),
-            // where the address would be is none of the pod's
-            DenySpoofed,
+            DenyMalformed,
         ),
         table("headers: a packet longer than its header can say (BIG TCP)", web())
             .to_pod(f.back(tcp(40000, 80).syn()).claim_length(0), AllowPolicy)

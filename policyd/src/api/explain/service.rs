@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use podgate_bpf::maps::Net;
 use podgate_policy::compile::Transport;
 use podgate_policy::convert::{FieldError, parse_address};
 use podgate_policy::model::ObjectKey;
@@ -89,7 +90,7 @@ pub(super) fn frontends(
 /// Asks about every endpoint that may be picked.
 pub(super) fn explain(
     answers: &Answers<'_>,
-    node: &BTreeSet<IpAddr>,
+    node: &BTreeSet<Net>,
     query: &ExplainQuery,
     frontends: &[Led],
 ) -> Result<Explanation, FieldError> {
