@@ -47,16 +47,28 @@ fn duplicate(lab: &Lab, family: Family) {
         eventually("the announcement gets out", || {
             lab.count(Egress, Reason::AllowControl) > before
         });
+        eventually("that of another's address does not", || {
+            lab.count(Egress, Reason::DenySpoofed) > 0
+        });
         return;
     }
-    let (isolated, owner) = (lab.gated(&Policy::isolated()), lab.pod());
-    isolated.net.ip(&format!("address add {}/64 dev eth0", owner.v6));
+    let (isolated, another) = (lab.gated(&Policy::isolated()), lab.pod());
+    let own = format!("{}/64 dev eth0", isolated.v6);
+    another.net.ip(&format!("address add {own} nodad"));
+    isolated.net.ip(&format!("address del {own}\naddress add {own}"));
     eventually("the duplicate is noticed", || {
-        isolated.net.ask_ip("-6 address show dev eth0 dadfailed").contains(&owner.v6.to_string())
+        let failed = isolated.net.ask_ip("-6 address show dev eth0 dadfailed");
+        failed.contains(&isolated.v6.to_string())
     });
-    isolated.net.ip("address add fd00::aa/64 dev eth0");
-    eventually("an address that nobody has can be used", || {
+    another.net.ip(&format!("address del {own}"));
+    isolated.net.ip(&format!("address del {own}\naddress add {own}"));
+    eventually("an address that nobody else has can be used", || {
         let usable = isolated.net.ask_ip("-6 address show dev eth0 -tentative");
-        usable.contains("fd00::aa/64")
+        usable.contains(&format!("{}/64", isolated.v6))
+    });
+    // It cannot be used to find out, or to claim, who has another address.
+    isolated.net.ip(&format!("address add {}/64 dev eth0", another.v6));
+    eventually("what it says of another's is refused", || {
+        lab.count(Egress, Reason::DenySpoofed) > 0
     });
 }
