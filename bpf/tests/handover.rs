@@ -311,6 +311,7 @@ fn expected(ifindex: u32) -> Registration {
         startup: Startup::Open,
         anti_spoofing: true,
         addresses: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+        mac: None,
         netns_cookie: 4242,
         container_id: "c1".into(),
         interface: "eth0".into(),

@@ -107,7 +107,7 @@ fn loads() {
     assert_eq!(programs(&first), programs(&opened));
     let mode = fs::metadata(root.dir()).unwrap();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o700);
-    assert_eq!(pins(&root).len(), 21, "{:?}", pins(&root));
+    assert_eq!(pins(&root).len(), 22, "{:?}", pins(&root));
 }
 
 fn threads_load_once() {
