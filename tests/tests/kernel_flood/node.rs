@@ -100,6 +100,7 @@ impl Node {
         let ifindex = self.net.ifindex(&host);
         let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
         let registration = Registration {
+            mac: None,
             ifindex,
             owner,
             startup: Startup::Hold,

@@ -55,6 +55,7 @@ impl Link {
         pod.ip("link set eth0 mtu 9000");
         let ifindex = node.ifindex("v0");
         let registration = Registration {
+            mac: None,
             ifindex,
             owner: 0x5eed,
             startup: Startup::Hold,
