@@ -8,6 +8,7 @@
  */
 #pragma once
 
+#include <linux/bpf.h>
 #include <linux/types.h>
 
 #define PG_ABI_VERSION 2
@@ -82,6 +83,7 @@ enum pg_note {
 	PG_NOTE_EVENT_LOST = 1,	  /* the ring of events was full */
 	PG_NOTE_EVENT_LIMIT = 2,  /* events held back by the rate limit */
 	PG_NOTE_JUDGED_AGAIN = 3, /* flows judged again after a change of policy */
+	PG_NOTE_FLOW_EVICTED = 4, /* live flows that had to make room for others of their pod */
 	PG_NOTE_COUNT = 8,
 };
 #define PG_NOTE_BASE (2 * PG_REASON_COUNT)
@@ -195,7 +197,7 @@ struct pg_node_addr {
 };
 
 /*
- * flows4, flows6: one entry per allowed flow of an endpoint, LRU. The key is the same for both directions:
+ * flows4, flows6: one entry per allowed flow of an endpoint. The key is the same for both directions:
  * the pod's side and the peer's side. Echo requests of the two sides are different flows.
  */
 enum pg_flow_kind {
@@ -247,6 +249,8 @@ enum pg_flow_state {
 /* Somebody else translates this flow: nothing is rewritten here, but `other` is judged in place of the peer.
  * Written by user space when it adopts a running pod, of connections that kube-proxy had translated. */
 #define PG_FLOW_FOREIGN 64
+/* Written by user space, and in no ring yet (struct pg_ring): its next packet gives it a slot. */
+#define PG_FLOW_UNPLACED 128
 
 struct pg_flow {
 	__u32 epoch; /* of its last judgement; of a service view: of the last look at its backend */
@@ -261,6 +265,46 @@ struct pg_flow {
 	struct pg_addr other;
 	__be16 other_port; /* BE */
 	__be16 own_port; /* BE; the pod's port in the other view: the same unless that one was taken */
+	/* ENDPOINT: the port from which what the pod itself sends to the endpoint leaves, if it does; 0: none (direct.h). BE */
+	__be16 direct_port;
+	__u8 pad2[2];
+};
+
+/*
+ * flow_slots4, flow_slots6: which flows an endpoint has, by number. Its slots 0 to `high` are a ring; a hand goes round it
+ * and finds the place of the next flow (flow_table.h). The value is the flow's key.
+ */
+struct pg_flow_slot_key {
+	__u32 owner;
+	__u32 index;
+};
+
+/* One endpoint's slots of one family. */
+struct pg_ring {
+	__u32 high; /* slots 0 to high - 1 are its own */
+	__u32 hand; /* the slot to look at next */
+	__u32 last; /* the slot that was given to a flow last */
+	__u32 pad;
+	__u64 evicted; /* live flows that made room for others of the endpoint */
+};
+
+/* shares: ifindex -> what an endpoint has of that of which there is only so much for all. Made at registration; a program
+ * makes one that is missing or of an earlier endpoint. */
+struct pg_share {
+	struct bpf_spin_lock lock;
+	__u32 owner;
+	struct pg_ring rings[2]; /* IPv4, IPv6 */
+	__u64 events_held;	 /* events that the rate limit held back */
+	__u32 event_tokens;	 /* events that it may tell at once, beside those that all share */
+	__u32 event_second;	 /* when that was seen last, coarse seconds */
+	__u32 cut_evicted; /* when a connection that policy had revoked was last evicted, coarse seconds; 0: never */
+	__u32 pad;
+};
+
+/* flow_use: how many slots all rings of a family have together. Mapped into user space, which mends what a race or
+ * a process that was killed has left. */
+struct pg_flow_use {
+	__u64 slots;
 };
 
 /* frags: what the first fragment of a datagram said, for the later ones. LRU. */

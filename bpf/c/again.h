@@ -26,6 +26,18 @@ static __always_inline int pg_judge_again(struct __sk_buff *skb, struct pg_packe
 	return reason;
 }
 
+/* A flow that user space has written gets its slot. */
+static __always_inline void pg_give_slot(__u32 slot, struct pg_flow *flow)
+{
+	struct pg_scratch *own = pg_scratch();
+
+	if (!own)
+		return;
+	flow->flags &= ~PG_FLOW_UNPLACED;
+	own->flow.owner = flow->owner;
+	pg_flow_store(slot, 1);
+}
+
 /*
  * Brings a known flow up to the epoch. 0: it is not this endpoint's (an earlier pod's that had the same
  * ifindex) and counts as unknown. The epoch is read before the judgement's first look-up: if policy
@@ -41,6 +53,8 @@ static __always_inline int pg_refresh(struct __sk_buff *skb, struct pg_packet *p
 	reason = pg_judge_again(skb, packet, flow);
 	if (packet->owner != flow->owner)
 		return 0;
+	if (flow->flags & PG_FLOW_UNPLACED)
+		pg_give_slot(packet->slot, flow);
 	pg_note(PG_NOTE_JUDGED_AGAIN);
 	if (reason < PG_DENY_FIRST) {
 		flow->rule = packet->rule;

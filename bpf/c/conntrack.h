@@ -12,6 +12,7 @@
 #include "clock.h"
 #include "event.h"
 #include "expect.h"
+#include "flow_table.h"
 #include "maps.h"
 #include "packet.h"
 #include "scratch.h"
@@ -21,11 +22,6 @@ static __always_inline struct pg_flow *pg_flow_find(struct pg_packet *packet)
 	if (packet->family == 4)
 		return bpf_map_lookup_elem(&flows4, &packet->key.v4);
 	return bpf_map_lookup_elem(&flows6, &packet->key.v6);
-}
-
-static __always_inline int pg_flow_expired(const struct pg_flow *flow, __u32 now)
-{
-	return (__s32)(flow->expires - now) < 0;
 }
 
 /* How long a flow is remembered after its last packet, in coarse seconds; the values of nf_conntrack,
@@ -104,35 +100,26 @@ static __always_inline void pg_flow_track(struct pg_flow *flow, __u8 protocol, _
 	pg_flow_extend(flow, protocol, now);
 }
 
-static __always_inline void pg_flow_store(struct pg_packet *packet, const struct pg_flow *flow)
-{
-	long failed;
-
-	if (packet->family == 4)
-		failed = bpf_map_update_elem(&flows4, &packet->key.v4, flow, BPF_ANY);
-	else
-		failed = bpf_map_update_elem(&flows6, &packet->key.v6, flow, BPF_ANY);
-	if (failed)
-		pg_note(PG_NOTE_FLOW_LOST);
-}
-
 /* Remembers the flow of the packet in hand. */
 PG_VERIFIED_ALONE int pg_flow_remember(__u32 direction, __u32 epoch, __u32 state)
 {
 	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
-	struct pg_flow flow = {};
+	struct pg_scratch *own = pg_scratch();
+	struct pg_flow *flow;
 
-	if (!packet)
+	if (!packet || !own)
 		return -1;
-	flow.epoch = epoch;
-	flow.expires = pg_now() + pg_flow_lifetime(pg_protocol(packet), state);
-	flow.owner = packet->owner;
-	flow.rule = packet->rule;
-	flow.direction = direction;
-	flow.state = state;
-	flow.flags = (packet->by_own_node ? PG_FLOW_BY_OWN_NODE : 0) |
-		     (packet->tcp_flags & PG_TCP_FIN ? pg_fin_of(direction) : 0);
-	pg_flow_store(packet, &flow);
+	flow = &own->flow;
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->epoch = epoch;
+	flow->expires = pg_now() + pg_flow_lifetime(pg_protocol(packet), state);
+	flow->owner = packet->owner;
+	flow->rule = packet->rule;
+	flow->direction = direction;
+	flow->state = state;
+	flow->flags = (packet->by_own_node ? PG_FLOW_BY_OWN_NODE : 0) |
+		      (packet->tcp_flags & PG_TCP_FIN ? pg_fin_of(direction) : 0);
+	pg_flow_store(PG_SLOT_PACKET, 0);
 	if (direction == PG_EGRESS && state != PG_FLOW_CUT)
 		pg_expect_fragments(packet);
 	return 0;

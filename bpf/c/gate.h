@@ -45,6 +45,7 @@ PG_VERIFIED_ALONE int pg_long(struct __sk_buff *skb, __u32 direction)
 	__builtin_memset(&own->place, 0, sizeof(own->place));
 	/* Before any look at them: the number says which is which. */
 	own->packets[PG_SLOT_BEHIND].slot = PG_SLOT_BEHIND;
+	own->opened_count = 0;
 	if (skb->vlan_present)
 		return pg_unjudgeable(skb, direction, PG_DENY_NOT_IP);
 	switch (skb->protocol) {
@@ -97,6 +98,7 @@ static __always_inline int pg_gate(struct __sk_buff *skb, __u32 direction)
 		return PG_TC_DROP;
 	default:
 		action = pg_long(skb, direction);
+		pg_place_flows();
 		return action == PG_TC_PREVIOUS ? pg_previous(skb, direction) : action;
 	}
 }

@@ -44,6 +44,8 @@ PG_VERIFIED_ALONE int pg_known_hairpin(struct __sk_buff *skb, __u32 direction)
 		if (behind->owner != view->owner || reason != PG_ALLOW_OWN_ADDRESS)
 			return PG_STALE;
 		pg_note(PG_NOTE_JUDGED_AGAIN);
+		if (view->flags & PG_FLOW_UNPLACED)
+			pg_give_slot(packet->slot, view);
 		view->epoch = epoch;
 	}
 	if (direction == PG_EGRESS) {

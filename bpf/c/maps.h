@@ -93,21 +93,55 @@ struct {
 	__type(value, struct pg_node_addr);
 } node_addrs SEC(".maps");
 
-/* Flows. Writer and reader: programs. Full: the least recently used flow is forgotten and judged anew
- * at its next packet. */
+/* Flows. Writer and reader: programs. All of it is allocated at once: an insert that waits for memory could fail, and for
+ * a pod that has done nothing. Full: flow_table.h lets no pod fill it. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 131072);
 	__type(key, struct pg_flow4_key);
 	__type(value, struct pg_flow);
 } flows4 SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__type(key, struct pg_flow6_key);
 	__type(value, struct pg_flow);
 } flows6 SEC(".maps");
+
+/* Their places in the rings of their endpoints. Writer and reader: programs; user space removes those of endpoints that
+ * are gone. As many as there are flows. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct pg_flow_slot_key);
+	__type(value, struct pg_flow4_key);
+} flow_slots4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct pg_flow_slot_key);
+	__type(value, struct pg_flow6_key);
+} flow_slots6 SEC(".maps");
+
+/* ifindex -> the endpoint's share of the flow tables and of the events. Writer: programs; plugin and policyd make and
+ * remove entries. Full: as many as there are endpoints; without one an endpoint's flows are not remembered. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct pg_share);
+} shares SEC(".maps");
+
+/* How much of the flow tables is taken, by family. Writer: programs; user space, through shared memory. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct pg_flow_use);
+} flow_use SEC(".maps");
 
 /* First fragments. Writer and reader: programs. Full: the oldest is forgotten; its later fragments are
  * judged as ones that came early. */

@@ -47,11 +47,13 @@ enum pg_shape {
 	PG_SHAPE_MALFORMED,
 };
 
+union pg_flow_key {
+	struct pg_flow4_key v4;
+	struct pg_flow6_key v6;
+};
+
 struct pg_packet {
-	union {
-		struct pg_flow4_key v4;
-		struct pg_flow6_key v6;
-	} key;
+	union pg_flow_key key;
 	__u32 fragment_id;
 	__u32 rule;	  /* of the judgement */
 	__u32 class;	  /* of the peer, where a judgement looked it up */

@@ -29,6 +29,29 @@ struct pg_place {
 	__u8 protocol;
 };
 
+/* A flow that looks for a slot, and those that it meets there (flow_table.h). */
+struct pg_placing {
+	union pg_flow_key key;
+	union pg_flow_key met;
+	union pg_flow_key victim;
+	__u32 worth;	 /* of `key`: see pg_worth */
+	__u32 met_worth; /* of `met` */
+	__u32 index;	 /* of its slot */
+	__u32 high;	 /* of the ring, at that moment */
+};
+
+/* A flow that has been opened and has no slot yet. */
+struct pg_opened {
+	union pg_flow_key key;
+	struct pg_flow flow;
+	__u32 family;
+	__u32 is_there; /* 0: the table was full */
+};
+
+/* A packet opens two at most, and gives slots to one or two that user space has written. A power of two: a number is
+ * masked to stay inside. */
+#define PG_OPENED_MOST 4
+
 /*
  * The packets of the scratch space. A global function is given one's number (packet.h, `slot`) and no pointer to it:
  * kernels before 5.12 take no pointer to memory as an argument of such a function, and those before 6.2 take no map
@@ -48,6 +71,10 @@ struct pg_scratch {
 	struct pg_view view;			 /* of the flow in hand */
 	struct pg_ends from;
 	struct pg_ends to;
+	struct pg_flow flow; /* the one that pg_flow_store writes */
+	struct pg_placing placing;
+	struct pg_opened opened[PG_OPENED_MOST]; /* by the packet in hand */
+	__u32 opened_count;
 };
 
 struct {

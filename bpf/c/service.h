@@ -109,6 +109,8 @@ PG_VERIFIED_ALONE int pg_known_service(struct __sk_buff *skb, __u32 direction)
 		return PG_STALE;
 	if (!pg_refresh(skb, behind, flow, epoch, now))
 		return PG_STALE;
+	if (view->flags & PG_FLOW_UNPLACED)
+		pg_give_slot(packet->slot, view);
 	if (direction == PG_EGRESS)
 		view->epoch = epoch;
 	if (flow->state == PG_FLOW_CUT) {

@@ -75,6 +75,7 @@ PG_VERIFIED_ALONE int pg_is_taken(__u32 is_hairpin)
 static __always_inline void pg_new_view(struct pg_flow *flow, const struct pg_packet *behind,
 					__u32 epoch, __u32 state)
 {
+	__builtin_memset(flow, 0, sizeof(*flow));
 	flow->epoch = epoch;
 	flow->expires = pg_now() + pg_flow_lifetime(pg_protocol(behind), state);
 	flow->owner = behind->owner;
@@ -90,27 +91,29 @@ PG_VERIFIED_ALONE int pg_remember_endpoint(__u32 epoch, __u32 state, __u32 is_ha
 {
 	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_packet *behind = pg_packet_in(PG_SLOT_BEHIND);
-	struct pg_flow flow = {};
+	struct pg_scratch *own = pg_scratch();
+	struct pg_flow *flow;
 
-	if (!packet || !behind)
+	if (!packet || !behind || !own)
 		return -1;
-	pg_new_view(&flow, behind, epoch, state);
+	flow = &own->flow;
+	pg_new_view(flow, behind, epoch, state);
 	if (is_hairpin) {
-		flow.direction = PG_INGRESS;
-		flow.flags |= PG_FLOW_SERVICE | PG_FLOW_HAIRPIN;
-		pg_pod(packet, &flow.other);
-		flow.other_port = pg_pod_port(packet);
-		flow.own_port = pg_peer_port(packet);
+		flow->direction = PG_INGRESS;
+		flow->flags |= PG_FLOW_SERVICE | PG_FLOW_HAIRPIN;
+		pg_pod(packet, &flow->other);
+		flow->other_port = pg_pod_port(packet);
+		flow->own_port = pg_peer_port(packet);
 		pg_to_counterpart(behind);
-		pg_flow_store(behind, &flow);
+		pg_flow_store(PG_SLOT_BEHIND, 0);
 		pg_from_counterpart(behind, packet);
 	} else {
-		flow.direction = PG_EGRESS;
-		flow.flags |= PG_FLOW_ENDPOINT;
-		flow.other = behind->service;
-		flow.other_port = pg_peer_port(packet);
-		flow.own_port = pg_pod_port(packet);
-		pg_flow_store(behind, &flow);
+		flow->direction = PG_EGRESS;
+		flow->flags |= PG_FLOW_ENDPOINT;
+		flow->other = behind->service;
+		flow->other_port = pg_peer_port(packet);
+		flow->own_port = pg_pod_port(packet);
+		pg_flow_store(PG_SLOT_BEHIND, 0);
 		if (state != PG_FLOW_CUT)
 			pg_expect_fragments(behind);
 	}
@@ -122,23 +125,25 @@ PG_VERIFIED_ALONE int pg_remember_service(__u32 epoch, __u32 state, __u32 is_hai
 {
 	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_packet *behind = pg_packet_in(PG_SLOT_BEHIND);
-	struct pg_flow flow = {};
+	struct pg_scratch *own = pg_scratch();
+	struct pg_flow *flow;
 
-	if (!packet || !behind)
+	if (!packet || !behind || !own)
 		return -1;
-	pg_new_view(&flow, behind, epoch, state);
-	flow.direction = PG_EGRESS;
-	flow.flags |= PG_FLOW_SERVICE | (is_hairpin ? PG_FLOW_HAIRPIN : 0);
-	pg_peer(behind, &flow.other);
-	flow.other_port = pg_peer_port(behind);
-	flow.own_port = pg_pod_port(behind);
-	pg_flow_store(packet, &flow);
+	flow = &own->flow;
+	pg_new_view(flow, behind, epoch, state);
+	flow->direction = PG_EGRESS;
+	flow->flags |= PG_FLOW_SERVICE | (is_hairpin ? PG_FLOW_HAIRPIN : 0);
+	pg_peer(behind, &flow->other);
+	flow->other_port = pg_peer_port(behind);
+	flow->own_port = pg_pod_port(behind);
+	pg_flow_store(PG_SLOT_PACKET, 0);
 	if (behind->affinity && state != PG_FLOW_CUT) {
 		struct pg_affinity_key key = { .service = behind->affinity };
-		struct pg_affinity last = { .port = flow.other_port, .seen = pg_now() };
+		struct pg_affinity last = { .port = flow->other_port, .seen = pg_now() };
 
 		pg_pod(packet, &key.client);
-		last.addr = flow.other;
+		last.addr = flow->other;
 		bpf_map_update_elem(&affinity, &key, &last, BPF_ANY);
 	}
 	return 0;

@@ -165,6 +165,8 @@ c_enum! {
         EventLimit = 2 => "event-limit",
         /// Flows judged again after a change of policy.
         JudgedAgain = 3 => "judged-again",
+        /// Live flows that had to make room for others of their pod.
+        FlowEvicted = 4 => "flow-evicted",
     }
 }
 

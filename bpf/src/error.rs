@@ -84,6 +84,16 @@ pub enum Error {
         /// Its capacity.
         max_entries: u32,
     },
+    /// A size under which a map does not do what it is for.
+    #[error("make map {map}: {size} entries are too few, it needs {least} at least")]
+    TooSmall {
+        /// The map.
+        map: &'static str,
+        /// As configured.
+        size: u32,
+        /// The bound.
+        least: u32,
+    },
     /// Attaching, detaching or asking about the gate of an interface failed.
     #[error("{verb} gate of interface {ifindex}: {reason}")]
     Attach {

@@ -28,7 +28,7 @@ use libbpf_rs::btf::Btf;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::abi::{EndpointRecord, Flow, Flow4Key, Flow6Key, Mode, Startup};
+use crate::abi::{EndpointRecord, FLOW_UNPLACED, Flow, Flow4Key, Flow6Key, Mode, Startup};
 use crate::attach::{AttachMode, Attached, HOOKS, filter, open_route, our_filters};
 use crate::clock::coarse_now;
 use crate::handshake::EndpointRef;
@@ -322,7 +322,8 @@ impl<K: FromBytes + IntoBytes + Immutable> Flows<K> {
             }
             match (self.key.of(key), self.flow.of(value)) {
                 (Ok(key), Ok(flow)) if (flow.expires.wrapping_sub(now) as i32) >= 0 => {
-                    found.push((key, Flow { epoch, owner: *here, ..flow }));
+                    let flags = flow.flags | FLOW_UNPLACED;
+                    found.push((key, Flow { epoch, owner: *here, flags, ..flow }));
                 }
                 (Ok(_), Ok(_)) => {}
                 (Err(e), _) | (_, Err(e)) => failed = Some(e),
@@ -387,10 +388,10 @@ impl Gate {
         let epoch = self.maps.control().epoch().wrapping_sub(1);
         let mut new = 0;
         for (key, flow) in contents.flows4.of(owners, epoch).map_err(|e| from.fault(e))? {
-            new += usize::from(self.maps.seed_flow4(&key, &flow)?);
+            new += usize::from(self.maps.flow_table().v4.flows.add(&key, &flow)?);
         }
         for (key, flow) in contents.flows6.of(owners, epoch).map_err(|e| from.fault(e))? {
-            new += usize::from(self.maps.seed_flow6(&key, &flow)?);
+            new += usize::from(self.maps.flow_table().v6.flows.add(&key, &flow)?);
         }
         Ok(new)
     }

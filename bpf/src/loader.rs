@@ -27,15 +27,19 @@ static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/podgate.bpf.o")
 /// Events of one CPU in a second, until somebody sets another limit.
 const EVENTS_PER_SECOND: u32 = 1000;
 
+/// The fewest flows of a family: a table smaller than this has no room for the shares of some pods beside each other.
+pub const LEAST_FLOWS: u32 = 1024;
+
 /// How many entries the maps may hold, where that is decided before they are made. What is pinned already
 /// keeps its size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Gated interfaces of the node.
     pub endpoints: u32,
-    /// IPv4 flows of the node, one through a service counted twice; about 130 bytes each, taken at once.
+    /// IPv4 flows of the node, one through a service counted twice; about 230 bytes each, taken at once. At least
+    /// [`LEAST_FLOWS`].
     pub flows4: u32,
-    /// IPv6 flows; about 160 bytes each, taken at once.
+    /// IPv6 flows; about 290 bytes each, taken at once. At least [`LEAST_FLOWS`].
     pub flows6: u32,
     /// Exact addresses with a class, per family; memory is taken as needed.
     pub peers: u32,
@@ -74,12 +78,22 @@ impl Default for Sizes {
 }
 
 impl Sizes {
+    fn check(&self) -> Result<()> {
+        match [("flows4", self.flows4), ("flows6", self.flows6)]
+            .into_iter()
+            .find(|(_, size)| *size < LEAST_FLOWS)
+        {
+            Some((map, size)) => Err(Error::TooSmall { map, size, least: LEAST_FLOWS }),
+            None => Ok(()),
+        }
+    }
+
     /// The size of a map, if it can be chosen.
     fn of(&self, map: &str) -> Option<u32> {
         match map {
-            "endpoints" | "policies" => Some(self.endpoints),
-            "flows4" => Some(self.flows4),
-            "flows6" => Some(self.flows6),
+            "endpoints" | "policies" | "shares" => Some(self.endpoints),
+            "flows4" | "flow_slots4" => Some(self.flows4),
+            "flows6" | "flow_slots6" => Some(self.flows6),
             "peers4" | "peers6" => Some(self.peers),
             "nets4" | "nets6" => Some(self.nets),
             "frags" => Some(self.frags),
@@ -267,6 +281,7 @@ pub(crate) fn reroute_libbpf_log() {
 }
 
 fn load(root: &PinRoot, sizes: &Sizes) -> Result<()> {
+    sizes.check()?;
     reroute_libbpf_log();
     let fresh = !root.path("control").exists();
     let object = load_object(root, sizes, true).or_else(|error| {
@@ -381,6 +396,7 @@ fn reads_kernel() -> bool {
 }
 
 fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<()> {
+    let mut flows = [sizes.flows4, sizes.flows6];
     for mut map in open.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
         if name == ".rodata.tick"
@@ -423,7 +439,19 @@ fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<
         } else if let Some(size) = sizes.of(&name) {
             map.set_max_entries(size).map_err(fault)?;
         }
+        match name.as_str() {
+            "flows4" => flows[0] = map.max_entries(),
+            "flows6" => flows[1] = map.max_entries(),
+            _ => {}
+        }
         map.set_pin_path(&path).map_err(fault)?;
+    }
+    // what a pod may have is a part of what the tables, which keep their size, do have
+    for mut map in open.maps_mut().filter(|map| map.name() == ".rodata.flows") {
+        if let Some(constants) = map.initial_value_mut() {
+            constants[..4].copy_from_slice(&flows[0].to_ne_bytes());
+            constants[4..8].copy_from_slice(&flows[1].to_ne_bytes());
+        }
     }
     Ok(())
 }

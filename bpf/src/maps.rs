@@ -8,11 +8,11 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys};
 use zerocopy::IntoBytes;
 
 use crate::abi::{
-    Addr, ClassValue, ControlRecord, Counter, EndpointRecord, Expect, ExpectKey, Flow, Flow4Key,
-    Flow6Key, Frag, FragKey, Net4Key, Net6Key, NodeAddr, NodeKey, Peer4Key, Peer6Key, PolicyKey,
-    PolicyValue, Startup,
+    Addr, ClassValue, ControlRecord, Counter, EndpointRecord, Expect, ExpectKey, Frag, FragKey,
+    Net4Key, Net6Key, NodeAddr, NodeKey, Peer4Key, Peer6Key, PolicyKey, PolicyValue, Startup,
 };
 pub use crate::control::{Control, Counters};
+use crate::flow_table::FlowTable;
 use crate::handshake::EndpointRef;
 pub use crate::registration::{PodRef, Registration};
 use crate::services::ServiceMaps;
@@ -41,8 +41,7 @@ pub struct Maps {
     nets4: TypedMap<Net4Key, ClassValue>,
     nets6: TypedMap<Net6Key, ClassValue>,
     node_addrs: TypedMap<NodeKey, NodeAddr>,
-    flows4: TypedMap<Flow4Key, Flow>,
-    flows6: TypedMap<Flow6Key, Flow>,
+    flow_table: FlowTable,
     frags: TypedMap<FragKey, Frag>,
     expected: TypedMap<ExpectKey, Expect>,
     services: ServiceMaps,
@@ -63,6 +62,10 @@ pub(crate) const PINNED: &[&str] = &[
     "node_addrs",
     "flows4",
     "flows6",
+    "flow_slots4",
+    "flow_slots6",
+    "shares",
+    "flow_use",
     "frags",
     "expected",
     "services4",
@@ -92,8 +95,7 @@ impl Maps {
             nets4: TypedMap::pinned(root, "nets4", MapType::LpmTrie),
             nets6: TypedMap::pinned(root, "nets6", MapType::LpmTrie),
             node_addrs: TypedMap::pinned(root, "node_addrs", MapType::LpmTrie),
-            flows4: TypedMap::pinned(root, "flows4", MapType::LruHash),
-            flows6: TypedMap::pinned(root, "flows6", MapType::LruHash),
+            flow_table: FlowTable::pinned(root),
             frags: TypedMap::pinned(root, "frags", MapType::LruHash),
             expected: TypedMap::pinned(root, "expected", MapType::LruHash),
             services: ServiceMaps::pinned(root),
@@ -114,8 +116,7 @@ impl Maps {
         self.nets4.handle()?;
         self.nets6.handle()?;
         self.node_addrs.handle()?;
-        self.flows4.handle()?;
-        self.flows6.handle()?;
+        self.flow_table.open_all()?;
         self.frags.handle()?;
         self.expected.handle()?;
         self.services.open_all()?;
@@ -157,6 +158,11 @@ impl Maps {
         &self.services
     }
 
+    /// Flows, and what each endpoint has of their tables.
+    pub fn flow_table(&self) -> &FlowTable {
+        &self.flow_table
+    }
+
     /// Reads all counters.
     pub fn counters(&self) -> Result<Counters> {
         Counters::read(self.counters.handle()?)
@@ -173,6 +179,7 @@ impl Maps {
         if self.policy_map_id(registration.ifindex)?.is_some() {
             self.remove_policy_maps(&[registration.ifindex])?;
         }
+        self.flow_table.open_share(registration.ifindex, registration.owner)?;
         self.endpoints.set(&registration.ifindex, &registration.to_record()?)?;
         self.control.bump_epoch();
         Ok(())
@@ -188,6 +195,9 @@ impl Maps {
             self.remove_policy_maps(&[registration.ifindex])?;
         }
         let added = self.endpoints.add(&registration.ifindex, &registration.to_record()?)?;
+        if added {
+            self.flow_table.open_share(registration.ifindex, registration.owner)?;
+        }
         self.control.bump_epoch();
         Ok(added)
     }
@@ -220,10 +230,11 @@ impl Maps {
             .collect())
     }
 
-    /// Removes a registration and the policy map. An interface that still has its gate then passes nothing.
+    /// Removes a registration, the policy map and the flows. An interface that still has its gate then passes nothing.
     pub fn unregister(&self, ifindex: u32) -> Result<()> {
         self.endpoints.remove(&ifindex)?;
         self.remove_policy_maps(&[ifindex])?;
+        self.flow_table.close_share(ifindex)?;
         self.control.bump_epoch();
         Ok(())
     }
@@ -439,52 +450,6 @@ impl Maps {
             .keys()
             .filter_map(|key| key.try_into().ok().map(u32::from_ne_bytes))
             .collect())
-    }
-
-    /// All IPv4 flows, for display and tests.
-    pub fn flows4(&self) -> Result<Vec<(Flow4Key, Flow)>> {
-        self.flows4.entries()
-    }
-
-    /// All IPv6 flows.
-    pub fn flows6(&self) -> Result<Vec<(Flow6Key, Flow)>> {
-        self.flows6.entries()
-    }
-
-    /// Adds an IPv4 flow that was there before its pod was gated, unless the programs know it already; says whether it
-    /// did. Give it an epoch that is not the present one: then it is judged at its next packet.
-    pub fn seed_flow4(&self, key: &Flow4Key, flow: &Flow) -> Result<bool> {
-        self.flows4.add(key, flow)
-    }
-
-    /// As [`Maps::seed_flow4`], for IPv6.
-    pub fn seed_flow6(&self, key: &Flow6Key, flow: &Flow) -> Result<bool> {
-        self.flows6.add(key, flow)
-    }
-
-    /// The IPv4 flow of a key.
-    pub(crate) fn flow4(&self, key: &Flow4Key) -> Result<Option<Flow>> {
-        self.flows4.get(key)
-    }
-
-    /// The IPv6 flow of a key.
-    pub(crate) fn flow6(&self, key: &Flow6Key) -> Result<Option<Flow>> {
-        self.flows6.get(key)
-    }
-
-    /// Writes an IPv4 flow, whatever the programs know of it.
-    pub(crate) fn set_flow4(&self, key: &Flow4Key, flow: &Flow) -> Result<()> {
-        self.flows4.set(key, flow)
-    }
-
-    /// As [`Maps::set_flow4`], for IPv6.
-    pub(crate) fn set_flow6(&self, key: &Flow6Key, flow: &Flow) -> Result<()> {
-        self.flows6.set(key, flow)
-    }
-
-    /// Forgets an IPv4 flow: what eviction from the full map does.
-    pub fn forget_flow4(&self, key: &Flow4Key) -> Result<()> {
-        self.flows4.remove(key).map(drop)
     }
 }
 

@@ -6,13 +6,16 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use crate::abi::{
-    Direction, FLOW_BY_OWN_NODE, FLOW_ENDPOINT, FLOW_FOREIGN, FLOW_HAIRPIN, FLOW_SERVICE, Flow,
-    Flow4Key, Flow6Key, FlowKind, FlowState,
+    Direction, FLOW_BY_OWN_NODE, FLOW_ENDPOINT, FLOW_FOREIGN, FLOW_HAIRPIN, FLOW_SERVICE,
+    FLOW_UNPLACED, Flow, Flow4Key, Flow6Key, FlowKind, FlowState,
 };
 use crate::clock::coarse_now;
 use crate::handshake::EndpointRef;
 use crate::maps::Maps;
+use crate::typed::TypedMap;
 use crate::{Error, Result};
 
 const TCP: u8 = 6;
@@ -71,8 +74,7 @@ impl Maps {
                     kind: seed.kind as u8,
                     pad: [0; 2],
                 };
-                let known = || self.flow4(&key);
-                seed.write(&flow, known, |f| self.seed_flow4(&key, f), |f| self.set_flow4(&key, f))
+                seed.write(&self.flow_table().v4.flows, &key, &flow)
             }
             (pod @ IpAddr::V6(_), peer @ IpAddr::V6(_)) => {
                 let key = Flow6Key {
@@ -85,8 +87,7 @@ impl Maps {
                     kind: seed.kind as u8,
                     pad: [0; 2],
                 };
-                let known = || self.flow6(&key);
-                seed.write(&flow, known, |f| self.seed_flow6(&key, f), |f| self.set_flow6(&key, f))
+                seed.write(&self.flow_table().v6.flows, &key, &flow)
             }
             (pod, peer) => Err(Error::Seed { pod, peer }),
         }
@@ -94,25 +95,25 @@ impl Maps {
 }
 
 impl Seed {
-    fn write(
-        &self,
-        flow: &Flow,
-        known: impl Fn() -> Result<Option<Flow>>,
-        add: impl Fn(&Flow) -> Result<bool>,
-        set: impl Fn(&Flow) -> Result<()>,
-    ) -> Result<Seeded> {
-        if add(flow)? {
+    fn write<K>(&self, flows: &TypedMap<K, Flow>, key: &K, flow: &Flow) -> Result<Seeded>
+    where
+        K: IntoBytes + FromBytes + Immutable + Copy,
+    {
+        if flows.add(key, flow)? {
             return Ok(Seeded::New);
         }
-        match known()? {
+        match flows.get(key)? {
             Some(known) if self.is_right(&known) => Ok(Seeded::Known),
             Some(known) => {
-                set(flow)?;
                 let was_ours = known.owner == self.endpoint.owner;
+                // it keeps the slot that it has
+                let placed = was_ours && known.flags & FLOW_UNPLACED == 0;
+                let flags = if placed { flow.flags & !FLOW_UNPLACED } else { flow.flags };
+                flows.set(key, &Flow { flags, ..*flow })?;
                 Ok(if was_ours { Seeded::Corrected } else { Seeded::New })
             }
             // evicted between the two
-            None => Ok(if add(flow)? { Seeded::New } else { Seeded::Known }),
+            None => Ok(if flows.add(key, flow)? { Seeded::New } else { Seeded::Known }),
         }
     }
 
@@ -137,7 +138,8 @@ impl Seed {
             rule: 0,
             direction: self.direction as u8,
             state: self.state as u8,
-            flags: own_node | if other.is_some() { FLOW_FOREIGN } else { 0 },
+            // which slot of the pod's ring it gets is up to the programs
+            flags: FLOW_UNPLACED | own_node | if other.is_some() { FLOW_FOREIGN } else { 0 },
             pad: 0,
             other: other.map_or(IpAddr::from([0; 16]), |other| other.ip()).into(),
             other_port: other.map_or(0, |other| other.port()).to_be_bytes(),
@@ -145,6 +147,8 @@ impl Seed {
                 Some(_) => self.pod.port().to_be_bytes(),
                 None => [0; 2],
             },
+            direct_port: [0; 2],
+            pad2: [0; 2],
         }
     }
 

@@ -6,11 +6,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use libbpf_rs::libbpf_sys;
 
-use crate::abi::ControlRecord;
+use crate::abi::{ControlRecord, FlowUse};
 
 /// TC ingress of a device, as TCX.
 pub(crate) const TCX_INGRESS: u32 = libbpf_sys::BPF_TCX_INGRESS;
@@ -326,32 +326,22 @@ pub(crate) fn end_process_in(seconds: u32, answer: Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// The `control` map's only value, shared with the programs and with every other process that maps it.
+/// The first page of an array map, shared with the programs and with every other process that maps it.
 #[derive(Debug)]
-pub(crate) struct SharedControl {
-    record: NonNull<ControlRecord>,
+struct SharedPage {
+    at: NonNull<std::ffi::c_void>,
 }
 
-// SAFETY: every field is reached through atomics only.
-unsafe impl Send for SharedControl {}
+// SAFETY: what is in it is reached through atomics only.
+unsafe impl Send for SharedPage {}
 // SAFETY: as above.
-unsafe impl Sync for SharedControl {}
+unsafe impl Sync for SharedPage {}
 
-/// A word of the control record.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum ControlWord {
-    Epoch,
-    Mode,
-    TellAllowed,
-    EventsPerSecond,
-    Build,
-}
-
-impl SharedControl {
+impl SharedPage {
     const LENGTH: usize = 4096;
 
     /// Maps the array; it must have been created with BPF_F_MMAPABLE.
-    pub(crate) fn map(map: BorrowedFd<'_>) -> io::Result<Self> {
+    fn map(map: BorrowedFd<'_>) -> io::Result<Self> {
         // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
         let at = unsafe {
             nix::libc::mmap(
@@ -366,13 +356,42 @@ impl SharedControl {
         if at == nix::libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(at.cast())
-            .map(|record| Self { record })
+        NonNull::new(at)
+            .map(|at| Self { at })
             .ok_or_else(|| io::Error::other("mapped at address 0"))
+    }
+}
+
+impl Drop for SharedPage {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map` with this length, and no reference into it outlives self.
+        unsafe { nix::libc::munmap(self.at.as_ptr(), Self::LENGTH) };
+    }
+}
+
+/// The `control` map's only value.
+#[derive(Debug)]
+pub(crate) struct SharedControl {
+    page: SharedPage,
+}
+
+/// A word of the control record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ControlWord {
+    Epoch,
+    Mode,
+    TellAllowed,
+    EventsPerSecond,
+    Build,
+}
+
+impl SharedControl {
+    pub(crate) fn map(map: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self { page: SharedPage::map(map)? })
     }
 
     fn word(&self, word: ControlWord) -> &AtomicU32 {
-        let record = self.record.as_ptr();
+        let record = self.page.at.cast::<ControlRecord>().as_ptr();
         // SAFETY: the mapping is page-aligned, at least as long as the record and lives as long as self;
         // each field is an aligned u32 that all sides change atomically.
         unsafe {
@@ -399,9 +418,22 @@ impl SharedControl {
     }
 }
 
-impl Drop for SharedControl {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `map` with this length, and no reference into it outlives self.
-        unsafe { nix::libc::munmap(self.record.as_ptr().cast(), Self::LENGTH) };
+/// The two values of the `flow_use` map.
+#[derive(Debug)]
+pub(crate) struct SharedUse {
+    page: SharedPage,
+}
+
+impl SharedUse {
+    pub(crate) fn map(map: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self { page: SharedPage::map(map)? })
+    }
+
+    /// The number of slots of a family: 0 for IPv4, 1 for IPv6.
+    pub(crate) fn slots(&self, family: usize) -> &AtomicU64 {
+        let records = self.page.at.cast::<[FlowUse; 2]>().as_ptr();
+        // SAFETY: an array's values follow each other 8 bytes apart, inside the page, which lives as long as self; all
+        // sides change them atomically.
+        unsafe { AtomicU64::from_ptr(&raw mut (*records)[family & 1].slots) }
     }
 }

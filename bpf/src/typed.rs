@@ -180,6 +180,40 @@ where
         Ok(keys.filter_map(|bytes| K::read_from_bytes(&bytes).ok()).collect())
     }
 
+    /// Every entry, some thousand with each system call, while others write: one that comes or goes meanwhile is given or
+    /// not.
+    pub(crate) fn each(&self, mut give: impl FnMut(K, V)) -> Result<()> {
+        const AT_ONCE: u32 = 4096;
+        let entries = self
+            .handle()?
+            .lookup_batch(AT_ONCE, MapFlags::ANY, MapFlags::ANY)
+            .map_err(|e| Error::io("read map", self.name, errno(&e)))?;
+        for (key, value) in entries {
+            if let (Ok(key), Ok(value)) = (K::read_from_bytes(&key), V::read_from_bytes(&value)) {
+                give(key, value);
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of a key, read and written back changed at one moment: the map's values have a lock. False if it is not
+    /// there, or `change` does not want to. What the programs wrote since the value was read is lost.
+    pub(crate) fn amend(&self, key: &K, change: impl FnOnce(&mut V) -> bool) -> Result<bool> {
+        let handle = self.handle()?;
+        let mut value = V::new_zeroed();
+        let found = handle
+            .lookup_into(key.as_bytes(), value.as_mut_bytes(), MapFlags::LOCK)
+            .map_err(|e| Error::io("read map", self.name, errno(&e)))?;
+        if !found || !change(&mut value) {
+            return Ok(false);
+        }
+        match handle.update(key.as_bytes(), value.as_bytes(), MapFlags::EXIST | MapFlags::LOCK) {
+            Ok(()) => Ok(true),
+            Err(e) if errno(&e).raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),
+            Err(e) => Err(write_error(self.name, handle.max_entries(), &e)),
+        }
+    }
+
     /// A snapshot; entries that change meanwhile may be missing. Only for maps whose one writer asks.
     pub(crate) fn entries(&self) -> Result<Vec<(K, V)>> {
         let mut entries = Vec::new();

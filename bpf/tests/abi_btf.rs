@@ -69,7 +69,14 @@ fn mirrors() -> Vec<Layout> {
         }),
         layout!(Flow = "pg_flow" {
             epoch, expires, owner, rule, direction, state, flags, pad, other, other_port, own_port,
+            direct_port, pad2,
         }),
+        layout!(FlowSlotKey = "pg_flow_slot_key" { owner, index }),
+        layout!(Ring = "pg_ring" { high, hand, last, pad, evicted }),
+        layout!(Share = "pg_share" {
+            lock, owner, rings, events_held, event_tokens, event_second, cut_evicted, pad,
+        }),
+        layout!(FlowUse = "pg_flow_use" { slots }),
         layout!(FragKey = "pg_frag_key" { ifindex, id, source, destination, protocol, direction, pad }),
         layout!(Frag = "pg_frag" {
             expires, pod_port, peer_port, kind, verdict, protocol, flags, other, other_port, own_port,
@@ -224,6 +231,7 @@ fn every_constant_is_that_of_the_header() {
         ("PG_FLOW_ENDPOINT", FLOW_ENDPOINT.into()),
         ("PG_FLOW_HAIRPIN", FLOW_HAIRPIN.into()),
         ("PG_FLOW_FOREIGN", FLOW_FOREIGN.into()),
+        ("PG_FLOW_UNPLACED", FLOW_UNPLACED.into()),
         ("PG_REASON_COUNT", REASON_COUNT),
         ("PG_DENY_FIRST", DENY_FIRST.into()),
         ("PG_NOTE_COUNT", NOTE_COUNT),

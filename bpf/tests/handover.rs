@@ -17,8 +17,8 @@ use std::{env, fs};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, ObjectBuilder};
 use podgate_bpf::abi::Direction::{Egress, Ingress};
 use podgate_bpf::abi::{
-    Addr, Direction, FLOW_ENDPOINT, FLOW_SERVICE, Flow, FlowState, Mode, POLICY_PREFIX_ANY,
-    PolicyKey, PolicyValue, Startup, Verdict,
+    Addr, Direction, FLOW_ENDPOINT, FLOW_SERVICE, FLOW_UNPLACED, Flow, FlowState, Mode,
+    POLICY_PREFIX_ANY, PolicyKey, PolicyValue, Startup, Verdict,
 };
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::clock::coarse_now;
@@ -345,7 +345,7 @@ fn reads(other: &Other) {
     assert_eq!(gate.maps.control().mode(), Mode::Off, "a node keeps its mode");
     let owners = Owners::from([(5, (77, 99))]);
     assert_eq!(gate.copy_flows(&layout, &owners).unwrap(), 4);
-    let mut copied = gate.maps.flows4().unwrap();
+    let mut copied = gate.maps.flow_table().flows4().unwrap();
     copied.sort_by_key(|(key, _)| key.peer_port);
     let ports: Vec<_> = copied.iter().map(|(key, _)| u16::from_be_bytes(key.peer_port)).collect();
     assert_eq!(ports, [1, 2, 3, 4]);
@@ -357,7 +357,9 @@ fn reads(other: &Other) {
     ]) {
         assert_eq!((key.ifindex, key.pod, key.peer), (5, [10, 0, 0, 5], [10, 0, 0, 9]));
         assert_eq!((key.pod_port, key.protocol), (4000_u16.to_be_bytes(), 6));
-        assert_eq!((found.owner, found.direction, found.flags), (99, direction as u8, flags));
+        assert_eq!((found.owner, found.direction), (99, direction as u8));
+        // its next packet gives it a slot
+        assert_eq!(found.flags, flags | FLOW_UNPLACED);
         assert_eq!(found.state, FlowState::Established as u8);
         assert_eq!(found.other, Addr::from(packet::addr("10.96.0.1")));
         let ports = (u16::from_be_bytes(found.other_port), u16::from_be_bytes(found.own_port));
@@ -462,7 +464,7 @@ fn states(mode: AttachMode) {
     gate.maps.control().bump_epoch();
     let endpoint = EndpointRef { ifindex, owner: 99 };
     let meets = |direction, port, syn| meets(&gate, ifindex, direction, port, syn);
-    let flows = || gate.maps.flows4().unwrap().len();
+    let flows = || gate.maps.flow_table().flows4().unwrap().len();
 
     // the others judge everything
     assert_eq!([meets(Egress, 1, false), meets(Ingress, 2, false)], [NEXT, NEXT]);

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     sandbox::run(|| {
-        let tests: [(&str, fn()); 25] = [
+        let tests: [(&str, fn()); 26] = [
             ("load: nothing is there before, everything after", loads),
             ("load: eight threads at once load once", threads_load_once),
             ("load: eight processes at once load once", processes_load_once),
@@ -59,6 +59,7 @@ fn main() -> ExitCode {
             ("trust: directories that others may write are refused", trust::writable_by_others),
             ("trust: so is one that others have made", trust::prepared_by_others),
             ("load: sizes are honoured, and kept", sizes),
+            ("load: a flow table that pods cannot share is refused", too_small),
             ("load: a full map says so", full),
             ("maps: what is written is read", maps),
             ("services: what is written is read", services::services),
@@ -107,7 +108,7 @@ fn loads() {
     assert_eq!(programs(&first), programs(&opened));
     let mode = fs::metadata(root.dir()).unwrap();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o700);
-    assert_eq!(pins(&root).len(), 22, "{:?}", pins(&root));
+    assert_eq!(pins(&root).len(), 26, "{:?}", pins(&root));
 }
 
 fn threads_load_once() {
@@ -282,6 +283,9 @@ fn sizes() {
             ("peers6", 1001),
             ("nets4", 1002),
             ("nets6", 1002),
+            ("flow_slots4", 2048),
+            ("flow_slots6", 4096),
+            ("shares", 11),
             ("frags", 512),
             ("node_addrs", 13),
             ("services4", 14),
@@ -299,6 +303,16 @@ fn sizes() {
     fs::remove_file(root.path("to_pod")).unwrap();
     drop(Gate::open_or_load(&root, &Sizes::default()).unwrap());
     check();
+}
+
+fn too_small() {
+    for (sizes, name) in
+        [(Sizes { flows4: 1023, ..small() }, "flows4"), (Sizes { flows6: 1, ..small() }, "flows6")]
+    {
+        let told = Gate::open_or_load(&PinRoot::new(pin_dir()), &sizes).unwrap_err().to_string();
+        assert!(told.starts_with(&format!("make map {name}: ")), "{told}");
+        assert!(told.ends_with("too few, it needs 1024 at least"), "{told}");
+    }
 }
 
 fn registration(ifindex: u32) -> Registration {

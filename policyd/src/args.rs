@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::builder::RangedI64ValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use podgate_bpf::attach::AttachMode;
-use podgate_bpf::loader::Sizes;
+use podgate_bpf::loader::{LEAST_FLOWS, Sizes};
 
 use crate::check::Check;
 use crate::install::{Install, MountBpffs, Uninstall};
@@ -218,11 +218,11 @@ pub struct MapSizes {
     /// Gated interfaces of the node
     #[arg(long, env = "PODGATE_MAX_ENDPOINTS", default_value_t = Sizes::default().endpoints, value_parser = at_least_one(), value_name = "N")]
     pub max_endpoints: u32,
-    /// IPv4 flows of the node (through a service: two), about 130 bytes each
-    #[arg(long, env = "PODGATE_MAX_FLOWS4", default_value_t = Sizes::default().flows4, value_parser = at_least_one(), value_name = "N")]
+    /// IPv4 flows of the node (through a service: two), about 230 bytes each; 1024 at least
+    #[arg(long, env = "PODGATE_MAX_FLOWS4", default_value_t = Sizes::default().flows4, value_parser = enough_flows(), value_name = "N")]
     pub max_flows4: u32,
-    /// IPv6 flows of the node, about 160 bytes each
-    #[arg(long, env = "PODGATE_MAX_FLOWS6", default_value_t = Sizes::default().flows6, value_parser = at_least_one(), value_name = "N")]
+    /// IPv6 flows of the node, about 290 bytes each; 1024 at least
+    #[arg(long, env = "PODGATE_MAX_FLOWS6", default_value_t = Sizes::default().flows6, value_parser = enough_flows(), value_name = "N")]
     pub max_flows6: u32,
     /// Addresses that some policy's selector matches, per family
     #[arg(long, env = "PODGATE_MAX_PEERS", default_value_t = Sizes::default().peers, value_parser = at_least_one(), value_name = "N")]
@@ -253,6 +253,11 @@ pub struct MapSizes {
 /// The kernel has no map without room.
 fn at_least_one() -> RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..)
+}
+
+/// A flow table that pods can share.
+fn enough_flows() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(i64::from(LEAST_FLOWS)..)
 }
 
 impl From<&MapSizes> for Sizes {

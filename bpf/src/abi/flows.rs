@@ -14,6 +14,8 @@ pub const FLOW_ENDPOINT: u8 = 16;
 pub const FLOW_HAIRPIN: u8 = 32;
 /// Somebody else translates it; judged with `other` as its peer.
 pub const FLOW_FOREIGN: u8 = 64;
+/// Written by user space: its next packet gives it a slot.
+pub const FLOW_UNPLACED: u8 = 128;
 
 c_enum! {
     /// How far a flow is (`enum pg_flow_state`).
@@ -100,6 +102,67 @@ mirror! {
         other_port: [u8; 2],
         /// The pod's port in the other view; network order.
         own_port: [u8; 2],
+        /// With [`FLOW_ENDPOINT`]: the port from which what the pod sends to the endpoint itself leaves; 0: none. Network
+        /// order.
+        direct_port: [u8; 2],
+        /// Zero.
+        pad2: [u8; 2],
+    }
+}
+
+mirror! {
+    /// `struct pg_flow_slot_key`: a place in an endpoint's ring; the value is a flow's key.
+    FlowSlotKey {
+        /// The endpoint's.
+        owner: u32,
+        /// From 0 to below the ring's `high`.
+        index: u32,
+    }
+}
+
+mirror! {
+    /// `struct pg_ring`: the slots of one endpoint and family.
+    Ring {
+        /// How many slots it has.
+        high: u32,
+        /// The slot that is looked at next.
+        hand: u32,
+        /// The slot that was given to a flow last.
+        last: u32,
+        /// Zero.
+        pad: u32,
+        /// Live flows that made room for others of the endpoint.
+        evicted: u64,
+    }
+}
+
+mirror! {
+    /// `struct pg_share`: what an endpoint has of what there is only so much of for all.
+    Share {
+        /// `struct bpf_spin_lock`: the kernel's.
+        lock: u32,
+        /// The endpoint's.
+        owner: u32,
+        /// IPv4, IPv6.
+        rings: [Ring; 2],
+        /// Events that the rate limit held back.
+        events_held: u64,
+        /// Events that it may tell at once.
+        event_tokens: u32,
+        /// Coarse seconds.
+        event_second: u32,
+        /// When a revoked connection was last evicted, coarse seconds; 0: never.
+        cut_evicted: u32,
+        /// Zero.
+        pad: u32,
+    }
+}
+
+mirror! {
+    /// `struct pg_flow_use`.
+    FlowUse {
+        /// Slots of all rings of a family.
+        slots: u64,
     }
 }
 

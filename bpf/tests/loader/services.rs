@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use podgate_bpf::abi::{Addr, BackendState, Flow, Flow4Key, Flow6Key, FlowState};
+use std::net::SocketAddr;
+
+use podgate_bpf::abi::{BackendState, FLOW_UNPLACED, FlowKind, FlowState};
 use podgate_bpf::clock::coarse_now;
+use podgate_bpf::handshake::EndpointRef;
+use podgate_bpf::seeding::{Seed, Seeded};
 use podgate_bpf::services::{Backend, Frontend, ServiceEntry};
 
 use super::*;
@@ -77,57 +81,40 @@ pub(crate) fn services_in_batches() {
     assert!(matches!(told, Error::Full { map: "backends", .. }), "{told}");
 }
 
-/// A flow from the pod, and its key in either family.
-fn seed(ifindex: u32) -> (Flow4Key, Flow6Key, Flow) {
-    let [pod, peer] = ["fd00::5", "fd00::9"]
-        .map(|address| Addr::from(address.parse::<std::net::IpAddr>().unwrap()));
-    let ports = (1_u16.to_be_bytes(), 2_u16.to_be_bytes());
-    let v4 = Flow4Key {
-        ifindex,
-        pod: [10, 0, 0, 5],
-        peer: [10, 0, 0, 9],
-        pod_port: ports.0,
-        peer_port: ports.1,
+/// A datagram flow from the pod, in either family.
+fn seed(ifindex: u32, [pod, peer]: [&str; 2]) -> Seed {
+    Seed {
+        endpoint: EndpointRef { ifindex, owner: 77 },
+        pod: SocketAddr::new(pod.parse().unwrap(), 1),
+        peer: SocketAddr::new(peer.parse().unwrap(), 2),
         protocol: 17,
-        kind: 0,
-        pad: [0; 2],
-    };
-    let v6 = Flow6Key {
-        ifindex,
-        pod,
-        peer,
-        pod_port: ports.0,
-        peer_port: ports.1,
-        protocol: 17,
-        kind: 0,
-        pad: [0; 2],
-    };
-    let flow = Flow {
-        epoch: 0,
-        expires: coarse_now() + 60,
-        owner: 77,
-        rule: 3,
-        direction: Egress as u8,
-        state: FlowState::Established as u8,
-        flags: 0,
-        pad: 0,
-        other: Addr { bytes: [0; 16] },
-        other_port: [0; 2],
-        own_port: [0; 2],
-    };
-    (v4, v6, flow)
+        kind: FlowKind::Plain,
+        direction: Egress,
+        state: FlowState::Established,
+        by_own_node: false,
+        translated_to: None,
+    }
 }
 
 pub(crate) fn seeds() {
     let gate = Gate::open_or_load(&root(), &small()).unwrap();
-    let (v4, v6, flow) = seed(5);
-    let later = Flow { rule: 4, ..flow };
-    assert!(gate.maps.seed_flow4(&v4, &flow).unwrap());
-    assert!(!gate.maps.seed_flow4(&v4, &later).unwrap());
-    assert!(gate.maps.seed_flow6(&v6, &flow).unwrap());
-    assert!(!gate.maps.seed_flow6(&v6, &later).unwrap());
-    assert_eq!(gate.maps.flows4().unwrap(), [(v4, flow)]);
-    assert_eq!(gate.maps.flows6().unwrap(), [(v6, flow)]);
+    for ends in [["10.0.0.5", "10.0.0.9"], ["fd00::5", "fd00::9"]] {
+        let seed = seed(5, ends);
+        assert_eq!(gate.maps.seed(&seed).unwrap(), Seeded::New);
+        assert_eq!(gate.maps.seed(&seed).unwrap(), Seeded::Known);
+        let answers = Seed { direction: Ingress, ..seed };
+        assert_eq!(gate.maps.seed(&answers).unwrap(), Seeded::Corrected);
+    }
+    let table = gate.maps.flow_table();
+    let (v4, v6) = (table.flows4().unwrap(), table.flows6().unwrap());
+    let ([(key4, flow4)], [(key6, flow6)]) = (&v4[..], &v6[..]) else { panic!("{v4:?} {v6:?}") };
+    assert_eq!((key4.ifindex, key4.pod, key4.peer), (5, [10, 0, 0, 5], [10, 0, 0, 9]));
+    assert_eq!((key6.ifindex, key6.pod_port, key6.peer_port), (5, [0, 1], [0, 2]));
+    for flow in [flow4, flow6] {
+        let got = (flow.owner, flow.direction, flow.state, flow.flags);
+        let wanted = (77, Ingress as u8, FlowState::Established as u8, FLOW_UNPLACED);
+        assert_eq!(got, wanted);
+    }
 }
 
 pub(crate) fn clock() {
@@ -137,7 +124,7 @@ pub(crate) fn clock() {
     let policy = gate.maps.new_policy_map(&[everything(77)]).unwrap();
     gate.maps.install_policy_maps(&[(veth.ifindex, &policy)]).unwrap();
     assert_eq!(send(&gate, veth.ifindex, Ingress), (-1, 0));
-    let (_, flow) = gate.maps.flows4().unwrap()[0];
+    let (_, flow) = gate.maps.flow_table().flows4().unwrap()[0];
     let ahead = flow.expires.wrapping_sub(coarse_now());
     // a new datagram flow lives for 60; the two clocks may be a few apart
     assert!((55..=65).contains(&ahead), "{ahead}");

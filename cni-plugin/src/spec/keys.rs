@@ -10,7 +10,7 @@ use std::time::Duration;
 use podgate_bpf::abi::Startup;
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::handshake::DEFAULT_SOCKET;
-use podgate_bpf::loader::Sizes;
+use podgate_bpf::loader::{LEAST_FLOWS, Sizes};
 use podgate_bpf::pins::DEFAULT_BPF_ROOT;
 use serde_json::Value;
 use tracing::Level;
@@ -211,11 +211,11 @@ fn sizes(conf: &NetConf) -> Result<Sizes, CniError> {
                 return Err(invalid(&path, "no such map", known));
             }
         };
-        *slot = value
-            .as_u64()
-            .and_then(|n| u32::try_from(n).ok())
-            .filter(|n| *n > 0)
-            .ok_or_else(|| invalid(&path, &value, "a number of entries from 1 up"))?;
+        let least = if name.starts_with("flows") { LEAST_FLOWS } else { 1 };
+        *slot =
+            value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| *n >= least).ok_or_else(
+                || invalid(&path, &value, &format!("a number of entries from {least} up")),
+            )?;
     }
     Ok(sizes)
 }
@@ -248,7 +248,7 @@ mod tests {
         let conf = conf(
             r#","type":"podgate","startup":"open","policydTimeoutMs":0,"onTimeout":"fail",
                "socket":"/s","bpfRoot":"/b","antiSpoofing":false,"attach":"clsact","logFile":"/l",
-               "logLevel":"trace","maps":{"endpoints":1,"flows4":2,"flows6":3,"peers":4,"nets":5,"frags":6,
+               "logLevel":"trace","maps":{"endpoints":1,"flows4":2048,"flows6":4096,"peers":4,"nets":5,"frags":6,
                "services":7,"backends":8,"affinity":9},
                "ipMasq":true,"capabilities":{"portMappings":true},"runtimeConfig":{}"#,
         );
@@ -259,7 +259,10 @@ mod tests {
         assert!(!settings.anti_spoofing);
         assert_eq!(settings.attach, AttachMode::Clsact);
         let s = settings.sizes;
-        assert_eq!([s.endpoints, s.flows4, s.flows6, s.peers, s.nets, s.frags], [1, 2, 3, 4, 5, 6]);
+        assert_eq!(
+            [s.endpoints, s.flows4, s.flows6, s.peers, s.nets, s.frags],
+            [1, 2048, 4096, 4, 5, 6]
+        );
         assert_eq!([s.services, s.backends, s.affinity], [7, 8, 9]);
         let places = Places::read(&conf).unwrap();
         assert_eq!((places.bpf_root, places.socket), ("/b".into(), "/s".into()));

@@ -286,12 +286,12 @@ fn learned(
     let port = u16::from_be_bytes;
     let v6 = |addr: Addr| IpAddr::from(addr.bytes);
     let mut found = Vec::new();
-    for (key, flow) in gate.maps.flows4()? {
+    for (key, flow) in gate.maps.flow_table().flows4()? {
         let pod = SocketAddr::new(key.pod.into(), port(key.pod_port));
         let peer = SocketAddr::new(key.peer.into(), port(key.peer_port));
         found.extend(read(key.ifindex, key.protocol, pod, peer, flow.owner));
     }
-    for (key, flow) in gate.maps.flows6()? {
+    for (key, flow) in gate.maps.flow_table().flows6()? {
         let pod = SocketAddr::new(v6(key.pod), port(key.pod_port));
         let peer = SocketAddr::new(v6(key.peer), port(key.peer_port));
         found.extend(read(key.ifindex, key.protocol, pod, peer, flow.owner));

@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::fcntl::Flock;
 use podgate_bpf::abi::Mode;
 use podgate_bpf::handover::OtherLayout;
-use podgate_bpf::loader::Sizes;
+use podgate_bpf::loader::{LEAST_FLOWS, Sizes};
 use podgate_bpf::netns::Route;
 use podgate_bpf::{Gate, PinRoot, attach};
 
@@ -40,7 +40,10 @@ pub(super) fn unload(root: &PinRoot) -> Result<Vec<String>, InstallError> {
         return Ok(Vec::new());
     }
     // Completes pins of which some are missing: a gate cannot be taken away without.
-    let gate = Gate::open_or_load(root, &Sizes { flows4: 1, flows6: 1, ..Sizes::default() })?;
+    let gate = Gate::open_or_load(
+        root,
+        &Sizes { flows4: LEAST_FLOWS, flows6: LEAST_FLOWS, ..Sizes::default() },
+    )?;
     let before = gate.maps.control().mode();
     gate.maps.control().set_mode(Mode::Off);
     let others = OtherLayout::all(root)?;

@@ -70,7 +70,7 @@ impl Loaded {
     fn clear(&self) -> bool {
         let emptied = ["policies", "endpoints", "peers4", "peers6", "nets4", "nets6", "node_addrs"]
             .into_iter()
-            .chain(["flows4", "flows6", "frags", "expected"])
+            .chain(["flows4", "flows6", "flow_slots4", "flow_slots6", "shares", "frags", "expected"])
             .chain(["services4", "services6", "slots", "backends", "affinity"])
             .all(|name| {
                 let map = self.map(name);
@@ -84,9 +84,12 @@ impl Loaded {
                 found.map(|cpus| cpus.iter().map(|cpu| vec![0; cpu.len()]).collect::<Vec<_>>());
             zeros.is_some_and(|zeros| counters.update_percpu(&slot, &zeros, MapFlags::ANY).is_ok())
         });
+        let usage = self.map("flow_use");
+        let unused =
+            usage.keys().all(|family| usage.update(&family, &[0; 8], MapFlags::ANY).is_ok());
         let drained =
             Events::new(&self.gate.maps, |_| ()).and_then(|ring| ring.poll(Duration::ZERO)).is_ok();
-        emptied && zeroed && drained
+        emptied && zeroed && unused && drained
     }
 }
 
@@ -235,6 +238,8 @@ impl Lab {
     /// policy map too unless `world` brings one.
     pub fn succeed(&mut self, world: &World) {
         self.owner += 1;
+        // without it the registration does not know what there is to remove
+        must("forget the share", self.loaded().map("shares").delete(self.ifindex.as_bytes()));
         self.register(world);
         if let Some(entries) = &world.entries {
             self.install(entries);
@@ -330,17 +335,21 @@ impl Lab {
 
     /// The remembered flows of both families, without their keys.
     pub fn flows(&self) -> Vec<Flow> {
-        let v4 = must("read flows4", self.gate().maps.flows4()).into_iter().map(|(_, flow)| flow);
-        let v6 = must("read flows6", self.gate().maps.flows6()).into_iter().map(|(_, flow)| flow);
+        let v4 = must("read flows4", self.gate().maps.flow_table().flows4())
+            .into_iter()
+            .map(|(_, flow)| flow);
+        let v6 = must("read flows6", self.gate().maps.flow_table().flows6())
+            .into_iter()
+            .map(|(_, flow)| flow);
         v4.chain(v6).collect()
     }
 
     /// Lets time pass for every flow, in the programs' coarse seconds (2^30 ns).
     pub fn age_flows(&self, seconds: u32) {
-        for (key, flow) in must("read flows4", self.gate().maps.flows4()) {
+        for (key, flow) in must("read flows4", self.gate().maps.flow_table().flows4()) {
             self.age("flows4", key.as_bytes(), flow, seconds);
         }
-        for (key, flow) in must("read flows6", self.gate().maps.flows6()) {
+        for (key, flow) in must("read flows6", self.gate().maps.flow_table().flows6()) {
             self.age("flows6", key.as_bytes(), flow, seconds);
         }
     }
@@ -427,10 +436,10 @@ impl fmt::Display for Lab {
         for entry in self.policy.iter().filter_map(|map| map.entries().ok()).flatten() {
             writeln!(f, "  entry {entry:?}")?;
         }
-        for flow in maps.flows4().into_iter().flatten() {
+        for flow in maps.flow_table().flows4().into_iter().flatten() {
             writeln!(f, "  flow {flow:?}")?;
         }
-        for flow in maps.flows6().into_iter().flatten() {
+        for flow in maps.flow_table().flows6().into_iter().flatten() {
             writeln!(f, "  flow {flow:?}")?;
         }
         Ok(())

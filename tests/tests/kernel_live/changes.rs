@@ -191,7 +191,8 @@ fn pending_connect(lab: &Lab, family: Family) {
     thread::scope(|scope| {
         let dialling = scope.spawn(|| dial(&client.net, to, SOON));
         eventually("the first SYN is refused", || refused(lab, Ingress) > 0);
-        let flows = lab.gate.maps.flows4().unwrap().len() + lab.gate.maps.flows6().unwrap().len();
+        let flows = lab.gate.maps.flow_table().flows4().unwrap().len()
+            + lab.gate.maps.flow_table().flows6().unwrap().len();
         let begun = Instant::now();
         lab.set_policy(&server, &port(Policy::isolated(), Policed::Ingress));
         let stream = dialling.join().unwrap().unwrap_or_else(|e| panic!("connect: {e}"));

@@ -219,11 +219,12 @@ fn forgotten(f: Family) -> Vec<Table> {
         use libbpf_rs::MapCore as _;
         let maps = &lab.gate().maps;
         let gone: Vec<(&str, Vec<u8>)> =
-            maps.flows4()
+            maps.flow_table()
+                .flows4()
                 .unwrap()
                 .into_iter()
                 .map(|(key, flow)| ("flows4", zerocopy::IntoBytes::as_bytes(&key).to_vec(), flow))
-                .chain(maps.flows6().unwrap().into_iter().map(|(key, flow)| {
+                .chain(maps.flow_table().flows6().unwrap().into_iter().map(|(key, flow)| {
                     ("flows6", zerocopy::IntoBytes::as_bytes(&key).to_vec(), flow)
                 }))
                 .filter(|(_, _, flow)| flow.flags & flag != 0)

@@ -1,7 +1,10 @@
 //! Flows through services, as policy, modes and somebody else's translation have it.
 
-use podgate_bpf::abi::{Addr, FLOW_FOREIGN, Flow, Flow4Key, Flow6Key, FlowState, Mode, Startup};
-use podgate_bpf::clock::coarse_now;
+use std::net::SocketAddr;
+
+use podgate_bpf::abi::{FlowKind, FlowState, Mode, Startup};
+use podgate_bpf::handshake::EndpointRef;
+use podgate_bpf::seeding::{Seed, Seeded};
 use podgate_tests::kernel::Lab;
 
 use crate::prelude::*;
@@ -105,37 +108,19 @@ fn modes(f: Family) -> Vec<Table> {
 
 /// A flow to the service that somebody else translates to the peer, as user space seeds it.
 fn seed(f: Family, lab: &Lab) {
-    let address = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
-    let (pod_port, peer_port) = (40000_u16.to_be_bytes(), 80_u16.to_be_bytes());
-    let flow = Flow {
-        epoch: lab.gate().maps.control().epoch().wrapping_sub(1),
-        expires: coarse_now() + 1000,
-        owner: 0x5eed,
-        rule: 0,
-        direction: Egress as u8,
-        state: FlowState::Established as u8,
-        flags: FLOW_FOREIGN,
-        pad: 0,
-        other: Addr::from(address(f.peer)),
-        other_port: 8080_u16.to_be_bytes(),
-        own_port: pod_port,
+    let at = |text: &str, port| SocketAddr::new(text.parse().unwrap(), port);
+    let seed = Seed {
+        endpoint: EndpointRef { ifindex: lab.ifindex, owner: 0x5eed },
+        pod: at(f.pod, 40000),
+        peer: at(f.service, 80),
+        protocol: TCP,
+        kind: FlowKind::Plain,
+        direction: Egress,
+        state: FlowState::Established,
+        by_own_node: false,
+        translated_to: Some(at(f.peer, 8080)),
     };
-    let ifindex = lab.ifindex;
-    let seeded = match (address(f.pod), address(f.service)) {
-        (std::net::IpAddr::V4(pod), std::net::IpAddr::V4(peer)) => {
-            let (pod, peer) = (pod.octets(), peer.octets());
-            let (protocol, kind, pad) = (TCP, 0, [0; 2]);
-            let key = Flow4Key { ifindex, pod, peer, pod_port, peer_port, protocol, kind, pad };
-            lab.gate().maps.seed_flow4(&key, &flow)
-        }
-        (pod, peer) => {
-            let (pod, peer) = (pod.into(), peer.into());
-            let (protocol, kind, pad) = (TCP, 0, [0; 2]);
-            let key = Flow6Key { ifindex, pod, peer, pod_port, peer_port, protocol, kind, pad };
-            lab.gate().maps.seed_flow6(&key, &flow)
-        }
-    };
-    assert!(seeded.unwrap());
+    assert_eq!(lab.gate().maps.seed(&seed).unwrap(), Seeded::New);
 }
 
 fn foreign(f: Family) -> Vec<Table> {
