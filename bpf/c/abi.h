@@ -430,10 +430,10 @@ struct pg_affinity {
 /* control: one entry, mapped into user space. */
 struct pg_control {
 	__u32 epoch; /* bumped by whoever changed what verdicts depend on; each flow is then judged once more */
-	__u32 mode;		 /* enum pg_mode */
-	__u32 tell_allowed;	 /* not 0: new allowed flows raise events too */
-	__u32 events_per_second; /* per CPU */
-	__u32 build;		 /* fingerprint of the object that the pinned programs came from */
+	__u32 mode;	    /* enum pg_mode */
+	__u32 tell_allowed; /* not 0: new allowed flows raise events too */
+	__u32 events_per_second; /* of all endpoints together, beside those that each has of its own; 0: none at all */
+	__u32 build; /* fingerprint of the object that the pinned programs came from */
 };
 
 /* events: ring buffer. */
@@ -459,7 +459,7 @@ struct pg_event {
 	struct pg_addr service;
 };
 
-/* The rate limit of one CPU. Not pinned, not shared. */
+/* The rate limit of all endpoints together. Not pinned, not shared. */
 struct pg_limiter {
 	__u32 second;
 	__u32 told;

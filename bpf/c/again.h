@@ -26,6 +26,26 @@ static __always_inline int pg_judge_again(struct __sk_buff *skb, struct pg_packe
 	return reason;
 }
 
+/*
+ * Whether a segment in the midst of a connection of which nothing is known may be of one that policy has revoked, and
+ * whose entry had to make room: the direction in which that was opened is not known any more, and allowing the segment in
+ * its own direction would bring it back. So policy must allow both. Only at a pod that has lost such an entry, and as
+ * long as the connection may live on at its ends. Of the other protocols nothing can be brought back: their revoked flows
+ * are forgotten after half a minute anyway, and then either side may open one of its own.
+ */
+PG_VERIFIED_ALONE int pg_is_revoked(struct __sk_buff *skb, __u32 direction)
+{
+	__u32 ifindex = skb->ifindex;
+	struct pg_share *share = bpf_map_lookup_elem(&shares, &ifindex);
+
+	if (!share || !share->cut_evicted ||
+	    pg_now() - share->cut_evicted > pg_flow_lifetime(PG_IPPROTO_TCP, PG_FLOW_CUT))
+		return 0;
+	/* In place: a copy would not fit on the stack. The caller judges the packet itself after this. */
+	return pg_judge(skb, PG_SLOT_PACKET, direction == PG_EGRESS ? PG_INGRESS : PG_EGRESS,
+			PG_JUDGE_AGAIN) >= PG_DENY_FIRST;
+}
+
 /* A flow that user space has written gets its slot. */
 static __always_inline void pg_give_slot(__u32 slot, struct pg_flow *flow)
 {

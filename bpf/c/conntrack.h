@@ -51,6 +51,13 @@ static __always_inline __u32 pg_flow_lifetime(__u8 protocol, __u8 state)
 	return 600;
 }
 
+/* Sets when a flow ends. One that leads to another (direct.h) lives as long as that. */
+static __always_inline void pg_flow_expires(struct pg_flow *flow, __u32 expires)
+{
+	if (!flow->direct_port || (__s32)(expires - flow->expires) > 0)
+		flow->expires = expires;
+}
+
 /* Moves the flow's life on. Written only when it changes, about once a second: a store per packet would make
  * the entry's cache line bounce between CPUs. */
 static __always_inline void pg_flow_extend(struct pg_flow *flow, __u8 protocol, __u32 now)
@@ -58,7 +65,7 @@ static __always_inline void pg_flow_extend(struct pg_flow *flow, __u8 protocol, 
 	__u32 expires = now + pg_flow_lifetime(protocol, flow->state);
 
 	if (flow->expires != expires)
-		flow->expires = expires;
+		pg_flow_expires(flow, expires);
 }
 
 static __always_inline __u8 pg_fin_of(__u32 direction)
@@ -82,7 +89,7 @@ static __always_inline void pg_flow_track(struct pg_flow *flow, __u8 protocol, _
 	} else if (tcp_flags & PG_TCP_RST) {
 		if (flow->state != PG_FLOW_CLOSED) {
 			flow->state = PG_FLOW_CLOSED;
-			flow->expires = now + pg_flow_lifetime(protocol, PG_FLOW_CLOSED);
+			pg_flow_expires(flow, now + pg_flow_lifetime(protocol, PG_FLOW_CLOSED));
 		}
 		return;
 	} else if (flow->state == PG_FLOW_CLOSED) {

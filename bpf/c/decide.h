@@ -35,14 +35,6 @@ static __always_inline int pg_asks_service(const struct pg_packet *packet, __u32
 	       pg_has_ports(pg_protocol(packet)) && pg_service_find(packet);
 }
 
-/* A flow that has ended, for a connection of the pod's own that goes past the service. */
-static __always_inline int pg_makes_room(const struct pg_packet *packet, const struct pg_flow *flow,
-					 __u32 direction)
-{
-	return (flow->flags & PG_FLOW_ENDPOINT) && direction == PG_EGRESS &&
-	       flow->state >= PG_FLOW_CLOSED && pg_is_opening(packet);
-}
-
 /*
  * Whether the flow is the node's own and the packet one that the node forwards under its address, or the reverse: one
  * tuple may be of both in turn, and neither is to be taken for the other. What is forwarded never rides on the node's
@@ -60,7 +52,7 @@ static __always_inline int pg_is_anothers(const struct pg_packet *packet,
 }
 
 /* The packet in hand, which has a flow's key: of a known flow, or the first of one. PG_ASK: of a service, unless
- * `asked`. PG_SEND: translate it. */
+ * `asked`. PG_SEND: translate it. PG_DIRECT: of the pod's own, beside a service's flow. */
 PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, __u32 direction)
 {
 	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
@@ -69,7 +61,7 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, __u32 direction)
 	__u8 state = PG_FLOW_NEW, protocol;
 	struct pg_scratch *own = pg_scratch();
 	struct pg_flow *flow;
-	int opening, reason;
+	int opening, reason, revoked;
 
 	if (!packet)
 		return PG_TC_DROP;
@@ -83,6 +75,12 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, __u32 direction)
 			return PG_ASK;
 		flow = NULL;
 	}
+	/* What the pod sends through the service looks the same to the endpoint. */
+	if (flow && (flow->flags & PG_FLOW_ENDPOINT) && direction == PG_EGRESS) {
+		if (!packet->not_direct)
+			return PG_DIRECT;
+		flow = NULL;
+	}
 	if (flow && pg_looks_again(packet, flow, epoch) && pg_asks_service(packet, direction))
 		return PG_ASK;
 
@@ -94,14 +92,10 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, __u32 direction)
 	}
 	/* A SYN against the flow's direction, or on a flow that was cut, asks for a connection of its own. */
 	if (flow && !(opening && (flow->direction != direction || flow->state == PG_FLOW_CUT)) &&
-	    pg_refresh(skb, packet, flow, epoch, now) && !pg_makes_room(packet, flow, direction)) {
+	    pg_refresh(skb, packet, flow, epoch, now)) {
 		int translated = flow->flags & PG_FLOW_ENDPOINT, action;
 
 		if (translated) {
-			/* What the pod sends through the service looks the same to the endpoint: its answers
-			 * could not be told apart. The pod tries again from another port. */
-			if (direction == PG_EGRESS)
-				return pg_deny(skb, packet, direction, PG_DENY_PORT_TAKEN);
 			if (!own)
 				return PG_TC_DROP;
 			pg_view_of(&own->view, flow);
@@ -131,7 +125,10 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, __u32 direction)
 
 	if (packet->tcp_flags & PG_TCP_RST)
 		packet->forgettable = 1; /* the end of a connection that is forgotten already */
+	revoked = pg_is_under_way(packet) && pg_is_revoked(skb, direction);
 	reason = pg_judge(skb, packet->slot, direction, 0);
+	if (revoked && reason < PG_DENY_FIRST)
+		reason = PG_DENY_POLICY;
 	if (reason >= PG_DENY_FIRST) {
 		/* Where denials pass, the answer must not become the flow's first packet: see conntrack.h. */
 		if (pg_mode() != PG_MODE_ENFORCE && !packet->forgettable && !packet->handover)

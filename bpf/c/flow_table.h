@@ -169,7 +169,7 @@ static __always_inline long pg_entry_evict(__u32 family, union pg_flow_key *key,
 	if (pg_entry_delete(family, key))
 		return -1;
 	if (worth & PG_WORTH_CUT)
-		share->cut_evicted = pg_now() | 1;
+		share->cut_evicted = pg_now() ?: 1;
 	if (worth) {
 		__sync_fetch_and_add(&pg_ring_of(share, family)->evicted, 1);
 		pg_note(PG_NOTE_FLOW_EVICTED);

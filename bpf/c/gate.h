@@ -4,6 +4,7 @@
 
 #include "control.h"
 #include "decide.h"
+#include "direct.h"
 #include "fragment.h"
 #include "parse.h"
 #include "policy.h"
@@ -80,6 +81,14 @@ PG_VERIFIED_ALONE int pg_long(struct __sk_buff *skb, __u32 direction)
 	}
 	if (action == PG_PLAIN)
 		action = pg_flow(skb, packet, direction);
+	if (action == PG_DIRECT) {
+		action = pg_direct(skb);
+		if (action == PG_PLAIN) {
+			packet->asked = 1;
+			packet->not_direct = 1;
+			action = pg_decide(skb, direction);
+		}
+	}
 	if (packet->fragment == PG_FIRST_FRAGMENT && action != PG_TC_PREVIOUS)
 		pg_tell_fragments(skb, direction, action);
 	if (action == PG_SEND)

@@ -222,10 +222,11 @@ struct {
 	__type(value, struct pg_control);
 } control SEC(".maps");
 
-/* Verdicts to tell. Writer: programs. Reader: policyd. Full: the event is lost and counted. */
+/* Verdicts to tell. Writer: programs. Reader: policyd. Full: the event is lost and counted; event.h keeps it from being
+ * one endpoint that fills it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 18);
+	__uint(max_entries, 1 << 20);
 } events SEC(".maps");
 
 /* The programs of another layout, by direction, while pods are taken over from it (handover.h). Writer: policyd.
@@ -237,9 +238,9 @@ struct {
 	__type(value, __u32);
 } previous SEC(".maps");
 
-/* Events told in the running second, per CPU. Not pinned. */
+/* Events told in the running second beside those that endpoints have of their own. Not pinned. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct pg_limiter);

@@ -74,7 +74,7 @@ struct pg_packet {
 	__u8 origin;   /* enum pg_origin: who made it, of packets to the pod */
 	__u8 control; /* ICMPv6 type of a message that hosts of one link exchange (control.h), or 0 */
 	__u8 refused; /* it was denied, and passes because the mode is not enforce */
-	__u8 pad[1];
+	__u8 not_direct; /* it is known that no moved flow of the pod's own has to do with it (direct.h) */
 };
 
 /* 0 if the two are the same. Without branches, of which the verifier would follow every combination. */

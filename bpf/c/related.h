@@ -7,6 +7,7 @@
 #pragma once
 
 #include "decide.h"
+#include "direct.h"
 
 /* Changes the error's own checksum by a difference in what it covers. */
 static __always_inline long pg_write_icmp_checksum(struct __sk_buff *skb, __u32 icmp, __u32 diff)
@@ -92,7 +93,7 @@ PG_VERIFIED_ALONE int pg_rewrite_quote(struct __sk_buff *skb, __u32 direction)
 }
 
 /* Whether the quoted flow is allowed now; leaves its view in the scratch. */
-PG_VERIFIED_ALONE int pg_quotes_allowed(struct __sk_buff *skb)
+PG_VERIFIED_ALONE int pg_quotes_allowed(struct __sk_buff *skb, __u32 direction)
 {
 	struct pg_packet *quoted = pg_packet_in(PG_SLOT_QUOTED);
 	struct pg_packet *behind = pg_packet_in(PG_SLOT_BEHIND);
@@ -107,6 +108,18 @@ PG_VERIFIED_ALONE int pg_quotes_allowed(struct __sk_buff *skb)
 	if (!flow || pg_flow_expired(flow, now))
 		return 0;
 	pg_view_of(&own->view, flow);
+	/* The pod's error about what the endpoint has answered it directly, to the port that it does not know of. */
+	if (direction == PG_EGRESS && (flow->flags & PG_FLOW_ENDPOINT) && flow->direct_port) {
+		pg_peer(quoted, &own->view.other);
+		own->view.other_port = pg_peer_port(quoted);
+		own->view.own_port = flow->direct_port;
+		own->view.flags = PG_FLOW_SERVICE;
+		pg_copy_to_behind(behind, quoted);
+		pg_set_ports(behind, flow->direct_port, pg_peer_port(quoted));
+		flow = pg_flow_find(behind);
+		return flow && !pg_flow_expired(flow, now) && pg_is_direct(flow, quoted) &&
+		       pg_refresh(skb, behind, flow, epoch, now) && flow->state != PG_FLOW_CUT;
+	}
 	if (!(flow->flags & PG_FLOW_SERVICE))
 		return pg_refresh(skb, quoted, flow, epoch, now) && flow->state != PG_FLOW_CUT;
 	/* A pod may always reach itself; whose flow it is was seen when the epoch moved. */
@@ -143,7 +156,7 @@ PG_VERIFIED_ALONE int pg_related(struct __sk_buff *skb, __u32 direction)
 
 	if (!packet || !own)
 		return PG_TC_DROP;
-	if (pg_parse_quote(skb, direction) || !pg_quotes_allowed(skb))
+	if (pg_parse_quote(skb, direction) || !pg_quotes_allowed(skb, direction))
 		return PG_PLAIN;
 	pg_allow(skb, direction, PG_ALLOW_RELATED);
 	/* The pod has sent to services and received from them: the other view is what nobody has seen there. */

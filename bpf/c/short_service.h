@@ -41,7 +41,7 @@ static __always_inline int pg_moves_on(struct pg_flow *flow, __u8 protocol, __u3
 static __always_inline void pg_live_as_long(struct pg_flow *view, const struct pg_flow *flow)
 {
 	if (view && view->expires != flow->expires)
-		view->expires = flow->expires;
+		pg_flow_expires(view, flow->expires);
 }
 
 /* The transport's checksum and ports, behind a header whose addresses have changed by `diff`. */

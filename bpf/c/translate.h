@@ -13,6 +13,7 @@
 #define PG_STALE (-3)	/* its service view is no good any more: choose anew */
 #define PG_ASK (-4)	/* a service has to do with it */
 #define PG_HAIRPIN (-5) /* it is for pg_known_hairpin */
+#define PG_DIRECT (-7)	/* it is for pg_direct */
 #define PG_SEND (-6)	/* it passes, translated as the view in the scratch says */
 
 static __always_inline void pg_view_of(struct pg_view *view, const struct pg_flow *flow)

@@ -92,7 +92,7 @@ PG_VERIFIED_ALONE int pg_remember_endpoint(__u32 epoch, __u32 state, __u32 is_ha
 	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_packet *behind = pg_packet_in(PG_SLOT_BEHIND);
 	struct pg_scratch *own = pg_scratch();
-	struct pg_flow *flow;
+	struct pg_flow *flow, *before;
 
 	if (!packet || !behind || !own)
 		return -1;
@@ -113,6 +113,13 @@ PG_VERIFIED_ALONE int pg_remember_endpoint(__u32 epoch, __u32 state, __u32 is_ha
 		flow->other = behind->service;
 		flow->other_port = pg_peer_port(packet);
 		flow->own_port = pg_pod_port(packet);
+		/* It goes on leading to what the pod sends directly. */
+		before = pg_flow_find(behind);
+		if (before && before->owner == flow->owner && before->direct_port) {
+			flow->direct_port = before->direct_port;
+			if ((__s32)(before->expires - flow->expires) > 0)
+				flow->expires = before->expires;
+		}
 		pg_flow_store(PG_SLOT_BEHIND, 0);
 		if (state != PG_FLOW_CUT)
 			pg_expect_fragments(behind);
@@ -174,8 +181,8 @@ PG_VERIFIED_ALONE int pg_extend_service(__u32 expires)
 		return -1;
 	pg_behind(behind, packet, &own->view);
 	view = pg_flow_find(behind);
-	if (view && (view->flags & PG_FLOW_SERVICE))
-		view->expires = expires;
+	if (view && ((view->flags & PG_FLOW_SERVICE) || view->direct_port))
+		pg_flow_expires(view, expires);
 	return 0;
 }
 

@@ -72,7 +72,7 @@ impl Default for Sizes {
             services: 65_536,
             backends: 1 << 18,
             affinity: 16_384,
-            events: 1 << 18,
+            events: 1 << 20,
         }
     }
 }

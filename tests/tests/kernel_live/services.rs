@@ -26,6 +26,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_closed_port_of_its_own_refuses_through_the_service", hairpin_closed),
     ("datagrams_move_to_another_endpoint_and_connections_stay", moves),
     ("one_socket_talks_to_two_services_of_one_endpoint", two_services),
+    ("one_socket_talks_to_a_service_and_to_its_endpoint", service_and_endpoint),
+    ("one_port_connects_to_a_service_and_to_its_endpoint", connections_of_one_port),
 ];
 
 /// Where services listen; their endpoints listen on [`PORT`].
@@ -383,6 +385,67 @@ fn two_services(lab: &Lab, family: Family) {
             let mut heard = [0; 2];
             let (_, from) = asking.recv_from(&mut heard).unwrap();
             assert_eq!((heard[0], from), (round, services[usize::from(heard[1])]));
+        }
+    }
+    nothing_denied(lab);
+}
+
+/// One socket of the client, a service and its endpoint in turn: each answer comes from the one that was asked.
+fn service_and_endpoint(lab: &Lab, family: Family) {
+    let (client, server) = guarded(lab);
+    serve(lab, family, &[&server]);
+    let at_server = datagrams(&server.net, server.address(family), PORT);
+    let direct = at_server.local_addr().unwrap();
+    // the service first, and the endpoint first
+    for ways in [[service(family), direct], [direct, service(family)]] {
+        let asking = datagrams(&client.net, client.address(family), 0);
+        for socket in [&at_server, &asking] {
+            socket.set_read_timeout(Some(SOON)).unwrap();
+        }
+        for round in 0..10_u8 {
+            for (n, way) in (0_u8..).zip(ways) {
+                asking.send_to(&[round, n], way).unwrap();
+            }
+            let mut clients = Vec::new();
+            for _ in ways {
+                let mut heard = [0; 2];
+                let (_, from) = at_server.recv_from(&mut heard).unwrap();
+                at_server.send_to(&heard, from).unwrap();
+                clients.push(from);
+            }
+            assert_ne!(clients[0], clients[1], "the server can tell them apart");
+            for _ in ways {
+                let mut heard = [0; 2];
+                let (_, from) = asking.recv_from(&mut heard).unwrap();
+                assert_eq!((heard[0], from), (round, ways[usize::from(heard[1])]));
+            }
+        }
+    }
+    nothing_denied(lab);
+}
+
+/// Connections from one port to a service and to its endpoint, open at once, in each order.
+fn connections_of_one_port(lab: &Lab, family: Family) {
+    let (client, server) = guarded(lab);
+    serve(lab, family, &[&server]);
+    let listener = listen(&server.net, server.address(family), PORT);
+    let direct = listener.local_addr().unwrap();
+    for (port, ways) in [(40_001, [service(family), direct]), (40_002, [direct, service(family)])] {
+        let from = SocketAddr::new(client.address(family), port);
+        let mut open: Vec<_> = ways
+            .into_iter()
+            .map(|way| {
+                let client = dial_from(&client.net, from, way).unwrap();
+                Ends { client, server: accept(&listener) }
+            })
+            .collect();
+        for _ in 0..3 {
+            open.iter().for_each(|ends| ends.exchange("both are open"));
+        }
+        // the one that came first ends
+        drop(open.remove(0));
+        for _ in 0..3 {
+            open[0].exchange("the other goes on");
         }
     }
     nothing_denied(lab);

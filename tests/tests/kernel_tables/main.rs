@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod control;
+mod direct;
 mod echo;
 mod epoch;
 mod errors;
 mod events;
+mod flow_table;
 mod foreign;
 mod fragments;
 mod hairpin;
@@ -47,6 +49,8 @@ fn main() -> std::process::ExitCode {
             services::tables(),
             service_flows::tables(),
             service_clashes::tables(),
+            direct::tables(),
+            flow_table::tables(),
             service_policies::tables(),
             service_spread::tables(),
             service_errors::tables(),

@@ -1,6 +1,5 @@
 //! Flows that would look the same to one endpoint, and clients that keep theirs.
 
-use podgate_bpf::abi::Mode;
 use podgate_tests::kernel::{Lab, NEXT};
 
 use crate::prelude::*;
@@ -23,9 +22,6 @@ fn clashes(f: Family) -> Vec<Table> {
         ))
     };
     let direct = || udp(40000, 5353).between(f.pod, f.peer);
-    let first_fragment =
-        udp(40000, 5353).payload(&[1; 1016]).between(f.pod, f.peer).fragment(9, 0, true);
-    let last_fragment = raw(UDP, &[2; 64]).between(f.pod, f.peer).fragment(9, 1024, false);
     vec![
         table(f.named("clash: one socket, two services, one endpoint"), world())
             .out(ask(f, f.peer), AllowPolicy)
@@ -54,35 +50,6 @@ fn clashes(f: Family) -> Vec<Table> {
             })
             .to_pod(udp(5353, 40000).between(f.peer, f.pod), AllowFlow)
             .from_pod(direct(), AllowFlow),
-        table(f.named("clash: the service, then a flow of the pod's own to the endpoint"), world())
-            .out(ask(f, f.peer), AllowPolicy)
-            .from_pod(direct(), DenyPortTaken)
-            .out(ask(f, f.peer), AllowFlow)
-            .back(answer(f, f.peer))
-            .then("185 s pass", |lab| lab.age_flows(185))
-            .from_pod(direct(), AllowPolicy)
-            .to_pod(udp(5353, 40000).between(f.peer, f.pod), AllowFlow),
-        table(f.named("clash: a datagram in fragments, where denials pass"), world())
-            .out(ask(f, f.peer), AllowPolicy)
-            .then("audit", |lab| lab.set_mode(Mode::Audit))
-            .from_pod(first_fragment, AllowAudit)
-            .from_pod(last_fragment, AllowAudit),
-        table(
-            f.named("clash: a connection of the pod's own after the service's has ended"),
-            World::open().service(web_service(f, &[f.peer])),
-        )
-        .connects(f, f.peer)
-        .from_pod(tcp(40000, 8080).syn().between(f.pod, f.peer), DenyPortTaken)
-        .out(to(f, f.peer, Transport::rst), AllowFlow)
-        .from_pod(tcp(40000, 8080).ack().between(f.pod, f.peer), DenyPortTaken)
-        .from_pod(tcp(40000, 8080).syn().between(f.pod, f.peer), AllowPolicy)
-        .to_pod(tcp(8080, 40000).syn_ack().between(f.peer, f.pod), AllowFlow)
-        .then("the service's leaves from another port", move |lab| {
-            let syn = tcp(40000, 80).syn().between(f.pod, f.service).frame();
-            let met = lab.send(Egress, &syn, 0);
-            let (port, _, _) = left(f, &met.packet);
-            assert!(met.reason() == Some(AllowPolicy) && port != 40000, "{met:?}");
-        }),
         table(f.named("clash: another endpoint before another port"), {
             World::open().service(many(f, 20))
         })
