@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod node_addresses;
 pub mod reconcile;
 pub mod report;
+mod shares;
 pub mod socket;
 pub mod sources;
 pub mod sync;

@@ -28,6 +28,7 @@ use crate::api::types::PacketCount;
 use crate::api::{count_endpoints, count_entries, count_objects, packets};
 use crate::install::{NewPods, new_pods};
 use crate::listen::{self, Limits, METRICS_FROM_NODE, METRICS_FROM_ONE, METRICS_FROM_OTHERS, Room};
+use crate::shares;
 use crate::sources::kubernetes;
 use crate::sources::unenforced::UnenforcedKind;
 use crate::ungated::Gating;
@@ -167,6 +168,7 @@ impl Collector for AtScrape {
         let endpoints = count_endpoints(&view);
         let entries = count_entries(&view);
         self.packets(&mut encoder)?;
+        shares::encode(&self.shared, &mut encoder)?;
         gauges(
             &mut encoder,
             "endpoints",

@@ -4,28 +4,34 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::{Path, State};
-use podgate_bpf::abi::PolicyKey;
+use podgate_bpf::abi::{PolicyKey, Share};
 use podgate_policy::compile::{Class, Entry, PortMatch, RuleId, RuleOrigin, Table};
 use podgate_policy::model::PolicyId;
 
 use super::types::{Allowed, Endpoint, EndpointDetail, EndpointState, Isolation, PeerSet};
 use super::{Api, Refusal};
 use crate::encode;
+use crate::shares;
 use crate::view::{self, EndpointView, Shared, View};
 use crate::writer::Answers;
 
 /// Members of a class that are named.
 const NAMED: usize = 100;
 
-pub(super) async fn list(State(api): State<Api>) -> Json<Vec<Endpoint>> {
+pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Endpoint>>, Refusal> {
     let view = api.shared.view();
     let shared = api.shared.clone();
-    // the gates are asked for in the kernel
+    // shares and gates are asked for in the kernel
     let described = move || {
-        let describe = |endpoint| describe(&shared, endpoint);
-        view.endpoints.values().map(describe).collect()
+        let shares = shared.gate.maps.flow_table().shares()?;
+        let describe = |endpoint| describe(&shared, endpoint, &shares);
+        Ok(view.endpoints.values().map(describe).collect())
     };
-    Json(tokio::task::spawn_blocking(described).await.unwrap_or_default())
+    match tokio::task::spawn_blocking(described).await {
+        Ok(Ok(endpoints)) => Ok(Json(endpoints)),
+        Ok(Err(error)) => Err(Refusal::internal(podgate_bpf::Error::to_string(&error))),
+        Err(error) => Err(Refusal::internal(format!("list endpoints: {error}"))),
+    }
 }
 
 pub(super) async fn get(
@@ -39,13 +45,14 @@ pub(super) async fn get(
     let members = api.writer.ask(move |answers| members(answers, &classes)).await?;
     // hit counters are read from the kernel
     let details = tokio::task::spawn_blocking(move || {
+        let shares = shared.gate.maps.flow_table().shares()?;
         let of = view.endpoints.values().filter(|endpoint| endpoint.name() == wanted);
         let details = of.map(|endpoint| {
             let allowed = match &endpoint.table {
                 Some(table) => allowed(&shared, &view, endpoint, table, &members)?,
                 None => Vec::new(),
             };
-            Ok(EndpointDetail { endpoint: describe(&shared, endpoint), allowed })
+            Ok(EndpointDetail { endpoint: describe(&shared, endpoint, &shares), allowed })
         });
         details.collect::<podgate_bpf::Result<Vec<_>>>()
     });
@@ -59,7 +66,7 @@ pub(super) async fn get(
     }
 }
 
-fn describe(shared: &Shared, endpoint: &EndpointView) -> Endpoint {
+fn describe(shared: &Shared, endpoint: &EndpointView, shares: &BTreeMap<u32, Share>) -> Endpoint {
     let table = endpoint.table.as_deref();
     let registration = &endpoint.registration;
     let pod = registration.pod.as_ref();
@@ -91,6 +98,7 @@ fn describe(shared: &Shared, endpoint: &EndpointView) -> Endpoint {
         ingress: isolation(table.map(|table| &table.ingress)),
         egress: isolation(table.map(|table| &table.egress)),
         rules: endpoint.rules,
+        share: shares::of(shares, endpoint),
     }
 }
 

@@ -7,12 +7,13 @@ use axum::extract::State;
 use podgate_bpf::abi::Mode;
 use podgate_bpf::features::Feature;
 
-use super::Api;
 use super::types::{
     EndpointCounts, Enforcement, KernelLack, KindCount, MapCounts, ObjectCounts, ServiceCounts,
     SourceStatus, Status, UnenforcedPod, WatchStatus,
 };
+use super::{Api, Refusal};
 use crate::install::new_pods;
+use crate::shares;
 use crate::sources::SourceState;
 use crate::sources::kubernetes::{Health, Link};
 use crate::sources::unenforced::UnenforcedKind;
@@ -94,7 +95,8 @@ fn watches(server: Option<&Arc<Health>>) -> Vec<WatchStatus> {
     watches
 }
 
-pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
+pub(super) async fn get(State(api): State<Api>) -> Result<Json<Status>, Refusal> {
+    let flows = shares::tables(&api.shared).map_err(|e| Refusal::internal(e.to_string()))?;
     let Gating { view, unenforced, ready } = api.shared.gating();
     let control = api.shared.gate.maps.control();
     let servers = api.shared.servers();
@@ -123,7 +125,7 @@ pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
         kind: kind.name().to_owned(),
         objects,
     };
-    Json(Status {
+    Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: api.shared.node.clone(),
         kernel: api.shared.kernel.release.clone(),
@@ -148,5 +150,6 @@ pub(super) async fn get(State(api): State<Api>) -> Json<Status> {
         maps: count_entries(&view),
         commits: view.commits.count,
         last_commit: view.commits.last.as_secs_f64(),
-    })
+        flows,
+    }))
 }

@@ -75,6 +75,9 @@ pub struct Status {
     pub services: ServiceCounts,
     /// Entries of the maps that all endpoints share, and of all policy maps.
     pub maps: MapCounts,
+    /// How full the flow tables are.
+    #[serde(default)]
+    pub flows: FlowTables,
     /// Commits since policyd started.
     pub commits: u64,
     /// How long the last one took, seconds.
@@ -199,6 +202,24 @@ pub struct ServiceCounts {
     pub degraded: usize,
 }
 
+/// The flow tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowTables {
+    /// Of IPv4.
+    pub ipv4: FlowTableUse,
+    /// Of IPv6.
+    pub ipv6: FlowTableUse,
+}
+
+/// One flow table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowTableUse {
+    /// Places that endpoints have taken.
+    pub flows: u64,
+    /// Places that there are.
+    pub size: u32,
+}
+
 /// Map entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapCounts {
@@ -266,6 +287,22 @@ pub struct Endpoint {
     pub egress: Isolation,
     /// Entries of its policy map.
     pub rules: usize,
+    /// What it has of the flow tables and of the events.
+    #[serde(default)]
+    pub share: EndpointShare,
+}
+
+/// What an endpoint has of what there is only so much of for all endpoints of the node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointShare {
+    /// Places of the IPv4 flow table.
+    pub ipv4_flows: u32,
+    /// Places of the IPv6 flow table.
+    pub ipv6_flows: u32,
+    /// Live flows that had to make room for others of the same endpoint.
+    pub flows_evicted: u64,
+    /// Verdict events that the rate limit held back.
+    pub events_held: u64,
 }
 
 /// An item of `GET /v1/endpoints/{namespace}/{pod}`: a pod may have several interfaces.

@@ -1,7 +1,8 @@
 //! Compares what podgate holds with what the kernel has: links that vanished without a DEL, the node's addresses,
-//! gates that somebody removed or overtook.
+//! gates that somebody removed or overtook, flows of pods that are gone.
 
 mod addresses;
+mod flows;
 mod gates;
 mod links;
 
@@ -41,7 +42,7 @@ pub struct Reconciler {
 impl Reconciler {
     /// Runs until the task is dropped.
     pub async fn run(self) {
-        tokio::join!(links::watch(&self), gates::watch(&self), self.sweep());
+        tokio::join!(links::watch(&self), gates::watch(&self), flows::watch(&self), self.sweep());
     }
 
     async fn sweep(&self) {

@@ -10,8 +10,8 @@ use podgate_policy::explain::Verdict;
 
 use super::client::{Client, Server, decode};
 use crate::api::types::{
-    Endpoint, EndpointDetail, EndpointState, Enforcement, Explanation, Isolation, KernelLack,
-    PeerSet, SourceStatus, Status,
+    Endpoint, EndpointDetail, EndpointShare, EndpointState, Enforcement, Explanation, Isolation,
+    KernelLack, PeerSet, SourceStatus, Status,
 };
 use crate::ctl::cli::Explain;
 use crate::ctl::{End, Ended, Failure, Format, Printer};
@@ -52,6 +52,7 @@ fn describe(printer: &Printer, status: &Status) -> String {
          knows        {} pods, {} namespaces, {} policies\n\
          services     {} addresses and ports translated to {} endpoints, {} degraded\n\
          maps         {} addresses, {} prefixes, {} rules\n\
+         flows        {} of {} places taken by IPv4 flows, {} of {} by IPv6\n\
          commits      {} (epoch {}), the last took {:.1} ms\n\
          up           {} s, on kernel {}\n\
          sources      ",
@@ -69,6 +70,10 @@ fn describe(printer: &Printer, status: &Status) -> String {
         maps.peers,
         maps.nets,
         maps.rules,
+        status.flows.ipv4.flows,
+        status.flows.ipv4.size,
+        status.flows.ipv6.flows,
+        status.flows.ipv6.size,
         status.commits,
         status.epoch,
         status.last_commit * 1e3,
@@ -142,6 +147,7 @@ pub(in crate::ctl) fn endpoints(
         "INGRESS",
         "EGRESS",
         "RULES",
+        "FLOWS",
         "ADDRESSES",
         "INTERFACE",
         "GATE",
@@ -154,6 +160,7 @@ pub(in crate::ctl) fn endpoints(
             Cell::new(isolation(&endpoint.ingress)),
             Cell::new(isolation(&endpoint.egress)),
             Cell::new(endpoint.rules),
+            Cell::new(flows(&endpoint.share)),
             Cell::new(addresses.join(",")),
             Cell::new(&endpoint.host_interface),
             Cell::new(if endpoint.gate.is_empty() { "missing" } else { &endpoint.gate }),
@@ -205,6 +212,15 @@ fn state(endpoint: &Endpoint) -> Cell {
     Cell::new(text).fg(color)
 }
 
+/// How many, and how many had to go.
+fn flows(share: &EndpointShare) -> String {
+    let flows = share.ipv4_flows + share.ipv6_flows;
+    match share.flows_evicted {
+        0 => flows.to_string(),
+        evicted => format!("{flows} ({evicted} evicted)"),
+    }
+}
+
 fn isolation(isolation: &Isolation) -> String {
     match isolation.isolated {
         true => format!("isolated by {}", isolation.policies.len()),
@@ -238,6 +254,8 @@ pub(in crate::ctl) fn rules(
                 false => writeln!(text, "{direction}: not isolated, everything is allowed"),
             };
         }
+        let held = endpoint.share.events_held;
+        let _ = writeln!(text, "flows: {}; events held back: {held}", flows(&endpoint.share));
         let mut table =
             printer.listing(&["DIRECTION", "PEERS", "PORTS", "ALLOWED BY", "NEW FLOWS"]);
         for allowed in &detail.allowed {
