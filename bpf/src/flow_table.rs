@@ -147,6 +147,10 @@ impl FlowTable {
 
     pub(crate) fn close(&self, ifindex: u32, share: Share, patience: Duration) -> Result<()> {
         let left = self.empty(ifindex, share, patience)?;
+        // the interface may have got another endpoint meanwhile
+        if self.shares.get(&ifindex)?.is_none_or(|now| now.owner != share.owner) {
+            return Ok(());
+        }
         if left.rings.iter().all(|ring| ring.high == 0) {
             return self.shares.remove(&ifindex).map(drop);
         }

@@ -179,8 +179,8 @@ impl Maps {
         if self.policy_map_id(registration.ifindex)?.is_some() {
             self.remove_policy_maps(&[registration.ifindex])?;
         }
-        self.flow_table.open_share(registration.ifindex, registration.owner)?;
         self.endpoints.set(&registration.ifindex, &registration.to_record()?)?;
+        self.flow_table.open_share(registration.ifindex, registration.owner)?;
         self.control.bump_epoch();
         Ok(())
     }

@@ -54,7 +54,7 @@ impl Maps {
         let mut mended = Mended::default();
         let table = self.flow_table();
         let shares = table.shares()?;
-        // after the shares: an endpoint is registered after it has one
+        // after the shares: an endpoint has one only once it is registered
         let owners = self.owners()?;
         for (ifindex, share) in &shares {
             if owners.get(ifindex) != Some(&share.owner) {

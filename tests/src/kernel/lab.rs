@@ -70,7 +70,15 @@ impl Loaded {
     fn clear(&self) -> bool {
         let emptied = ["policies", "endpoints", "peers4", "peers6", "nets4", "nets6", "node_addrs"]
             .into_iter()
-            .chain(["flows4", "flows6", "flow_slots4", "flow_slots6", "shares", "frags", "expected"])
+            .chain([
+                "flows4",
+                "flows6",
+                "flow_slots4",
+                "flow_slots6",
+                "shares",
+                "frags",
+                "expected",
+            ])
             .chain(["services4", "services6", "slots", "backends", "affinity"])
             .all(|name| {
                 let map = self.map(name);

@@ -96,6 +96,7 @@ impl Node {
             network: "flood".into(),
             pod: None,
             netns: String::new(),
+            mac: None,
         };
         self.gate.maps.register(&registration).unwrap();
     }

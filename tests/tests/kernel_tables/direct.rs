@@ -122,7 +122,9 @@ fn datagrams(f: Family) -> Vec<Table> {
             }),
         table(f.named("direct: policy is asked, and asked again"), on())
             .out(ask(f, f.peer), AllowPolicy)
-            .then("it opens", move |lab| drop(sends(lab, f, &direct, 5353, AllowPolicy)))
+            .then("it opens", move |lab| {
+                moved(sends(lab, f, &direct, 5353, AllowPolicy));
+            })
             .change(|lab| lab.withdraw(Egress, ANY, Ports::One(UDP, 5353)))
             .from_pod(udp(40000, 5353).between(f.pod, f.peer), DenyPolicy)
             .from_pod(ask(f, f.peer).0, DenyPolicy)
