@@ -155,7 +155,8 @@ impl Target<'_> {
     }
 
     fn flows(&self) -> usize {
-        self.gate.maps.flows4().unwrap().len() + self.gate.maps.flows6().unwrap().len()
+        let flows = self.gate.maps.flow_table();
+        flows.flows4().unwrap().len() + flows.flows6().unwrap().len()
     }
 
     fn forget(&self) {
