@@ -113,7 +113,7 @@ fn own(f: Family) -> Vec<Table> {
                 }
             },
         ),
-        table(f.named("flow table: what policy has revoked does not come back"), { World::open() })
+        table(f.named("flow table: what policy has revoked does not come back"), World::open())
             .then("700 connections, of which the first are forgotten", move |lab| {
                 for port in 10_000..10_700 {
                     connect(lab, port);
