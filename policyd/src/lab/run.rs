@@ -227,7 +227,7 @@ impl<'a> Lab<'a> {
         }
         for (one, at) in unanswered {
             let again = self.ask_alone(one, &answerers).await?;
-            let stays = again.iter().any(|outcome| *outcome == Outcome::Silent);
+            let stays = again.contains(&Outcome::Silent);
             outcomes[one.question][at..at + again.len()].clone_from_slice(&again);
             // a gate that really drops them: the others would only take their time to say the same
             if stays {
