@@ -28,7 +28,7 @@ fn chosen_by(files: &[Candidate], rules: &Rules) -> Choice {
             "old" => speaks(&["0.3.1", "0.4.0"]),
             "silent" => Plugin::Silent("it ends with exit status: 1".into()),
             "foreign" => Plugin::Unknown("No such file or directory".into()),
-            _ => speaks(&["0.3.1", "0.4.0", "1.0.0"]),
+            _ => speaks(&["0.1.0", "0.2.0", "0.3.1", "0.4.0", "1.0.0"]),
         },
     };
     choose(files, rules, around)
