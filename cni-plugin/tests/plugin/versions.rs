@@ -15,7 +15,7 @@ fn by_another_version(world: &World, pod: &Pod<'_>, mode: AttachMode) -> (Gate, 
     let [registration] = pod.registrations().try_into().expect("one registration");
     pod.call("DEL", json!({})).succeeded();
     let pins = PinRoot::of_layout(world.path("bpf/podgate"), 77);
-    let sizes = Sizes { flows4: 64, flows6: 64, ..Sizes::default() };
+    let sizes = Sizes { flows4: 1024, flows6: 1024, ..Sizes::default() };
     let other = Gate::open_or_load(&pins, &sizes).expect("load another layout");
     other.maps.register(&registration).expect("register");
     other.attach(registration.ifindex, mode).expect("attach");

@@ -154,8 +154,8 @@ impl Probe {
     /// What semantics.md says of it, if the pod is the one that the world has at that interface.
     fn expected(&self, world: &World) -> bool {
         let addresses = addresses(world, self.pod);
-        // 8: whatever its policies say, a pod sends in its own name
-        if self.gate == Gate::Egress && !addresses.contains(&self.own) {
+        // 8: whatever its policies say, a pod sends and is sent to under its own addresses only (antiSpoofing)
+        if !addresses.contains(&self.own) {
             return false;
         }
         // 1.5, of which somebody else can only have taken the address
