@@ -338,7 +338,7 @@ struct pg_frag {
 /* expected: what a pod has asked for and cannot be found by a flow's key. LRU. */
 enum pg_expect_kind {
 	PG_EXPECT_FRAGMENTS = 0, /* datagrams of this protocol from this peer, whose fragments may be reordered */
-	PG_EXPECT_DHCP = 1, /* answers of a DHCP server; `peer` and `protocol` are 0 */
+	PG_EXPECT_DHCP = 1, /* answers of a DHCP server; `peer` is 0.0.0.0 (mapped) or ::, `protocol` 0 */
 };
 
 struct pg_expect_key {

@@ -81,23 +81,27 @@ static __always_inline int pg_is_honest_arp(struct __sk_buff *skb,
 }
 
 /* Towards the pod all ARP passes: what neighbours ask each other is broadcast, and what the pod could do about it,
- * answer, is judged. */
+ * answer, is judged. Hosts read the sender of a frame that is too long as well, and perhaps of other forms, so that what
+ * a pod sends in one that cannot be vouched for counts as in another's name. */
 PG_VERIFIED_ALONE int pg_arp(struct __sk_buff *skb, __u32 direction)
 {
 	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct pg_endpoint *endpoint;
 	struct pg_arp arp = {};
+	int unread;
 
 	if (!packet)
 		return PG_TC_DROP;
-	if (bpf_skb_load_bytes(skb, PG_ETH_HLEN, &arp, sizeof(arp)) || skb->len > PG_ARP_FRAME ||
-	    arp.hardware != bpf_htons(1) || arp.protocol != bpf_htons(ETH_P_IP) ||
-	    arp.hardware_length != 6 || arp.protocol_length != 4 ||
-	    (arp.operation != bpf_htons(1) && arp.operation != bpf_htons(2)))
-		return pg_unjudgeable(skb, direction, PG_DENY_NOT_IP);
+	unread = bpf_skb_load_bytes(skb, PG_ETH_HLEN, &arp, sizeof(arp)) ||
+		 skb->len > PG_ARP_FRAME || arp.hardware != bpf_htons(1) ||
+		 arp.protocol != bpf_htons(ETH_P_IP) || arp.hardware_length != 6 ||
+		 arp.protocol_length != 4 ||
+		 (arp.operation != bpf_htons(1) && arp.operation != bpf_htons(2));
 	endpoint = pg_bound_endpoint(skb, packet);
-	if (direction == PG_EGRESS && endpoint && !pg_is_honest_arp(skb, endpoint, &arp))
+	if (direction == PG_EGRESS && endpoint && (unread || !pg_is_honest_arp(skb, endpoint, &arp)))
 		return pg_deny(skb, packet, direction, PG_DENY_SPOOFED);
+	if (unread)
+		return pg_unjudgeable(skb, direction, PG_DENY_NOT_IP);
 	return pg_allow(skb, direction, PG_ALLOW_CONTROL);
 }
 
@@ -300,7 +304,8 @@ PG_VERIFIED_ALONE int pg_link_message(struct __sk_buff *skb, __u32 direction)
 	if (endpoint && (direction == PG_EGRESS ? !pg_is_honest_message(endpoint, packet, &head)
 						: pg_is_misdirected(skb, endpoint, packet)))
 		return pg_deny(skb, packet, direction, PG_DENY_SPOOFED);
-	if (!pg_is_of_length(head.type, length) ||
+	/* Hosts ignore it behind a fragment header, of whatever fragment (RFC 6980). */
+	if (own->place.has_fragment_header || !pg_is_of_length(head.type, length) ||
 	    !pg_is_of_link(skb, direction, packet, &head, hops))
 		return PG_PLAIN;
 	return pg_allow(skb, direction, PG_ALLOW_CONTROL);

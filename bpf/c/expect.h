@@ -20,8 +20,12 @@ static __always_inline void pg_expect_key(struct pg_expect_key *key, __u32 ifind
 {
 	key->ifindex = ifindex;
 	key->kind = kind;
-	if (kind == PG_EXPECT_DHCP)
+	if (kind == PG_EXPECT_DHCP) {
+		/* Each family's question has its own answers. */
+		if (packet->family == 4)
+			pg_map_addr4(&key->peer, 0);
 		return;
+	}
 	pg_peer(packet, &key->peer);
 	key->protocol = pg_protocol(packet);
 }

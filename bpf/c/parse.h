@@ -283,6 +283,7 @@ PG_VERIFIED_ALONE int pg_walk6(struct __sk_buff *skb, __u32 slot)
 			__u32 field = (header[2] << 8 | header[3]);
 
 			length = 8;
+			place->has_fragment_header = 1;
 			packet->fragment_id = *(__u32 *)(header + 4);
 			if (field & 0xfff8)
 				packet->fragment = PG_LATER_FRAGMENT;

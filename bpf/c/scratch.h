@@ -27,6 +27,7 @@ struct pg_place {
 	__u32 offset;
 	__u32 room;
 	__u8 protocol;
+	__u8 has_fragment_header; /* before it, also of a packet that is whole (RFC 6946) */
 };
 
 /* A flow that looks for a slot, and those that it meets there (flow_table.h). */

@@ -25,7 +25,12 @@ pub(crate) fn tables() -> Vec<Table> {
         let foreign = if name == "unregistered" { AllowControl } else { DenySpoofed };
         let not_arp = if name == "isolated" { DenyNotIp } else { denied };
         tables.push(address_resolution(named("ARP"), world.clone(), foreign));
-        tables.push(not_address_resolution(named("ARP of a wrong form"), world.clone(), not_arp));
+        tables.push(not_address_resolution(
+            named("ARP of a wrong form"),
+            world.clone(),
+            if name == "unregistered" { denied } else { DenySpoofed },
+            not_arp,
+        ));
         tables.push(neighbours(named("neighbours"), world.clone(), foreign));
         tables.push(not_neighbours(named("no neighbours"), world.clone(), denied));
         tables.push(routers(named("routers"), world.clone(), denied));
@@ -56,6 +61,27 @@ pub(crate) fn tables() -> Vec<Table> {
             .from_pod(about(136, "fe80::5", "ff02::1", "fe80::1"), DenySpoofed)
             .from_pod(about(136, "fe80::1", "ff02::1", POD6), DenySpoofed)
             .from_pod(about(136, "fe80::5", "ff02::1", "fe80::5"), AllowControl),
+    );
+    let padded = |mut frame: Vec<u8>| {
+        frame.resize(65, 0);
+        frame
+    };
+    let unread = || arp_operation(3, POD, PEER);
+    tables.push(
+        table("control: ARP of a wrong form also where policy allows everything", World::open())
+            .from_pod(padded(arp_reply(PEER, NODE)), DenySpoofed)
+            .from_pod(padded(arp_reply(POD, PEER)), DenySpoofed)
+            .from_pod(unread(), DenySpoofed)
+            .from_pod(arp(POD, PEER)[..41].to_vec(), DenySpoofed)
+            .to_pod(padded(arp_reply(PEER, POD)), AllowPolicy)
+            .to_pod(unread(), AllowPolicy),
+    );
+    tables.push(
+        table("control: ARP of a wrong form without anti-spoofing", {
+            World::open().without_anti_spoofing()
+        })
+        .from_pod(padded(arp_reply(PEER, NODE)), AllowPolicy)
+        .from_pod(unread(), AllowPolicy),
     );
     let mac = [2, 0, 0, 0, 0, 2];
     let (own, another) = ("fe80::ff:fe00:2", "fe80::ff:fe00:3");
@@ -90,6 +116,33 @@ pub(crate) fn tables() -> Vec<Table> {
             .to_pod(icmp(kind, 0, [0; 4]).between(PEER6, POD6).hop_limit(hops), DenyPolicy),
         );
     }
+    // next header, reserved, neither an offset nor more fragments, identification (RFC 6946)
+    let atomic = |packet: Ip| packet.extension_of(protocol::FRAGMENT, &[0; 8]);
+    tables.push(
+        table("control: discovery behind a fragment header is none", World::isolated())
+            .to_pod(atomic(about(135, PEER6, POD6, POD6)), DenyPolicy)
+            .to_pod(atomic(about(136, PEER6, POD6, PEER6)), DenyPolicy)
+            .to_pod(atomic(advertisement("fe80::1", "ff02::1", 16)), DenyPolicy)
+            .from_pod(atomic(about(136, POD6, "ff02::1", POD6)), DenyPolicy)
+            .from_pod(atomic(about(136, POD6, "ff02::1", PEER6)), DenySpoofed)
+            .from_pod(atomic(advertisement("fe80::5", "ff02::1", 16)), DenySpoofed),
+    );
+    tables.push(
+        table("control: a question for an address lets in answers of its family", {
+            World::isolated().node(NODE)
+        })
+        .from_pod(udp(68, 67).between("0.0.0.0", "255.255.255.255"), AllowControl)
+        .to_pod(udp(547, 546).between("fe80::1", "fe80::5"), DenyPolicy)
+        .to_pod(udp(67, 68).between(NODE, POD), AllowControl),
+    );
+    tables.push(
+        table("control: a question for an IPv6 address lets in answers of its family", {
+            World::isolated().node(NODE)
+        })
+        .from_pod(udp(546, 547).between("fe80::5", "ff02::1:2"), AllowControl)
+        .to_pod(udp(67, 68).between(NODE, POD), DenyPolicy)
+        .to_pod(udp(547, 546).between("fe80::1", "fe80::5"), AllowControl),
+    );
     tables.push(
         table("control: discovery behind a source route is none", World::isolated())
             .to_pod(about(135, PEER6, POD6, POD6).routing(1), DenyMalformed),
@@ -117,7 +170,8 @@ fn address_resolution(name: String, world: World, foreign: Reason) -> Table {
         .node_to_pod(arp(NODE, POD), AllowControl)
 }
 
-fn not_address_resolution(name: String, world: World, denied: Reason) -> Table {
+/// What a registered pod sends in such a form may be in any name.
+fn not_address_resolution(name: String, world: World, sent: Reason, denied: Reason) -> Table {
     let with = |at: usize, byte: u8| {
         let mut frame = arp(POD, PEER);
         frame[14 + at] = byte;
@@ -130,13 +184,13 @@ fn not_address_resolution(name: String, world: World, denied: Reason) -> Table {
     let short = arp(POD, PEER)[..41].to_vec();
     table(name, world)
         .from_pod(padded, AllowControl)
-        .from_pod(long.clone(), denied)
+        .from_pod(long.clone(), sent)
         .to_pod(long, denied)
-        .from_pod(short, denied)
-        .from_pod(with(1, 6), denied)
-        .from_pod(with(2, 0x86), denied)
-        .from_pod(with(4, 8), denied)
-        .from_pod(with(5, 16), denied)
+        .from_pod(short, sent)
+        .from_pod(with(1, 6), sent)
+        .from_pod(with(2, 0x86), sent)
+        .from_pod(with(4, 8), sent)
+        .from_pod(with(5, 16), sent)
         .to_pod(arp_operation(3, PEER, POD), denied)
         .to_pod(arp_operation(0, PEER, POD), denied)
 }
