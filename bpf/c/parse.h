@@ -367,7 +367,9 @@ static __always_inline int pg_parse_quote4(struct __sk_buff *skb, const struct p
 		return -1;
 	if (ip.version != 4 || ip.ihl < 5 || (ip.frag_off & bpf_htons(PG_IP_OFFSET_MASK)))
 		return -1;
-	if (bpf_skb_load_bytes(skb, offset + ip.ihl * 4, ports, sizeof(ports)))
+	/* What lies behind the error's own end is a trailer's, and no quote. */
+	if (place->room < PG_ICMP_ERROR_HLEN + ip.ihl * 4 + sizeof(ports) ||
+	    bpf_skb_load_bytes(skb, offset + ip.ihl * 4, ports, sizeof(ports)))
 		return -1;
 	quoted->family = 4;
 	quoted->key.v4.ifindex = skb->ifindex;
@@ -385,6 +387,7 @@ static __always_inline int pg_parse_quote4(struct __sk_buff *skb, const struct p
 	}
 	inner->protocol = ip.protocol;
 	inner->offset = offset + ip.ihl * 4;
+	inner->room = place->room - PG_ICMP_ERROR_HLEN - ip.ihl * 4;
 	if (ip.protocol == PG_IPPROTO_ICMP) {
 		__u32 sent = direction == PG_INGRESS ? PG_EGRESS : PG_INGRESS;
 
@@ -408,16 +411,18 @@ static __always_inline int pg_parse_quote6(struct __sk_buff *skb, const struct p
 	struct ipv6hdr ip;
 	__be16 ports[4];
 
-	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version != 6)
+	if (place->room < PG_ICMP_ERROR_HLEN + sizeof(ip) ||
+	    bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version != 6)
 		return -1;
 	inner->protocol = ip.nexthdr;
 	inner->offset = offset + sizeof(ip);
-	inner->room = place->room;
+	inner->room = place->room - PG_ICMP_ERROR_HLEN - sizeof(ip);
 	quoted->family = 6;
 	if (pg_walk6(skb, quoted->slot) || quoted->fragment == PG_LATER_FRAGMENT)
 		return -1;
 	quoted->fragment = PG_WHOLE;
-	if (bpf_skb_load_bytes(skb, inner->offset, ports, sizeof(ports)))
+	if (inner->room < sizeof(ports) ||
+	    bpf_skb_load_bytes(skb, inner->offset, ports, sizeof(ports)))
 		return -1;
 	quoted->key.v6.ifindex = skb->ifindex;
 	quoted->key.v6.protocol = inner->protocol;

@@ -28,7 +28,8 @@ static __always_inline long pg_rewrite_quoted_ports(struct __sk_buff *skb, __u32
 	if (bpf_skb_store_bytes(skb, inner->offset, to->ports, 4, 0) ||
 	    pg_write_icmp_checksum(skb, icmp, moved))
 		return -1;
-	if (!checksum || bpf_skb_load_bytes(skb, inner->offset + checksum, &old, sizeof(old)) ||
+	if (!checksum || inner->room < checksum + sizeof(old) ||
+	    bpf_skb_load_bytes(skb, inner->offset + checksum, &old, sizeof(old)) ||
 	    (inner->protocol == PG_IPPROTO_UDP && !old))
 		return 0;
 	/* ~new = ~old + what the covered words change by (RFC 1624). */

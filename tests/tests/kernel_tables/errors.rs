@@ -148,6 +148,8 @@ fn quotes(f: Family) -> Vec<Table> {
             .to_pod(to_pod(&sent, 7), DenyPolicy)
             .to_pod(error().between(router(f), f.pod), DenyPolicy)
             .to_pod(error().payload(&[0; 60]).between(router(f), f.pod), DenyPolicy)
+            // four of the eight bytes behind the end that its own header tells, in a trailer
+            .to_pod(to_pod(&sent, 8).claim_length(52), DenyPolicy)
             .to_pod(to_pod(&sent, 8), AllowRelated),
         table(f.named("errors: about a first fragment, not a later one"), sender(f))
             .from_pod(first(f), AllowPolicy)
