@@ -23,6 +23,7 @@ static __always_inline int pg_judge_again(struct __sk_buff *skb, struct pg_packe
 	reason = pg_judge(skb, packet->slot, flow->direction, again);
 	pg_set_peer(packet, &peer);
 	pg_set_ports(packet, pg_pod_port(packet), port);
+	packet->flowless = 0; /* that was said of other ends than the flow's */
 	return reason;
 }
 
@@ -60,8 +61,8 @@ static __always_inline void pg_give_slot(__u32 slot, struct pg_flow *flow)
 
 /*
  * Brings a known flow up to the epoch. 0: it is not this endpoint's (an earlier pod's that had the same
- * ifindex) and counts as unknown. The epoch is read before the judgement's first look-up: if policy
- * changes meanwhile, the flow keeps the older number and is judged again.
+ * ifindex), or would not be remembered now, and counts as unknown. The epoch is read before the judgement's first
+ * look-up: if policy changes meanwhile, the flow keeps the older number and is judged again.
  */
 static __always_inline int pg_refresh(struct __sk_buff *skb, struct pg_packet *packet,
 				      struct pg_flow *flow, __u32 epoch, __u32 now)
@@ -71,7 +72,7 @@ static __always_inline int pg_refresh(struct __sk_buff *skb, struct pg_packet *p
 	if (flow->epoch == epoch)
 		return 1;
 	reason = pg_judge_again(skb, packet, flow);
-	if (packet->owner != flow->owner)
+	if (packet->owner != flow->owner || packet->flowless)
 		return 0;
 	if (flow->flags & PG_FLOW_UNPLACED)
 		pg_give_slot(packet->slot, flow);

@@ -131,11 +131,12 @@ PG_VERIFIED_ALONE int pg_decide(struct __sk_buff *skb, __u32 direction)
 		reason = PG_DENY_POLICY;
 	if (reason >= PG_DENY_FIRST) {
 		/* Where denials pass, the answer must not become the flow's first packet: see conntrack.h. */
-		if (pg_mode() != PG_MODE_ENFORCE && !packet->forgettable && !packet->handover)
+		if (pg_mode() != PG_MODE_ENFORCE && !packet->forgettable && !packet->flowless &&
+		    !packet->handover)
 			pg_flow_remember(direction, epoch, PG_FLOW_CUT);
 		return pg_deny(skb, packet, direction, reason);
 	}
-	if (!packet->forgettable) {
+	if (!packet->forgettable && !packet->flowless) {
 		if (protocol == PG_IPPROTO_TCP &&
 		    !(packet->tcp_flags & PG_TCP_SYN)) /* picked up on its way */
 			state = packet->tcp_flags & PG_TCP_FIN ? PG_FLOW_CLOSING

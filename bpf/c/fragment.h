@@ -22,6 +22,16 @@ static __always_inline void pg_frag_key(struct pg_frag_key *key, struct __sk_buf
 	key->direction = direction;
 }
 
+/* Where a fragment to the pod comes from, of the kinds that are judged differently. A connection's is the node's: its
+ * state may change between two fragments, and in IPv6 not all of them tell the protocol. */
+static __always_inline __u8 pg_frag_origin(struct __sk_buff *skb, const struct pg_packet *packet,
+					   __u32 direction)
+{
+	if (direction == PG_INGRESS && skb->ingress_ifindex == skb->ifindex)
+		return PG_FROM_ITSELF;
+	return packet->origin == PG_FROM_CONNECTION ? PG_FROM_NODE : packet->origin;
+}
+
 /* A first fragment is judged like a whole packet; this tells its later ones what it met. */
 PG_VERIFIED_ALONE int pg_tell_fragments(struct __sk_buff *skb, __u32 direction, int action)
 {
@@ -43,7 +53,7 @@ PG_VERIFIED_ALONE int pg_tell_fragments(struct __sk_buff *skb, __u32 direction, 
 	frag.kind = packet->family == 4 ? packet->key.v4.kind : packet->key.v6.kind;
 	frag.epoch = ctl ? ctl->epoch : 0;
 	frag.refused = packet->refused;
-	frag.origin = packet->origin;
+	frag.origin = pg_frag_origin(skb, packet, direction);
 	/* An endpoint view's own key is met by what comes back; the pod's packet with it is none of the flow's. */
 	if (direction == PG_INGRESS)
 		translated |= PG_FLOW_ENDPOINT;
@@ -145,7 +155,9 @@ PG_VERIFIED_ALONE int pg_later_fragment(struct __sk_buff *skb, __u32 direction)
 		return PG_TC_DROP;
 	pg_frag_key(&key, skb, packet, direction);
 	first = bpf_map_lookup_elem(&frags, &key);
-	if (first && (__s32)(first->expires - pg_now()) >= 0) {
+	/* One from elsewhere only says that it is of the same datagram. */
+	if (first && (__s32)(first->expires - pg_now()) >= 0 &&
+	    first->origin == pg_frag_origin(skb, packet, direction)) {
 		pg_set_ports(packet, first->pod_port, first->peer_port);
 		pg_set_kind(packet, first->kind);
 		if (packet->family == 6)
@@ -163,8 +175,7 @@ PG_VERIFIED_ALONE int pg_later_fragment(struct __sk_buff *skb, __u32 direction)
 		if (!pg_flow_find(packet)) {
 			/* An error or an answer without a question left no flow to find. It holds for what was
 			 * judged like it: not after a denial that the mode let pass, nor a change of policy. */
-			if (ctl && first->epoch == ctl->epoch && !first->refused &&
-			    first->origin == packet->origin)
+			if (ctl && first->epoch == ctl->epoch && !first->refused)
 				return pg_allow(skb, direction, PG_ALLOW_FRAGMENT);
 			packet->forgettable = 1;
 		}

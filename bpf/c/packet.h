@@ -39,6 +39,7 @@ enum pg_origin {
 	PG_FROM_ELSEWHERE = 0,	/* whatever its source address says */
 	PG_FROM_NODE = 1,	/* the node's own stack */
 	PG_FROM_CONNECTION = 2, /* the same, for a TCP socket that is connected */
+	PG_FROM_ITSELF = 3,	/* the pod, through its own interface; only in struct pg_frag */
 };
 
 /* What the parser found the packet to be. */
@@ -75,6 +76,8 @@ struct pg_packet {
 	__u8 control; /* ICMPv6 type of a message that hosts of one link exchange (control.h), or 0 */
 	__u8 refused; /* it was denied, and passes because the mode is not enforce */
 	__u8 not_direct; /* it is known that no moved flow of the pod's own has to do with it (direct.h) */
+	__u8 flowless; /* of the judgement: what it allows is not remembered as a flow (pg_judge) */
+	__u8 pad[3];
 };
 
 /* 0 if the two are the same. Without branches, of which the verifier would follow every combination. */

@@ -94,8 +94,19 @@ static __always_inline int pg_is_spoofed(const struct pg_endpoint *endpoint,
 	return packet->family == 6 && !pg_is_pods6(endpoint, &packet->key.v6.pod);
 }
 
+/* Whether the address in the pod's place is a group's, or that of everyone on the link. */
+static __always_inline int pg_is_group(const struct pg_packet *packet)
+{
+	__be32 addr = packet->key.v4.pod;
+
+	if (packet->family == 6)
+		return packet->key.v6.pod.bytes[0] == 0xff;
+	return packet->family == 4 &&
+	       (addr == 0xffffffff || (addr & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000));
+}
+
 /* Whether the pod is sent what is for another: a pod that has made its neighbours or its router believe so could play
- * that other one. Groups and broadcasts are nobody's own; an address that could not be read is 0. */
+ * that other one. Groups and broadcasts are for it too. An address that could not be read is 0, and not the pod's. */
 static __always_inline int pg_is_misdirected(struct __sk_buff *skb,
 					     const struct pg_endpoint *endpoint,
 					     struct pg_packet *packet)
@@ -105,25 +116,16 @@ static __always_inline int pg_is_misdirected(struct __sk_buff *skb,
 	if (packet->family == 4) {
 		__be32 to = packet->key.v4.pod;
 
-		if (to == 0 || to == 0xffffffff ||
-		    (to & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000))
-			return 0;
-		if (pg_is_own4(endpoint, to))
+		if (pg_is_group(packet) || pg_is_own4(endpoint, to))
 			return 0;
 		/* The subnet's broadcast address, whose length is not known, or one that a neighbour's frame makes
 		 * look like it: the pod must not have a flow to answer in its name. */
-		packet->forgettable = 1;
+		packet->flowless = 1;
 		return bpf_skb_load_bytes(skb, 0, frame, sizeof(frame)) ||
 		       (frame[0] & frame[1] & frame[2] & frame[3] & frame[4] & frame[5]) != 0xff;
 	}
-	if (packet->family == 6) {
-		static const struct pg_addr unread = {};
-		const struct pg_addr *to = &packet->key.v6.pod;
-
-		return to->bytes[0] != 0xff && pg_addr_differs(to, &unread) &&
-		       !pg_is_pods6(endpoint, to);
-	}
-	return 0;
+	return packet->family == 6 && !pg_is_group(packet) &&
+	       !pg_is_pods6(endpoint, &packet->key.v6.pod);
 }
 
 static __always_inline __u32 pg_class_of_peer(const struct pg_packet *packet)
@@ -167,6 +169,7 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, __u32 slot, __u32 directio
 	packet->by_own_node = 0;
 	packet->watched = 0;
 	packet->handover = 0;
+	packet->flowless = 0;
 	endpoint = bpf_map_lookup_elem(&endpoints, &ifindex);
 	if (!endpoint)
 		return PG_DENY_NO_ENDPOINT;
@@ -175,6 +178,9 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, __u32 slot, __u32 directio
 	packet->handover = pg_is_handed_over(endpoint);
 	if (!(flags & PG_JUDGE_AGAIN) && pg_is_of_previous(endpoint, packet))
 		return PG_DENY_STARTUP;
+	/* No packet may come from a group, as the pod's would on a flow that has one for its own address. */
+	if (direction == PG_INGRESS && pg_is_group(packet))
+		packet->flowless = 1;
 	if (endpoint->anti_spoofing && !packet->watched &&
 	    (direction == PG_EGRESS ? pg_is_spoofed(endpoint, packet)
 				    : pg_is_misdirected(skb, endpoint, packet)))
@@ -186,10 +192,13 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, __u32 slot, __u32 directio
 		key.protocol = 255;
 	} else {
 		/* A pod to itself, around a service: its own packet comes back through its own interface. One
-		 * from elsewhere only says that it is the pod's; IPv6 has no martian check that would drop it. */
-		if ((direction == PG_EGRESS || skb->ingress_ifindex == ifindex) &&
-		    pg_is_own(endpoint, packet, 1))
-			return PG_ALLOW_OWN_ADDRESS;
+		 * from elsewhere only says that it is the pod's; IPv6 has no martian check that would drop it. A flow
+		 * has no interface, and would carry both: so there is none, and each packet is judged. */
+		if (pg_is_own(endpoint, packet, 1)) {
+			packet->flowless = 1;
+			if (direction == PG_EGRESS || skb->ingress_ifindex == ifindex)
+				return PG_ALLOW_OWN_ADDRESS;
+		}
 		if (direction == PG_INGRESS &&
 		    ((flags & PG_JUDGE_AGAIN) ? !!(flags & PG_JUDGE_OWN_NODE)
 					      : packet->origin && pg_begins(packet)) &&

@@ -31,16 +31,17 @@ fn options() -> Vec<Table> {
         table("options: a header longer than the packet", web())
             .to_pod(f.back(tcp(40000, 80).syn()).claim_header_words(15), DenyMalformed)
             .to_pod(f.back(udp(40000, 80)).claim_header_words(15), DenyMalformed),
+        // whose they are cannot be told
         table("headers: IPv6 bytes in an IPv4 frame", web()).to_pod(
             podgate_tests::packet::ethernet(0x0800, &V6.back(tcp(40000, 80).syn()).packet()),
-            DenyMalformed,
+            DenySpoofed,
         ),
         table("headers: IPv4 bytes in an IPv6 frame", web()).to_pod(
             podgate_tests::packet::ethernet(
                 0x86dd,
                 &V4.back(tcp(40000, 80).syn().payload(&[0; 40])).packet(),
             ),
-            DenyMalformed,
+            DenySpoofed,
         ),
         table("headers: a packet longer than its header can say (BIG TCP)", web())
             .to_pod(f.back(tcp(40000, 80).syn()).claim_length(0), AllowPolicy)

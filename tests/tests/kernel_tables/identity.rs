@@ -1,6 +1,6 @@
 //! Who sends: the interface is the identity (semantics 8, 9, 1.5).
 
-use podgate_bpf::abi::Mode;
+use podgate_bpf::abi::{Mode, Startup};
 
 use crate::prelude::*;
 
@@ -116,9 +116,33 @@ fn groups() -> Vec<Table> {
             .to_pod(udp(1, 2).between(PEER, "255.255.255.255"), AllowPolicy)
             .to_pod(to_one, DenySpoofed)
             .to_pod(broadcast, AllowPolicy)
-            .from_pod(udp(2, 1).between("10.0.0.255", PEER), DenySpoofed),
+            .from_pod(udp(2, 1).between("10.0.0.255", PEER), DenySpoofed)
+            .from_pod(udp(2, 1).between("224.0.0.251", PEER), DenySpoofed)
+            .from_pod(udp(2, 1).between("255.255.255.255", PEER), DenySpoofed)
+            .then("no flow", |lab| assert_eq!(lab.flows(), [])),
+        table("spoofing: groups reach the pod without anti-spoofing (v4)", {
+            world().without_anti_spoofing()
+        })
+        .to_pod(udp(1, 2).between(PEER, "224.0.0.251"), AllowPolicy)
+        .from_pod(udp(2, 1).between("224.0.0.251", PEER), DenyPolicy)
+        .then("no flow", |lab| assert_eq!(lab.flows(), [])),
+        table("spoofing: a group is no source after the startup state \"watch\"", {
+            World::open()
+        })
+        .then("watched", |lab| lab.startup(Startup::Watch))
+        .to_pod(udp(1, 2).between(PEER, "224.0.0.251"), AllowStartup)
+        .to_pod(udp(1, 2).between(PEER, "10.0.0.255"), AllowStartup)
+        .then("enforced", |lab| lab.startup(Startup::Hold))
+        .from_pod(udp(2, 1).between("224.0.0.251", PEER), DenySpoofed)
+        .from_pod(udp(2, 1).between("10.0.0.255", PEER), DenySpoofed),
+        table("spoofing: the unspecified address is not the pod's (v4)", World::open())
+            .to_pod(udp(1, 2).between(PEER, "0.0.0.0"), DenySpoofed),
+        table("spoofing: the unspecified address is not the pod's (v6)", World::open())
+            .to_pod(udp(1, 2).between(PEER6, "::"), DenySpoofed),
         table("spoofing: multicast and link-local reach the pod (v6)", world())
             .to_pod(udp(1, 2).between(PEER6, "ff02::fb"), AllowPolicy)
+            .from_pod(udp(2, 1).between("ff02::fb", PEER6), DenySpoofed)
+            .then("no flow", |lab| assert_eq!(lab.flows(), []))
             .to_pod(udp(1, 2).between("fe80::9", "fe80::5"), AllowPolicy)
             .from_pod(udp(2, 1).between("fe80::5", "fe80::9"), AllowFlow),
     ]
@@ -210,10 +234,12 @@ fn node_shares(f: Family) -> Vec<Table> {
         .from_pod(answer(), DenyPolicy),
         table(f.named("node: no forwarded fragment rides on its datagram"), world())
             .node_to_pod(first(9), AllowOwnNode)
-            .to_pod(last(9), DenyPolicy)
+            .to_pod(last(9), DenyFragment)
             .node_to_pod(last(9), AllowFlow)
             .to_pod(first(9), DenyPolicy)
-            .node_to_pod(last(9), DenyFragment),
+            .to_pod(last(9), DenyFragment)
+            // that one was refused says nothing of the node's
+            .node_to_pod(last(9), AllowOwnNode),
         table(f.named("node: a prefix of its addresses"), World::isolated())
             .node_to_pod(datagram(), DenyPolicy)
             .change(move |lab| lab.gate().maps.add_node_net(prefix).unwrap())
@@ -228,6 +254,8 @@ fn node_shares(f: Family) -> Vec<Table> {
 
 fn oneself(f: Family) -> Vec<Table> {
     let world = || World::isolated().address(f.second);
+    let first = |id| udp(1, 53).payload(&[0; 56]).between(f.pod, f.pod).fragment(id, 0, true);
+    let last = |id| raw(UDP, &[0; 8]).between(f.pod, f.pod).fragment(id, 64, false);
     let nobody = if f.icmp == ICMP { "0.0.0.0" } else { "::" };
     vec![
         table(f.named("oneself: to an address of its own"), world())
@@ -236,15 +264,33 @@ fn oneself(f: Family) -> Vec<Table> {
             .from_pod(udp(1, 80).between(f.second, f.pod), AllowOwnAddress),
         table(f.named("oneself: back to it (hairpin)"), world())
             .pod_to_pod(udp(1, 80).between(f.pod, f.pod), AllowOwnAddress),
+        table(f.named("oneself: what it sends itself lets in no other in its name"), world())
+            .from_pod(udp(5000, 80).between(f.pod, f.pod), AllowOwnAddress)
+            .to_pod(udp(80, 5000).between(f.pod, f.pod), DenyPolicy)
+            .node_to_pod(udp(80, 5000).between(f.pod, f.pod), DenyPolicy)
+            .to_pod(udp(5000, 80).between(f.pod, f.pod), DenyPolicy)
+            .from_pod(tcp(1, 80).syn().between(f.pod, f.second), AllowOwnAddress)
+            .to_pod(tcp(80, 1).syn_ack().between(f.second, f.pod), DenyPolicy)
+            .to_pod(tcp(80, 1).ack().between(f.second, f.pod), DenyPolicy)
+            .pod_to_pod(tcp(80, 1).syn_ack().between(f.second, f.pod), AllowOwnAddress)
+            .from_pod(tcp(1, 80).ack().between(f.pod, f.second), AllowOwnAddress)
+            .then("no flow", |lab| assert_eq!(lab.flows(), [])),
+        table(f.named("oneself: nor do its fragments"), world())
+            .pod_to_pod(first(1), AllowOwnAddress)
+            .to_pod(last(1), DenyFragment)
+            .pod_to_pod(last(1), AllowFragment),
+        table(f.named("oneself: what policy lets in in its name is no flow"), {
+            world().not_isolated(Ingress)
+        })
+        .to_pod(udp(80, 5000).between(f.pod, f.pod), AllowPolicy)
+        .then("no flow", |lab| assert_eq!(lab.flows(), [])),
         table(f.named("oneself: somebody else in its name is not it"), world())
             .to_pod(udp(1, 80).between(f.pod, f.pod), DenyPolicy)
             .node_to_pod(udp(1, 80).between(f.pod, f.pod), DenyPolicy),
         table(f.named("oneself: nobody's address is not its own"), World::isolated())
             .to_pod(udp(1, 80).between(nobody, f.pod), DenyPolicy),
-        table(f.named("oneself: before policy is there"), {
-            World::unprogrammed(podgate_bpf::abi::Startup::Hold)
-        })
-        .from_pod(udp(1, 80).between(f.pod, f.pod), AllowOwnAddress),
+        table(f.named("oneself: before policy is there"), World::unprogrammed(Startup::Hold))
+            .from_pod(udp(1, 80).between(f.pod, f.pod), AllowOwnAddress),
     ]
 }
 
