@@ -214,7 +214,8 @@ static __always_inline int pg_parse4(struct __sk_buff *skb, struct pg_packet *pa
 	length = bpf_ntohs(ip->tot_len);
 	if (!length) /* a BIG TCP packet is longer than its header can say */
 		length = skb->len - PG_ETH_HLEN;
-	if (ip->version != 4 || header < sizeof(*ip) || length < header)
+	if (ip->version != 4 || header < sizeof(*ip) || length < header ||
+	    PG_ETH_HLEN + header > skb->len)
 		return PG_SHAPE_MALFORMED;
 	place->protocol = ip->protocol;
 	place->offset = PG_ETH_HLEN + header;
@@ -305,6 +306,15 @@ PG_VERIFIED_ALONE int pg_walk6(struct __sk_buff *skb, __u32 slot)
 	return -1;
 }
 
+/* An IPv4 address in the form in which the maps hold it. No packet has one (RFC 4291, 2.5.5.2), and it must not be taken
+ * for that IPv4 address. */
+static __always_inline int pg_is_mapped(const struct pg_addr *addr)
+{
+	const __be32 *words = (const void *)addr->bytes;
+
+	return !(words[0] | words[1] | (words[2] ^ bpf_htonl(0xffff)));
+}
+
 static __always_inline int pg_parse6(struct __sk_buff *skb, struct pg_packet *packet,
 				     __u32 direction, struct pg_place *place)
 {
@@ -330,6 +340,8 @@ static __always_inline int pg_parse6(struct __sk_buff *skb, struct pg_packet *pa
 		return PG_SHAPE_MALFORMED;
 	__builtin_memcpy(source, &ip->saddr, 16);
 	__builtin_memcpy(destination, &ip->daddr, 16);
+	if (pg_is_mapped(source) || pg_is_mapped(destination))
+		return PG_SHAPE_MALFORMED;
 	place->protocol = ip->nexthdr;
 	place->offset = PG_ETH_HLEN + sizeof(*ip);
 	place->room = bpf_ntohs(ip->payload_len);

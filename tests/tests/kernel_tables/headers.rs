@@ -31,6 +31,20 @@ fn options() -> Vec<Table> {
         table("options: a header longer than the packet", web())
             .to_pod(f.back(tcp(40000, 80).syn()).claim_header_words(15), DenyMalformed)
             .to_pod(f.back(udp(40000, 80)).claim_header_words(15), DenyMalformed),
+        table("options: a header longer than the frame, of a protocol without one", {
+            World::isolated().allow(Ingress, ANY, Ports::All(protocol::GRE))
+        })
+        .to_pod(
+            f.back(raw(protocol::GRE, &[])).claim_header_words(12).claim_length(225),
+            DenyMalformed,
+        ),
+        table("headers: IPv4 addresses in an IPv6 packet", {
+            web().node(NODE).peer(PEER, 1).allow(Ingress, 1, Ports::Every)
+        })
+        .to_pod(tcp(40000, 80).syn().between("::ffff:10.0.0.9", POD6), DenyMalformed)
+        .node_to_pod(udp(1, 2).between("::ffff:10.0.0.1", POD6), DenyMalformed)
+        .from_pod(udp(1, 2).between(POD6, "::ffff:10.0.0.9"), DenyMalformed)
+        .from_pod(udp(1, 2).between("::ffff:10.0.0.5", PEER6), DenySpoofed),
         // whose they are cannot be told
         table("headers: IPv6 bytes in an IPv4 frame", web()).to_pod(
             podgate_tests::packet::ethernet(0x0800, &V6.back(tcp(40000, 80).syn()).packet()),

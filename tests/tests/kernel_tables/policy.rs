@@ -214,7 +214,7 @@ fn prefixes() -> Vec<Table> {
         table("prefixes: everything of IPv4 is nothing of IPv6", classed(1).net("0.0.0.0", 0, 1))
             .to_pod(from("192.0.2.1"), AllowPolicy)
             .to_pod(from6("2001:db8::1"), DenyPolicy)
-            .to_pod(from6("::ffff:192.0.2.1"), DenyPolicy),
+            .to_pod(from6("::ffff:192.0.2.1"), DenyMalformed),
         table("prefixes: everything of IPv6 is nothing of IPv4", classed(1).net("::", 0, 1))
             .to_pod(from6("2001:db8::1"), AllowPolicy)
             .to_pod(from("192.0.2.1"), DenyPolicy),
