@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::judge::{Pod, Rules};
+use super::judge::Pod;
 use super::strict::{Arp, Content, Ip, UDP};
 use crate::oracle::Gate;
 
@@ -27,21 +27,27 @@ pub enum Claim {
 pub struct Asked {
     v4: Vec<[u8; 4]>,
     v6: Vec<[u8; 3]>,
-    /// In whichever family and form.
-    at_all: bool,
+    /// In whichever form.
+    at_all4: bool,
+    at_all6: bool,
 }
 
 impl Asked {
-    /// Remembers what the pod sent, if it was a question.
-    pub fn note(&mut self, ip: &Ip) {
+    /// Remembers what the pod sent, if it was a question: a genuine one has to be answered.
+    pub fn note(&mut self, ip: &Ip, is_genuine: bool) {
         let Content::Ports { source, destination, .. } = ip.content else { return };
         if ip.protocol != UDP {
             return;
         }
-        self.at_all |= matches!((source, destination), (68, 67) | (546, 547));
         match (source, destination) {
-            (68, 67) => self.v4.extend(part::<4>(ip, 12)),
-            (546, 547) => self.v6.extend(part::<3>(ip, 9)),
+            (68, 67) if ip.source.is_ipv4() => {
+                self.at_all4 = true;
+                self.v4.extend(part::<4>(ip, 12).filter(|_| is_genuine));
+            }
+            (546, 547) if ip.source.is_ipv6() => {
+                self.at_all6 = true;
+                self.v6.extend(part::<3>(ip, 9).filter(|_| is_genuine));
+            }
             _ => {}
         }
     }
@@ -53,41 +59,38 @@ fn part<const N: usize>(ip: &Ip, at: usize) -> Option<[u8; N]> {
 }
 
 /// ARP.
-pub fn arp(arp: Option<&Arp>, length: usize, gate: Gate, pod: &Pod, rules: Rules) -> Claim {
-    let wrong = if rules.narrow_control { Claim::Forged } else { Claim::Unclear };
-    let Some(arp) = arp.filter(|arp| matches!(arp.operation, 1 | 2)) else { return wrong };
+pub fn arp(arp: Option<&Arp>, length: usize, gate: Gate, pod: &Pod) -> Claim {
+    let bound = gate == Gate::Egress && pod.anti_spoofing;
+    let Some(arp) = arp.filter(|arp| matches!(arp.operation, 1 | 2)) else {
+        return if bound { Claim::Never } else { Claim::Forged };
+    };
     let own = |address: Ipv4Addr| pod.is_own(address.into());
     let nobody = Ipv4Addr::UNSPECIFIED;
     // a frame is padded to 60 bytes, and carries nothing behind that
     let plain = arp.honest && length <= 60;
+    let probe = arp.sender == nobody && arp.operation == 1 && own(arp.target);
+    let vouched = (own(arp.sender) && arp.honest || probe) && length <= 64;
     match gate {
         Gate::Egress if own(arp.sender) && plain => Claim::Genuine,
-        Gate::Egress if arp.sender == nobody && arp.operation == 1 && own(arp.target) && plain => {
-            Claim::Genuine // whether the address is free
-        }
-        Gate::Egress if !own(arp.sender) && pod.anti_spoofing && rules.narrow_control => {
-            Claim::Never
-        }
+        Gate::Egress if probe && plain => Claim::Genuine, // whether the address is free
+        Gate::Egress if bound && !vouched => Claim::Never,
         Gate::Ingress if own(arp.target) && !own(arp.sender) && plain => Claim::Genuine,
         _ => Claim::Unclear,
     }
 }
 
 /// Neighbour discovery, multicast listener and DHCP messages; anything else is ordinary.
-pub fn claim(ip: &Ip, gate: Gate, pod: &Pod, asked: &Asked, rules: Rules) -> Claim {
+pub fn claim(ip: &Ip, gate: Gate, pod: &Pod, asked: &Asked) -> Claim {
     let found = match (ip.source, ip.destination, &ip.content) {
         (IpAddr::V6(from), IpAddr::V6(to), Content::Icmp { kind: 133..=137, code, .. })
             if ip.protocol == 58 =>
         {
-            let claim = discovery(ip, (from, to), *code, gate, pod);
-            // without the rule, the hop limit alone decides
-            if ip.hops == 255 && !ip.is_first { softened(claim, rules) } else { claim }
+            discovery(ip, (from, to), *code, gate, pod)
         }
         (IpAddr::V6(from), IpAddr::V6(to), Content::Icmp { kind: 130..=132 | 143, .. })
             if ip.protocol == 58 =>
         {
-            let claim = listener(ip, from, to, gate);
-            if ip.hops == 1 && !ip.is_first { softened(claim, rules) } else { claim }
+            listener(ip, from, to, gate)
         }
         (_, _, Content::Ports { source, destination, .. }) if ip.protocol == UDP => {
             let ports = match gate {
@@ -96,10 +99,10 @@ pub fn claim(ip: &Ip, gate: Gate, pod: &Pod, asked: &Asked, rules: Rules) -> Cla
             };
             match (ip.source, ip.destination, ports) {
                 (IpAddr::V4(from), IpAddr::V4(to), (68, 67)) => {
-                    softened(dhcp4(ip, from, to, gate, pod, asked), rules)
+                    dhcp4(ip, from, to, gate, pod, asked)
                 }
                 (IpAddr::V6(from), IpAddr::V6(to), (546, 547)) => {
-                    softened(dhcp6(ip, from, to, gate, pod, asked), rules)
+                    dhcp6(ip, from, to, gate, pod, asked)
                 }
                 _ => Claim::Ordinary,
             }
@@ -109,13 +112,6 @@ pub fn claim(ip: &Ip, gate: Gate, pod: &Pod, asked: &Asked, rules: Rules) -> Cla
     // a fragment, a wrong checksum, a header between: no more than open
     let plain = ip.exact && !is_in_pieces(ip);
     if found == Claim::Genuine && !plain { Claim::Unclear } else { found }
-}
-
-fn softened(claim: Claim, rules: Rules) -> Claim {
-    match claim {
-        Claim::Forged | Claim::Never if !rules.narrow_control => Claim::Unclear,
-        claim => claim,
-    }
 }
 
 fn is_in_pieces(ip: &Ip) -> bool {
@@ -156,7 +152,7 @@ fn discovery(ip: &Ip, (from, to): (Ipv6Addr, Ipv6Addr), code: u8, gate: Gate, po
         return if routers_only { Claim::Unclear } else { Claim::Forged };
     }
     if ip.extensions.contains(&44) {
-        return Claim::Unclear; // RFC 6980 has hosts ignore it
+        return Claim::Forged; // RFC 6980 has hosts ignore it
     }
     if !has_sound_options(&ip.payload, least) || !ip.extensions.is_empty() {
         return Claim::Unclear;
@@ -266,7 +262,7 @@ fn dhcp4(ip: &Ip, from: Ipv4Addr, to: Ipv4Addr, gate: Gate, pod: &Pod, asked: &A
         }
         Gate::Egress if plain && from.is_unspecified() => Claim::Genuine,
         Gate::Egress => Claim::Unclear,
-        Gate::Ingress if !asked.at_all => Claim::Forged,
+        Gate::Ingress if !asked.at_all4 => Claim::Forged,
         Gate::Ingress => {
             let known = message.get(4..8).is_some_and(|xid| asked.v4.iter().any(|a| a == xid));
             let mine = to == Ipv4Addr::BROADCAST || pod.is_own(to.into());
@@ -292,7 +288,7 @@ fn dhcp6(ip: &Ip, from: Ipv6Addr, to: Ipv6Addr, gate: Gate, pod: &Pod, asked: &A
         Gate::Egress if link_scope(to) || link_local(to) => Claim::Unclear,
         Gate::Egress => Claim::Forged,
         Gate::Ingress if !link_local(from) => Claim::Ordinary,
-        Gate::Ingress if !asked.at_all => Claim::Forged,
+        Gate::Ingress if !asked.at_all6 => Claim::Forged,
         Gate::Ingress => {
             let known = message.get(1..4).is_some_and(|xid| asked.v6.iter().any(|a| a == xid));
             let mine = link_local(to) || pod.is_own(to.into());

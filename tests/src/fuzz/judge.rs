@@ -1,7 +1,7 @@
 //! What a frame must meet at a gate: worked out from the semantics, with flows and fragments of its own.
 
-use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
 
 use podgate_bpf::abi::Direction;
 
@@ -9,29 +9,6 @@ use super::control::{self, Asked, Claim};
 use super::strict::{self, Content, Ip, Reading, TCP};
 use super::{Shot, Via};
 use crate::oracle::{Gate, L4};
-
-/// Rules of the semantics that the programs may not hold yet: a rule that is off leaves open what it would decide.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// A flow that the node's own sockets opened serves nothing that the node forwards, SYN or not.
-    pub flow_by_origin: bool,
-    /// ARP, ND, MLD and DHCP pass only as what they claim to be.
-    pub narrow_control: bool,
-    /// With antiSpoofing, a packet to an address that is not the pod's is refused.
-    pub own_destination: bool,
-    /// A flow of the pod with itself serves only what comes through its own interface.
-    pub own_flow_by_interface: bool,
-}
-
-impl Rules {
-    /// Those that the programs hold.
-    pub const LANDED: Self = Self {
-        flow_by_origin: false,
-        narrow_control: false,
-        own_destination: false,
-        own_flow_by_interface: false,
-    };
-}
 
 /// The pod behind the gate.
 #[derive(Clone, Debug)]
@@ -111,18 +88,18 @@ struct Known {
 
 type Datagram = (Gate, IpAddr, IpAddr, u32, u8);
 
+/// Where a first fragment came from, and whether it passed, if that is sure.
+type First = (Via, Option<bool>);
+
 /// One gate's evaluator, with what it has seen so far.
 #[derive(Debug)]
 pub struct Judge<'a, P> {
     pod: &'a Pod,
     policy: &'a P,
-    rules: Rules,
     asked: Asked,
     flows: HashMap<Flow, Known>,
     /// What became of first fragments; `None` where a damaged one may have changed it.
-    firsts: HashMap<Datagram, Option<bool>>,
-    /// Destinations of what came in.
-    reached: HashSet<IpAddr>,
+    firsts: HashMap<Datagram, First>,
 }
 
 /// From the pod, or to it.
@@ -135,16 +112,8 @@ pub fn gate(direction: Direction) -> Gate {
 
 impl<'a, P: Policy> Judge<'a, P> {
     /// At a gate that has seen nothing.
-    pub fn new(pod: &'a Pod, policy: &'a P, rules: Rules) -> Self {
-        Self {
-            pod,
-            policy,
-            rules,
-            asked: Asked::default(),
-            flows: HashMap::new(),
-            firsts: HashMap::new(),
-            reached: HashSet::new(),
-        }
+    pub fn new(pod: &'a Pod, policy: &'a P) -> Self {
+        Self { pod, policy, asked: Asked::default(), flows: HashMap::new(), firsts: HashMap::new() }
     }
 
     /// What the frame must meet now.
@@ -154,7 +123,7 @@ impl<'a, P: Policy> Judge<'a, P> {
             Reading::Foreign(_) => self.unjudgeable(gate, "no IP"),
             Reading::Arp(arp) => {
                 let length = shot.frame.len();
-                match control::arp(arp.as_ref(), length, gate, self.pod, self.rules) {
+                match control::arp(arp.as_ref(), length, gate, self.pod) {
                     Claim::Genuine => Expected::Pass("ARP"),
                     Claim::Never => Expected::Drop("ARP in another's name"),
                     Claim::Forged => self.unjudgeable(gate, "malformed ARP"),
@@ -170,7 +139,7 @@ impl<'a, P: Policy> Judge<'a, P> {
     }
 
     fn expects_ip(&self, ip: &Ip, gate: Gate, via: Via) -> Expected {
-        let claim = control::claim(ip, gate, self.pod, &self.asked, self.rules);
+        let claim = control::claim(ip, gate, self.pod, &self.asked);
         match claim {
             Claim::Genuine => return Expected::Pass("control traffic"),
             Claim::Never => return Expected::Drop("control traffic that no pod sends"),
@@ -190,13 +159,10 @@ impl<'a, P: Policy> Judge<'a, P> {
         let by_node = via == Via::Nothing && self.pod.nodes.contains(&peer);
         match gate {
             Gate::Egress if self.pod.anti_spoofing && !is_own && !is_link_local(own) => {
-                // the answer to what came in under that address: to a group, or, without the rule, to any
-                let answers = self.reached.contains(&own);
-                let wrong = Expected::Drop("a source that is not the pod's");
-                return if answers { Expected::Open } else { wrong };
+                return Expected::Drop("a source that is not the pod's");
             }
             Gate::Ingress if by_node => return Expected::Open,
-            Gate::Ingress if self.is_for_others(own) && self.rules.own_destination => {
+            Gate::Ingress if self.is_for_others(own) => {
                 return Expected::Drop("a destination that is not the pod's");
             }
             _ => {}
@@ -213,28 +179,18 @@ impl<'a, P: Policy> Judge<'a, P> {
             return self.unjudgeable(gate, "no transport header");
         }
         if ip.content == Content::Later {
-            return self.expects_later(ip, gate, peer);
-        }
-        let claimed = of_itself && gate == Gate::Ingress;
-        if claimed && known.is_some() && !self.rules.own_flow_by_interface {
-            return Expected::Open;
+            return self.expects_later(ip, gate, via, peer);
         }
         let others = |known: &Known| gate == Gate::Ingress && known.by_node;
-        let foreign = |known: &Known| claimed || (others(known) && self.rules.flow_by_origin);
-        let known = known.filter(|known| is_error(ip) || !foreign(known));
+        let known = known.filter(|known| is_error(ip) || !others(known));
         let allowed = self.policy.allows(gate, peer, l4(ip));
-        // what a block of IPv4 addresses says of such an IPv6 address is nowhere said
-        let mapped = matches!(peer, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-        if mapped && self.policy.allows_some(gate, None) {
-            return Expected::Open;
-        }
         if is_error(ip) && !ip.exact && !allowed && !self.flows.is_empty() {
             return Expected::Open; // what it quotes may be read in more than one way
         }
         match known {
             // a SYN against the flow's direction asks for a connection of its own
             Some(known) if turned && known.opener != gate => {}
-            Some(known) if known.sure && !claimed => {
+            Some(known) if known.sure => {
                 return exact(Expected::Pass("of an allowed flow"));
             }
             Some(_) if !allowed => return Expected::Open,
@@ -244,7 +200,7 @@ impl<'a, P: Policy> Judge<'a, P> {
             return Expected::Drop("policy");
         }
         // a group, or the broadcast address of a subnet that is not known here
-        let to_group = gate == Gate::Ingress && !is_own && self.rules.own_destination;
+        let to_group = gate == Gate::Ingress && !is_own;
         if to_group { Expected::Open } else { exact(Expected::Pass("policy")) }
     }
 
@@ -252,15 +208,17 @@ impl<'a, P: Policy> Judge<'a, P> {
     fn is_for_others(&self, own: IpAddr) -> bool {
         let group = match own {
             // 255.255.255.255 and, as its prefix is not known here, whatever may be the subnet's broadcast address
-            IpAddr::V4(v4) => v4.is_multicast() || v4.octets()[3] == 255 || v4.is_unspecified(),
-            IpAddr::V6(v6) => v6.is_multicast() || v6.is_unspecified(),
+            IpAddr::V4(v4) => v4.is_multicast() || v4.octets()[3] == 255,
+            IpAddr::V6(v6) => v6.is_multicast(),
         };
         self.pod.anti_spoofing && !self.pod.is_own(own) && !group && !is_link_local(own)
     }
 
-    fn expects_later(&self, ip: &Ip, gate: Gate, peer: IpAddr) -> Expected {
+    fn expects_later(&self, ip: &Ip, gate: Gate, via: Via, peer: IpAddr) -> Expected {
         let some = self.policy.allows_some(gate, Some(peer));
-        match self.firsts.get(&datagram(ip, gate)) {
+        let first = self.firsts.get(&datagram(ip, gate));
+        // one that came from elsewhere is not of it
+        match first.filter(|(from, _)| gate == Gate::Egress || *from == via).map(|(_, met)| met) {
             Some(Some(true)) if ip.exact => Expected::Pass("of a datagram that passes"),
             Some(Some(true)) => Expected::Open,
             Some(Some(false)) => Expected::Drop("of a datagram that was refused"),
@@ -272,7 +230,7 @@ impl<'a, P: Policy> Judge<'a, P> {
 
     /// Whether there is a flow with this peer, of which the fragment may be.
     fn may_know(&self, peer: IpAddr) -> bool {
-        self.pod.nodes.contains(&peer) || self.flows.keys().any(|flow| flow.peer.0 == peer)
+        self.flows.keys().any(|flow| flow.peer.0 == peer)
     }
 
     /// The flow that an ICMP error quotes.
@@ -293,26 +251,28 @@ impl<'a, P: Policy> Judge<'a, P> {
     pub fn learn(&mut self, shot: &Shot, passed: bool) {
         let Reading::Ip(ip) = strict::read(&shot.frame) else { return };
         let gate = gate(shot.direction);
-        match gate {
-            Gate::Egress if passed => self.asked.note(&ip),
-            Gate::Ingress if passed => drop(self.reached.insert(ip.destination)),
-            _ => {}
+        if gate == Gate::Egress && passed {
+            let claim = control::claim(&ip, gate, self.pod, &self.asked);
+            self.asked.note(&ip, claim == Claim::Genuine);
         }
         if ip.is_first {
             let by_node = shot.via == Via::Nothing && self.pod.nodes.contains(&ip.source);
             let known = if ip.exact && !by_node { Some(passed) } else { None };
-            self.firsts.insert(datagram(&ip, gate), known);
+            self.firsts.insert(datagram(&ip, gate), (shot.via, known));
         }
         let Some(flow) = flow(&ip, gate).filter(|_| passed) else { return };
         if is_answer(&ip) {
             return; // an answer without its question opens nothing
+        }
+        if self.pod.is_own(flow.peer.0) || is_group(flow.pod.0) {
+            return; // each packet is judged: by its interface, or as none that the pod may answer in that name
         }
         let reset = ip.protocol == TCP && flags(&ip) & 4 != 0;
         // the next one from elsewhere is not of it
         let of_node = shot.via == Via::Nothing && self.pod.nodes.contains(&flow.peer.0);
         let by_node = gate == Gate::Ingress && of_node;
         // control traffic leaves no flow
-        let control = control::claim(&ip, gate, self.pod, &self.asked, self.rules);
+        let control = control::claim(&ip, gate, self.pod, &self.asked);
         let ordinary = matches!(control, Claim::Ordinary | Claim::Forged);
         let sure = ip.exact && !reset && !by_node && ordinary;
         let known = self.flows.entry(flow).or_insert(Known { opener: gate, sure, by_node });
@@ -328,6 +288,10 @@ fn ends(ip: &Ip, gate: Gate) -> (IpAddr, IpAddr) {
         Gate::Egress => (ip.source, ip.destination),
         Gate::Ingress => (ip.destination, ip.source),
     }
+}
+
+fn is_group(address: IpAddr) -> bool {
+    address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST)
 }
 
 fn is_link_local(address: IpAddr) -> bool {

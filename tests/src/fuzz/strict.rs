@@ -179,7 +179,7 @@ fn v4(packet: &[u8], quoted: bool) -> Option<Ip> {
     // a length of 0 is what a BIG TCP packet has, which only the frame can tell
     let length = if claimed == 0 { packet.len() } else { claimed };
     let header = words * 4;
-    if packet[0] >> 4 != 4 || words < 5 || length < header {
+    if packet[0] >> 4 != 4 || words < 5 || length < header || packet.len() < header {
         return Some(ip);
     }
     ip.payload = packet.get(header..length.min(packet.len())).unwrap_or_default().to_vec();
@@ -227,6 +227,11 @@ fn v6(packet: &[u8], quoted: bool) -> Option<Ip> {
         exact: false,
     };
     if packet[0] >> 4 != 6 {
+        return Some(ip);
+    }
+    // the form in which an IPv4 address is written, never one that is sent (RFC 4291)
+    if source.to_ipv4_mapped().or(destination.to_ipv4_mapped()).is_some() {
+        ip.content = Content::Broken("an address that is IPv4's");
         return Some(ip);
     }
     let length = if claimed == 0 { packet.len() - 40 } else { claimed };

@@ -5,7 +5,7 @@ use podgate_bpf::abi::{Counter, Direction, Reason};
 use podgate_bpf::maps::Counters;
 use podgate_bpf::testrun::Context;
 use podgate_bpf::{Gate, PinRoot};
-use podgate_tests::fuzz::judge::{Expected, Judge, Pod, Policy, Rules};
+use podgate_tests::fuzz::judge::{Expected, Judge, Pod, Policy};
 use podgate_tests::fuzz::{Shot, Via};
 use podgate_tests::kernel::{DROP, NEXT, REDIRECT, UPLINK};
 
@@ -98,7 +98,7 @@ impl Target<'_> {
     ) -> Result<(), Failure> {
         self.forget();
         tally.sequences += 1;
-        let mut judge = Judge::new(pod, policy, Rules::LANDED);
+        let mut judge = Judge::new(pod, policy);
         let mut before = self.counters();
         let mut flows = 0;
         for (at, shot) in shots.iter().enumerate() {
