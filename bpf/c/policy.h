@@ -105,8 +105,17 @@ static __always_inline int pg_is_group(const struct pg_packet *packet)
 	       (addr == 0xffffffff || (addr & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000));
 }
 
+/* Whether the address in the pod's place is 0, as that of a packet whose header could not be read. */
+static __always_inline int pg_is_nameless(const struct pg_packet *packet)
+{
+	static const struct pg_addr zero = {};
+
+	return packet->family == 4 ? !packet->key.v4.pod
+				   : !pg_addr_differs(&packet->key.v6.pod, &zero);
+}
+
 /* Whether the pod is sent what is for another: a pod that has made its neighbours or its router believe so could play
- * that other one. Groups and broadcasts are for it too. An address that could not be read is 0, and not the pod's. */
+ * that other one. Groups and broadcasts are for it too. */
 static __always_inline int pg_is_misdirected(struct __sk_buff *skb,
 					     const struct pg_endpoint *endpoint,
 					     struct pg_packet *packet)
@@ -183,7 +192,8 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, __u32 slot, __u32 directio
 		packet->flowless = 1;
 	if (endpoint->anti_spoofing && !packet->watched &&
 	    (direction == PG_EGRESS ? pg_is_spoofed(endpoint, packet)
-				    : pg_is_misdirected(skb, endpoint, packet)))
+				    : !((flags & PG_JUDGE_WITHOUT_PEER) && pg_is_nameless(packet)) &&
+					      pg_is_misdirected(skb, endpoint, packet)))
 		return PG_DENY_SPOOFED;
 
 	key.owner = endpoint->owner;

@@ -45,17 +45,16 @@ fn options() -> Vec<Table> {
         .node_to_pod(udp(1, 2).between("::ffff:10.0.0.1", POD6), DenyMalformed)
         .from_pod(udp(1, 2).between(POD6, "::ffff:10.0.0.9"), DenyMalformed)
         .from_pod(udp(1, 2).between("::ffff:10.0.0.5", PEER6), DenySpoofed),
-        // whose they are cannot be told
         table("headers: IPv6 bytes in an IPv4 frame", web()).to_pod(
             podgate_tests::packet::ethernet(0x0800, &V6.back(tcp(40000, 80).syn()).packet()),
-            DenySpoofed,
+            DenyMalformed,
         ),
         table("headers: IPv4 bytes in an IPv6 frame", web()).to_pod(
             podgate_tests::packet::ethernet(
                 0x86dd,
                 &V4.back(tcp(40000, 80).syn().payload(&[0; 40])).packet(),
             ),
-            DenySpoofed,
+            DenyMalformed,
         ),
         table("headers: a packet longer than its header can say (BIG TCP)", web())
             .to_pod(f.back(tcp(40000, 80).syn()).claim_length(0), AllowPolicy)
