@@ -105,6 +105,20 @@ PG_VERIFIED_ALONE int pg_arp(struct __sk_buff *skb, __u32 direction)
 	return pg_allow(skb, direction, PG_ALLOW_CONTROL);
 }
 
+/* A frame with a VLAN tag. Behind it may stand ARP or IP in any name, which neighbours take for untagged where the tag says
+ * a priority only (VLAN 0), or where a bridge takes off the tag of the VLAN that the pod's port is in. A pod with
+ * addresses of its own in VLANs is one that speaks under further addresses: without anti-spoofing. */
+PG_VERIFIED_ALONE int pg_tagged(struct __sk_buff *skb, __u32 direction)
+{
+	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
+
+	if (!packet)
+		return PG_TC_DROP;
+	if (direction == PG_EGRESS && pg_bound_endpoint(skb, packet))
+		return pg_deny(skb, packet, direction, PG_DENY_SPOOFED);
+	return pg_unjudgeable(skb, direction, PG_DENY_NOT_IP);
+}
+
 /* The interface behind which the node finds an address that needs no router; 0: there is none. Minus one: the node
  * would not forward to it. */
 static __always_inline int pg_neighbour_interface(struct __sk_buff *skb, __u8 family,

@@ -48,7 +48,7 @@ PG_VERIFIED_ALONE int pg_long(struct __sk_buff *skb, __u32 direction)
 	own->packets[PG_SLOT_BEHIND].slot = PG_SLOT_BEHIND;
 	own->opened_count = 0;
 	if (skb->vlan_present)
-		return pg_unjudgeable(skb, direction, PG_DENY_NOT_IP);
+		return pg_tagged(skb, direction);
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
 		shape = pg_parse4(skb, packet, direction, &own->place);
@@ -58,6 +58,9 @@ PG_VERIFIED_ALONE int pg_long(struct __sk_buff *skb, __u32 direction)
 		break;
 	case bpf_htons(ETH_P_ARP):
 		return pg_arp(skb, direction);
+	case bpf_htons(ETH_P_8021Q):
+	case bpf_htons(ETH_P_8021AD):
+		return pg_tagged(skb, direction);
 	default:
 		return pg_unjudgeable(skb, direction, PG_DENY_NOT_IP);
 	}

@@ -1,5 +1,6 @@
 //! VLAN tags and other ethertypes: what policy cannot speak of passes only where everything may.
 
+use podgate_bpf::abi::{Direction, Reason};
 use podgate_bpf::attach::AttachMode;
 use podgate_tests::netlab::Policy;
 use podgate_tests::packet::wire::{arp, ethernet, vlan};
@@ -10,7 +11,7 @@ use crate::bench::*;
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_vlan_tag_hides_nothing_at_an_isolated_pod", tags),
-    ("a_vlan_tag_passes_where_everything_may", tags_at_an_open_pod),
+    ("a_vlan_tag_passes_to_a_pod_where_everything_may", tags_at_an_open_pod),
     ("foreign_ethertypes_are_refused_at_an_isolated_pod", ethertypes),
     ("arp_always_passes", arp_passes),
 ];
@@ -24,6 +25,11 @@ fn frames(bench: &Bench, out: bool) -> Vec<Vec<u8>> {
     FAMILIES.into_iter().flat_map(of).map(|packet| packet.frame()).collect()
 }
 
+/// From the pod: what is behind the tag may be in any name, and a bridge or a neighbour takes the tag off.
+fn refused(direction: Direction) -> Reason {
+    if direction == Egress { DenySpoofed } else { DenyNotIp }
+}
+
 /// On the way the kernel takes the (outer) tag out of the frame and carries it beside: from the pod before the gate,
 /// to the pod at the peer's end of the bridge. So the gate meets what looks like plain IP.
 fn tags(kind: AttachMode) {
@@ -31,9 +37,9 @@ fn tags(kind: AttachMode) {
     for direction in [Egress, Ingress] {
         for frame in frames(&bench, direction == Egress) {
             for id in [0, 5, 4094] {
-                bench.expect(direction, &vlan(id, &frame), DenyNotIp);
+                bench.expect(direction, &vlan(id, &frame), refused(direction));
             }
-            bench.expect(direction, &vlan(5, &vlan(6, &frame)), DenyNotIp);
+            bench.expect(direction, &vlan(5, &vlan(6, &frame)), refused(direction));
             bench.expect(direction, &frame, AllowPolicy);
         }
     }
@@ -41,10 +47,16 @@ fn tags(kind: AttachMode) {
 
 fn tags_at_an_open_pod(kind: AttachMode) {
     let bench = Bench::new(kind, &Policy::open());
-    for direction in [Egress, Ingress] {
-        for frame in frames(&bench, direction == Egress) {
-            bench.expect(direction, &vlan(5, &frame), AllowPolicy);
+    for frame in frames(&bench, false) {
+        bench.expect(Ingress, &vlan(5, &frame), AllowPolicy);
+    }
+    for frame in frames(&bench, true) {
+        for id in [0, 5] {
+            bench.expect(Egress, &vlan(id, &frame), DenySpoofed);
         }
+    }
+    for id in [0, 5] {
+        bench.expect(Egress, &vlan(id, &arp("10.0.0.99", "10.0.0.10")), DenySpoofed);
     }
 }
 

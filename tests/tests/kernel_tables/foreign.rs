@@ -29,19 +29,27 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
 pub(crate) fn tables() -> Vec<Table> {
     let mut tables = Vec::new();
     for (name, frame) in frames() {
+        // behind a tag may stand any name
+        let sent =
+            |met| if matches!(frame[12..14], [0x81, 0] | [0x88, 0xa8]) { DenySpoofed } else { met };
         let frame = || frame.clone();
         let named = |where_: &str| format!("foreign: {name}, {where_}");
         tables.extend([
             table(named("isolated"), web().allow(Ingress, ANY, Ports::All(TCP)))
                 .to_pod(frame(), DenyNotIp)
-                .from_pod(frame(), DenyNotIp),
+                .from_pod(frame(), sent(DenyNotIp)),
             table(named("isolated in one direction"), World::isolated().not_isolated(Ingress))
                 .to_pod(frame(), AllowPolicy)
-                .from_pod(frame(), DenyNotIp),
+                .from_pod(frame(), sent(DenyNotIp)),
             table(named("not isolated"), World::open())
                 .to_pod(frame(), AllowPolicy)
-                .from_pod(frame(), AllowPolicy)
+                .from_pod(frame(), sent(AllowPolicy))
                 .then("no flow", |lab| assert_eq!(lab.flows(), [])),
+            table(named("not isolated, without anti-spoofing"), {
+                World::open().without_anti_spoofing()
+            })
+            .to_pod(frame(), AllowPolicy)
+            .from_pod(frame(), AllowPolicy),
             table(named("everything allowed to one class"), {
                 World::isolated().allow(Ingress, 1, Ports::Every).peer(PEER, 1).net("::", 0, 1)
             })
@@ -49,10 +57,10 @@ pub(crate) fn tables() -> Vec<Table> {
             table(named("held"), World::unprogrammed(Startup::Hold))
                 .to_pod(frame(), DenyStartup)
                 .node_to_pod(frame(), DenyStartup)
-                .from_pod(frame(), DenyStartup),
+                .from_pod(frame(), sent(DenyStartup)),
             table(named("open at startup"), World::unprogrammed(Startup::Open))
                 .to_pod(frame(), AllowStartup)
-                .from_pod(frame(), AllowStartup),
+                .from_pod(frame(), sent(AllowStartup)),
             table(named("unregistered"), World::unregistered())
                 .to_pod(frame(), DenyNoEndpoint)
                 .from_pod(frame(), DenyNoEndpoint),
