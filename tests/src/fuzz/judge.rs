@@ -157,14 +157,12 @@ impl<'a, P: Policy> Judge<'a, P> {
         };
         // a test run gives every packet a socket of the node's namespace, and a packet socket is one
         let by_node = via == Via::Nothing && self.pod.nodes.contains(&peer);
-        let broken = matches!(ip.content, Content::Broken(_));
         match gate {
             Gate::Egress if self.pod.anti_spoofing && !is_own && !is_link_local(own) => {
                 return Expected::Drop("a source that is not the pod's");
             }
             Gate::Ingress if by_node => return Expected::Open,
-            // a header that cannot be read may show zeros
-            Gate::Ingress if self.is_for_others(own) && !(broken && own.is_unspecified()) => {
+            Gate::Ingress if self.is_for_others(own) && !is_unread(ip) => {
                 return Expected::Drop("a destination that is not the pod's");
             }
             _ => {}
@@ -176,7 +174,7 @@ impl<'a, P: Policy> Judge<'a, P> {
             let plain = matches!(ip.content, Content::Ports { .. }) && !ip.is_first && is_own;
             return if plain { exact(Expected::Pass("a pod to itself")) } else { Expected::Open };
         }
-        if broken {
+        if matches!(ip.content, Content::Broken(_)) {
             return self.unjudgeable(gate, "no transport header");
         }
         if ip.content == Content::Later {
@@ -289,6 +287,12 @@ fn ends(ip: &Ip, gate: Gate) -> (IpAddr, IpAddr) {
         Gate::Egress => (ip.source, ip.destination),
         Gate::Ingress => (ip.destination, ip.source),
     }
+}
+
+/// Whether the gate may not read the addresses, or may take the destination for one that it has not read.
+fn is_unread(ip: &Ip) -> bool {
+    let no_header = ip.content == Content::Broken("no IPv6 header");
+    no_header || (ip.destination.is_unspecified() && !ip.exact)
 }
 
 fn is_group(address: IpAddr) -> bool {
