@@ -284,7 +284,7 @@ struct pg_ring {
 	__u32 high; /* slots 0 to high - 1 are its own */
 	__u32 hand; /* the slot to look at next */
 	__u32 last; /* the slot that was given to a flow last */
-	__u32 pad;
+	__u32 steps; /* 0: the last look under the hand met no live flow; else one more than it grows until the next */
 	__u64 evicted; /* live flows that made room for others of the endpoint */
 };
 

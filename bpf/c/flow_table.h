@@ -4,7 +4,8 @@
  *
  * Each endpoint has a ring of slots per family, each with the key of one of its flows. A new flow takes the slot under
  * the ring's hand if the flow there has expired; otherwise the ring grows by a slot, as long as it is smaller than what
- * is left of the table; otherwise the flow takes the place of one of its own pod's.
+ * is left of the table; otherwise the flow takes the place of one of its own pod's. A ring of live
+ * flows grows by a few slots between two looks (PG_GROW_STEPS).
  *
  * "Smaller than what is left" is a limit that moves: a pod alone gets about half of the table, each of k that want as
  * much as they can get one part of k + 1, and one part stays free for whoever comes next. When others need room the limit
@@ -41,6 +42,12 @@ const volatile __u32 pg_flow_table_sizes[2] SEC(".rodata.flows") = { 131072, 655
 
 /* Slots that an endpoint gets as long as there are any. */
 #define PG_FEW_SLOTS 8
+
+/* A ring that has met live flows under its hand twice in a row grows by so many slots before it looks again, as long as
+ * it may grow. A look costs several times what growing does: with one for each new flow, a pod whose flows are all live
+ * would pay for it without ever reusing a slot. One live flow among expired ones is no reason: the ring would grow by
+ * that much each time that the hand meets it. */
+#define PG_GROW_STEPS 8
 
 static __always_inline int pg_flow_expired(const struct pg_flow *flow, __u32 now)
 {
@@ -134,16 +141,13 @@ static __always_inline struct pg_flow_use *pg_use_of(__u32 family)
 }
 
 /* How many slots a ring may have at this moment. */
-static __always_inline __u32 pg_limit(__u32 family)
+static __always_inline __u32 pg_limit(__u32 family, const struct pg_flow_use *use)
 {
 	__u32 size = family == 4 ? pg_flow_table_sizes[0] : pg_flow_table_sizes[1];
 	/* What is counted may be behind what is taken by as many as there are CPUs. */
-	__u64 full = size - size / 32, shared = full - size / 8, few = size / 2048, used;
-	struct pg_flow_use *use = pg_use_of(family);
+	__u64 full = size - size / 32, shared = full - size / 8, few = size / 2048,
+	      used = use->slots;
 
-	if (!use)
-		return 0;
-	used = use->slots;
 	if (used >= full)
 		return 0;
 	if (few < PG_FEW_SLOTS)
@@ -218,8 +222,11 @@ PG_VERIFIED_ALONE int pg_try_slot(__u32 family, __u32 ifindex, __u32 owner, __u3
 	if (flow && flow->owner == owner) {
 		if (!pg_flow_expired(flow, now)) {
 			placing->met_worth = pg_worth(flow, now);
+			if (placing->met_worth)
+				ring->steps = ring->steps ? PG_GROW_STEPS + 1 : 1;
 			return 0;
 		}
+		ring->steps = 0;
 		return !pg_entry_delete(family, &placing->met) &&
 		       !pg_slot_write(family, &at, &placing->key, BPF_ANY);
 	}
@@ -227,30 +234,44 @@ PG_VERIFIED_ALONE int pg_try_slot(__u32 family, __u32 ifindex, __u32 owner, __u3
 	       !pg_slot_write(family, &at, &placing->key, BPF_NOEXIST);
 }
 
-/* Makes the ring larger by a slot for the flow that is being placed, if it may be. */
-PG_VERIFIED_ALONE int pg_add_slot(__u32 family, __u32 ifindex, __u32 owner)
+/* Makes the ring larger by a slot for the flow with `key`, if it may be. Not 0: it has the slot. */
+static __always_inline int pg_grow(__u32 family, struct pg_share *share, __u32 owner,
+				   const union pg_flow_key *key)
 {
-	struct pg_share *share = pg_share_of(ifindex, owner);
+	struct pg_ring *ring = pg_ring_of(share, family);
 	struct pg_flow_slot_key at = { .owner = owner };
 	struct pg_flow_use *use = pg_use_of(family);
-	struct pg_scratch *own = pg_scratch();
-	__u32 limit = pg_limit(family);
-	struct pg_ring *ring;
+	__u32 limit;
 	int added;
 
-	if (!share || !own || !use)
+	if (!use)
 		return 0;
-	ring = pg_ring_of(share, family);
+	limit = pg_limit(family, use);
+	if (ring->high >= limit)
+		return 0;
 	bpf_spin_lock(&share->lock);
 	at.index = ring->high;
 	added = at.index < limit;
-	if (added)
+	if (added) {
 		ring->high = at.index + 1;
+		ring->last = at.index;
+		if (ring->steps > 1)
+			ring->steps--;
+	}
 	bpf_spin_unlock(&share->lock);
 	if (!added)
 		return 0;
 	__sync_fetch_and_add(&use->slots, 1);
-	return !pg_slot_write(family, &at, &own->placing.key, BPF_NOEXIST);
+	return !pg_slot_write(family, &at, key, BPF_NOEXIST);
+}
+
+/* The same for the flow that is being placed. */
+PG_VERIFIED_ALONE int pg_add_slot(__u32 family, __u32 ifindex, __u32 owner)
+{
+	struct pg_share *share = pg_share_of(ifindex, owner);
+	struct pg_scratch *own = pg_scratch();
+
+	return share && own && pg_grow(family, share, owner, &own->placing.key);
 }
 
 /* Gives the flow whose key is in the scratch a slot. Not 0: it has none. */
@@ -381,7 +402,9 @@ PG_VERIFIED_ALONE int pg_flow_store(__u32 slot, __u32 is_there)
 	opened = &own->opened[own->opened_count & (PG_OPENED_MOST - 1)];
 	own->opened_count++;
 	opened->key = packet->key;
-	opened->flow = own->flow;
+	opened->owner = own->flow.owner;
+	if (failed)
+		opened->flow = own->flow;
 	opened->family = family;
 	opened->is_there = !failed;
 	return 0;
@@ -393,6 +416,7 @@ PG_VERIFIED_ALONE int pg_place_flow(__u32 number)
 	struct pg_scratch *own = pg_scratch();
 	__u32 family, ifindex, owner, limit;
 	struct pg_opened *opened;
+	struct pg_flow_use *use;
 	struct pg_share *share;
 	struct pg_ring *ring;
 
@@ -401,9 +425,14 @@ PG_VERIFIED_ALONE int pg_place_flow(__u32 number)
 	opened = &own->opened[number & (PG_OPENED_MOST - 1)];
 	family = opened->family;
 	ifindex = pg_ifindex_of(family, &opened->key);
-	owner = opened->flow.owner;
-	if (!pg_share_of(ifindex, owner))
+	owner = opened->owner;
+	share = pg_share_of(ifindex, owner);
+	if (!share)
 		pg_share_open(ifindex, owner);
+	/* Most new flows: the pod is far from its limit, and a look at its ring would not pay. */
+	else if (opened->is_there && pg_ring_of(share, family)->steps > 1 &&
+		 pg_grow(family, share, owner, &opened->key))
+		return 0;
 	own->placing.key = opened->key;
 	own->placing.worth = PG_WORTH_MOST;
 	if (pg_place(family, ifindex, owner) && pg_place(family, ifindex, owner)) {
@@ -416,10 +445,11 @@ PG_VERIFIED_ALONE int pg_place_flow(__u32 number)
 	if (!opened->is_there && pg_entry_write(family, &opened->key, &opened->flow, BPF_NOEXIST))
 		pg_note(PG_NOTE_FLOW_LOST);
 	share = pg_share_of(ifindex, owner);
-	if (!share)
+	use = pg_use_of(family);
+	if (!share || !use)
 		return 0;
 	ring = pg_ring_of(share, family);
-	limit = pg_limit(family);
+	limit = pg_limit(family, use);
 	/* Above the limit with the slot that goes, and without it: else it would come back at once. */
 	if (ring->high > limit + 1)
 		pg_give_back(family, ifindex, owner, 0);

@@ -44,7 +44,8 @@ struct pg_placing {
 /* A flow that has been opened and has no slot yet. */
 struct pg_opened {
 	union pg_flow_key key;
-	struct pg_flow flow;
+	struct pg_flow flow; /* only if the table was full */
+	__u32 owner;
 	__u32 family;
 	__u32 is_there; /* 0: the table was full */
 };

@@ -72,7 +72,7 @@ fn mirrors() -> Vec<Layout> {
             direct_port, pad2,
         }),
         layout!(FlowSlotKey = "pg_flow_slot_key" { owner, index }),
-        layout!(Ring = "pg_ring" { high, hand, last, pad, evicted }),
+        layout!(Ring = "pg_ring" { high, hand, last, steps, evicted }),
         layout!(Share = "pg_share" {
             lock, owner, rings, events_held, event_tokens, event_second, cut_evicted, pad,
         }),

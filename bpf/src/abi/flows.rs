@@ -129,8 +129,9 @@ mirror! {
         hand: u32,
         /// The slot that was given to a flow last.
         last: u32,
-        /// Zero.
-        pad: u32,
+        /// 0: the last look at the hand's slot met no live flow. Else one more than the slots by which the ring still grows
+        /// before the next look.
+        steps: u32,
         /// Live flows that made room for others of the endpoint.
         evicted: u64,
     }

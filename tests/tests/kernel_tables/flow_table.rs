@@ -67,7 +67,8 @@ fn own(f: Family) -> Vec<Table> {
                     ask(lab, port);
                 }
                 let ring = share(lab).rings[ring(f)];
-                assert!(ring.high <= 301, "{ring:?}");
+                // a ring of live flows has grown without a look at most of them: those are met later
+                assert!(ring.high <= 300 + 300 / 8 + 8, "{ring:?}");
                 assert_eq!(ring.evicted, 0);
             },
         ),
@@ -146,6 +147,15 @@ fn own(f: Family) -> Vec<Table> {
             .to_pod(f.back(tcp(30000, 91).syn()), AllowPolicy)
             .from_pod(f.out(tcp(91, 30000).syn_ack()), AllowFlow)
             .change(|lab| lab.allow(Egress, ANY, Ports::Every))
-            .to_pod(f.back(tcp(80, 10_000).ack()), AllowPolicy),
+            .then("and what was forgotten may be picked up again", move |lab| {
+                let reasons: Vec<_> = (10_000..10_700)
+                    .map(|port| lab.send(Ingress, &f.back(tcp(80, port).ack()).frame(), 9).reason())
+                    .collect();
+                let known = reasons.iter().filter(|reason| **reason == Some(AllowFlow)).count();
+                let picked_up =
+                    reasons.iter().filter(|reason| **reason == Some(AllowPolicy)).count();
+                assert_eq!(known + picked_up, 700);
+                assert!(picked_up > 0 && known > 0, "{known} known");
+            }),
     ]
 }
