@@ -86,18 +86,24 @@ pub(crate) fn check_owner(root: &PinRoot) -> Result<()> {
         }
     }
     let standing = root.root().ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let real = fs::canonicalize(standing)
-        .map_err(|e| Error::io("examine", standing.display().to_string(), e))?;
-    let mut device = None;
-    for path in real.ancestors() {
+    // Up by "..": it is the kernel that says what is above, also through a link into another mount namespace
+    // (/proc/PID/root), of which canonicalize() tells the path as it is in there.
+    let mut path = standing.to_owned();
+    let mut below: Option<(u64, u64)> = None;
+    loop {
         let meta =
-            fs::metadata(path).map_err(|e| Error::io("examine", path.display().to_string(), e))?;
-        // a mount point cannot be moved away, no matter who may write the directory it is in
-        if *device.get_or_insert(meta.dev()) != meta.dev() {
-            break;
+            fs::metadata(&path).map_err(|e| Error::io("examine", path.display().to_string(), e))?;
+        match below {
+            // a mount point cannot be moved away, no matter who may write the directory it is in
+            Some((device, _)) if device != meta.dev() => break,
+            Some(found) if found == (meta.dev(), meta.ino()) => break, // the root
+            _ => {}
         }
-        let ours = path == real && standing == root.root();
-        check(path, &meta, if ours { 0 } else { STICKY })?;
+        let ours = below.is_none() && standing == root.root();
+        let shown = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+        check(&shown, &meta, if ours { 0 } else { STICKY })?;
+        below = Some((meta.dev(), meta.ino()));
+        path.push("..");
     }
     Ok(())
 }
