@@ -35,8 +35,10 @@ jq -r --rawfile linked "$work/linked" --rawfile checksums "$work/checksums" '
     ($linked | table | map({key: join("@"), value: true}) | from_entries) as $linked
     | ($checksums | table | map({key: "\(.[0])@\(.[1])", value: .[2]}) | from_entries) as $sums
     | .packages[] | select($linked["\(.name)@\(.version)"])
-    # the older way to write it
-    | [.name, .version, (.license | gsub("/"; " OR ")), (.manifest_path | rtrimstr("/Cargo.toml")),
+    # libyaml-safer says it by its file LICENSE-MIT only
+    | (.license // {"libyaml-safer": "MIT"}[.name] // error("crate \(.name) names no licence")) as $licence
+    # "/" is the older way to write it
+    | [.name, .version, ($licence | gsub("/"; " OR ")), (.manifest_path | rtrimstr("/Cargo.toml")),
        $sums["\(.name)@\(.version)"] // ""] | @tsv' "$work/metadata" >"$work/crates"
 [[ $(wc -l <"$work/crates") -eq $(wc -l <"$work/linked") ]] || fail "cargo tree and cargo metadata differ"
 
