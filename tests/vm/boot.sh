@@ -14,9 +14,9 @@ mkdir -p "$out" "$work/payload"
 cp -a "$payload/." "$work/payload/"
 printf '%s\n' "$command" >"$work/payload/command"
 size=$(($(du -sm "$work/payload" | cut -f1) * 12 / 10 + 24))
-mke2fs -q -t ext4 -O ^has_journal -d "$work/payload" "$work/payload.img" "${size}M"
+mke2fs -q -t ext4 -O ^has_journal -d "$work/payload" "$work/payload.img" "${size}M" >/dev/null
 rm -rf -- "$work/payload"
-mke2fs -q -t ext4 -O ^has_journal "$work/out.img" 256M
+mke2fs -q -t ext4 -O ^has_journal "$work/out.img" 256M >/dev/null
 vmlinuz=$(find "$dir/kernels/$version" -name 'vmlinuz*' -type f | head -n 1)
 status=0
 timeout -k 5 "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 3072 -smp 2 -nodefaults -no-reboot \

@@ -9,7 +9,7 @@ PATH="$PATH:/usr/sbin:/sbin"
 # whole packages, so that nothing a program loads at run time is forgotten
 packages=(bash coreutils util-linux mount grep sed findutils diffutils procps kmod busybox-static iproute2 ethtool iputils-ping
     nftables iptables conntrack containernetworking-plugins jq
-    libxtables12 libc-bin netbase)
+    libxtables12 libc-bin netbase libgcc-s1 libelf1 zlib1g)
 
 root=$dir/root
 rm -rf "$root"
@@ -62,7 +62,7 @@ for kernel in "$dir"/kernels/*/; do
         [[ ! -d $modules/kernel/$part ]] || { mkdir -p "$to/kernel/$part" && cp -r "$modules/kernel/$part/." "$to/kernel/$part/"; }
     done
     cp "$modules"/kernel/drivers/net/*.ko* "$to/kernel/drivers/net/" 2>/dev/null || true
-    depmod -b "$root" "$release"
+    depmod -b "$root" "$release" 2>/dev/null
 
     # the first root: what it takes to find the disks
     initrd=$(mktemp -d)
@@ -85,5 +85,5 @@ for kernel in "$dir"/kernels/*/; do
 done
 size=$(($(du -sm "$root" | cut -f1) * 12 / 10 + 64))
 rm -f "$dir/root.img"
-mke2fs -q -t ext4 -O ^has_journal -d "$root" "$dir/root.img" "${size}M"
+mke2fs -q -t ext4 -O ^has_journal -d "$root" "$dir/root.img" "${size}M" >/dev/null
 rm -rf -- "$root"
