@@ -24,7 +24,7 @@ trap 'rm -rf -- "$work"' EXIT
 
 # The crates that are linked in, not what runs at build time only; the features are those of `make build`.
 scripts/cargo.sh tree --locked --offline --target "$triple" -e normal,no-proc-macro --prefix none --format '{p}' \
-    -p policyd -p podgate-cni --features policyd/static,podgate-cni/static |
+    -p policyd -p podgate-cni --features policyd/static |
     awk 'NF { print $1 "\t" substr($2, 2) }' | LC_ALL=C sort -u >"$work/linked"
 scripts/cargo.sh metadata --locked --offline --filter-platform "$triple" --format-version 1 >"$work/metadata"
 awk -F '"' '/^name = /{n=$2} /^version = /{v=$2} /^checksum = /{print n "\t" v "\t" $2}' Cargo.lock >"$work/checksums"

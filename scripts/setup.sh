@@ -97,10 +97,10 @@ not_newer() {
     [[ $(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1) == "$1" ]]
 }
 
-# Go builds cnitool and libcni for the runtime tier and Kubernetes for the cluster tier, which wants the newer one.
-# Debian 12's is too old. Their modules come through Go's own module cache when they are built.
+# Go builds cnitool and libcni for the runtime tier, Kubernetes and a conformance suite for the cluster tier, and the suite
+# wants the newest one. Debian 12's is too old. Their modules come through Go's own module cache when they are built.
 if [[ $groups == *" test "* ]]; then
-    wanted=$(awk '$1 == "go" { print $2 }' "$(dirname "$0")/../tests/cluster/go.mod")
+    wanted=$(awk '$1 == "go" { print $2 }' "$(dirname "$0")/../tests/conformance/go.mod")
     go=$(PATH="/usr/local/go/bin:$PATH" command -v go || true)
     if [[ -z $go ]]; then
         candidate=$(apt-cache policy golang-go 2>/dev/null | awk '$1 == "Candidate:" { sub(/^[0-9]*:/, "", $2); print $2 }')

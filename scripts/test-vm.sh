@@ -2,8 +2,10 @@
 # podgate on other kernels: boots each under software emulation, runs the checks there, prints one table.
 # Usage: scripts/test-vm.sh short|long BIN_DIR [VERSION...]
 #   short  5.10 and 6.1: the programs load, run and attach (policyd check), two worlds, the attach tests
-#   long   5.10, 6.1, 6.12, 6.18 and the newest: the same, every world, the kernel tier's tests
-# Everything big is below target/vm; the guests' answers stay in target/vm/out/VERSION.
+#   long   5.10, 6.1, 6.12, 6.18 and the newest: the same, every world, the plugin called by hand, policyd under live
+#          connections, adoption, SCTP, the kernel tier's tests
+# Everything big is below target/vm: the guests' answers in target/vm/out/VERSION, the table in target/vm/table.md. Its rows
+# are all kernels that have been run there, so that one kernel can be run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 form=$1 bin=$(realpath "$2")
@@ -12,14 +14,17 @@ shift 2
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 dir=$target/vm
 mkdir -p "$dir"
+all=(5.10 6.1 6.12 6.18 newest)
+# seconds: of a kernel as a whole, of each world, of each test binary
 case $form in
 short)
-    versions=(5.10 6.1) seconds=300
-    worlds=(three-tier services) tests=(attach)
+    versions=(5.10 6.1) seconds=900 world_seconds=400 test_seconds=700
+    worlds=(three-tier services) concerns=() tests=(attach)
     ;;
 long)
-    versions=(5.10 6.1 6.12 6.18 newest) seconds=3000
-    worlds=() tests=(attach loader kernel_tables kernel_live kernel_raw plugin kernel)
+    versions=("${all[@]}") seconds=14400 world_seconds=900 test_seconds=3600
+    worlds=() concerns=(plugin live adoption sctp)
+    tests=(attach loader kernel_tables kernel_live kernel_raw plugin kernel)
     ;;
 *)
     echo "test-vm: short or long, not '$form'" >&2
@@ -33,29 +38,43 @@ tests/vm/image.sh "$dir"
 
 payload=$dir/payload
 rm -rf -- "$payload"
-mkdir -p "$payload/bin" "$payload/tests" "$payload/repo"
+mkdir -p "$payload/bin" "$payload/tests" "$payload/repo/cni-plugin/tests"
 cp "$bin"/{podgate,policyd,podgatectl} "$payload/bin/"
 cp -r tests/vm/guest "$payload/guest"
-cp -r conf "$payload/repo/"
-arguments=()
-for test in "${tests[@]}"; do arguments+=(--test "$test"); done
-scripts/cargo.sh test -q --no-run --workspace "${arguments[@]}" --message-format json 2>/dev/null |
-    jq -r 'select(.executable != null and .target.kind[0] == "test") | [.target.name, .executable] | @tsv' |
-    while IFS=$'\t' read -r name executable; do
-        objcopy --strip-debug "$executable" "$payload/tests/$name"
+# what tests read of the tree
+cp -r conf deploy "$payload/repo/"
+cp -r cni-plugin/tests/golden "$payload/repo/cni-plugin/tests/"
+targets=()
+for test in "${tests[@]}"; do targets+=(--test "$test"); done
+[[ ${#concerns[@]} -eq 0 ]] || targets+=(--test vm_node)
+scripts/cargo.sh test -q --no-run --workspace "${targets[@]}" --message-format json 2>/dev/null |
+    jq -r 'select(.executable != null) | [.target.kind[0], .target.name, .executable] | @tsv' |
+    while IFS=$'\t' read -r kind name executable; do
+        case $kind:$name in
+        test:*) objcopy --strip-debug "$executable" "$payload/tests/$name" ;;
+        bin:podgate-test-node) objcopy --strip-debug "$executable" "$payload/bin/$name" ;;
+        esac
     done
 
-command="/payload/bin/policyd check; checked=\$?; /payload/bin/policyd check -o json >/out/check.json
-bash /payload/guest/worlds.sh ${worlds[*]}; worlds=\$?
-bash /payload/guest/tests.sh ${tests[*]}; tests=\$?
-[[ \$checked -eq 0 && \$worlds -eq 0 && \$tests -eq 0 ]]"
+# tests know by their path here what they read and which programs they start: the guest gets the same paths
+command="mkdir -p $PWD $target
+ln -s /payload/repo/* $PWD/
+ln -s /payload/bin $target/debug
+status=0
+/payload/bin/policyd check || status=1
+/payload/bin/policyd check -o json >/out/check.json
+bash /payload/guest/worlds.sh $world_seconds ${worlds[*]} || status=1
+bash /payload/guest/node.sh $test_seconds ${concerns[*]} || status=1
+bash /payload/guest/tests.sh $test_seconds ${tests[*]} || status=1
+exit \$status"
 
-passed=0 failed=0 rows=()
+passed=0 failed=0
 for version in "${versions[@]}"; do
     out=$dir/out/$version
     started=$SECONDS status=0
     tests/vm/boot.sh "$dir" "$version" "$payload" "$out" "$seconds" "$command" || status=$?
     took=$((SECONDS - started))
+    echo "$(date -I), $form" >"$out/run"
     echo "== kernel $version, $took s, exit $status"
     cat "$out/stdout.log" 2>/dev/null || true
     case $status in
@@ -74,19 +93,13 @@ for version in "${versions[@]}"; do
         tail -n 20 "$out/stderr.log" >&2 2>/dev/null || true
         ;;
     esac
-    release=$(cat "$out/release" 2>/dev/null || echo '?')
-    verified=$(jq -r '[.programs[] | .verified_instructions // 0] | map(tostring) | join(" / ")' "$out/check.json" 2>/dev/null || echo '-')
-    gates=$(jq -r '[.gates[] | select(.present) | .name | sub("gate by "; "")] | join(", ")' "$out/check.json" 2>/dev/null || echo '-')
-    worlds_ok=$(grep -c '^world .*: exit 0:' "$out/stdout.log" 2>/dev/null || true)
-    worlds_all=$(grep -c '^world ' "$out/stdout.log" 2>/dev/null || true)
-    tests_row=$(sed -n 's/^tests \([a-z_]*\): .* \([0-9]*\) passed; \([0-9]*\) failed.*/\1 \2 of \2+\3/p' "$out/stdout.log" 2>/dev/null |
-        awk '{ split($4, n, "+"); printf "%s%s %d of %d", (NR > 1 ? ", " : ""), $1, $2, n[1] + n[2] }')
-    rows+=("| $release | $gates | $verified | ${worlds_ok:-0} of ${worlds_all:-0} | ${tests_row:--} |")
 done
+
+present=()
+for version in "${all[@]}"; do [[ ! -e $dir/out/$version/run ]] || present+=("$version"); done
+tests/vm/table.sh "$dir" "${present[@]}" >"$dir/table.md"
 echo
-echo "| kernel | gates by | verified instructions, from_pod / to_pod | worlds | tests |"
-echo "|---|---|---|---|---|"
-printf '%s\n' "${rows[@]}"
+cat "$dir/table.md"
 echo
 echo "$passed passed, $failed failed"
 [[ $failed -eq 0 ]]

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Telling user space about a verdict, within limits: each endpoint has its share of them. */
+/* Events to user space, rate-limited: each endpoint has a share of its own. */
 #pragma once
 
 #include "clock.h"
@@ -8,28 +8,26 @@
 #include "scratch.h"
 #include "share.h"
 
-static __always_inline void pg_note(__u32 note)
+static __always_inline void pg_stat_inc(__u32 stat)
 {
-	__u32 slot = PG_NOTE_BASE + note;
+	__u32 slot = PG_STAT_BASE + stat;
 	struct pg_counter *counter = bpf_map_lookup_elem(&counters, &slot);
 
 	if (counter)
 		counter->packets++;
 }
 
-/*
- * Each endpoint may tell so many events at once and so many more in each second, whatever the others do: the ring holds
- * as many of a hundred endpoints even if nobody reads it. What goes beyond that all have in common, and only as long as half
- * of the ring is free.
- */
+/* Each endpoint has a burst of events and a rate at which it refills, whatever the others do: the ring holds the
+ * bursts of a hundred endpoints even if nothing reads it. Beyond that, all endpoints share one limit, as long as
+ * half of the ring is free. */
 #define PG_EVENT_BURST 100
 #define PG_EVENT_RATE 16
 
-static __always_inline int pg_takes_own_event(struct pg_share *share, __u32 now)
+static __always_inline int pg_take_endpoint_token(struct pg_share *share, __u32 now)
 {
 	__u32 passed, tokens;
 
-	/* Without the lock: in a flood of denials the answer is nearly always no. */
+	/* Without the lock, as in a flood of denials there is nearly always no token. */
 	if (share->event_second == now && !share->event_tokens)
 		return 0;
 	bpf_spin_lock(&share->lock);
@@ -47,7 +45,7 @@ static __always_inline int pg_takes_own_event(struct pg_share *share, __u32 now)
 	return tokens != 0;
 }
 
-static __always_inline int pg_takes_common_event(const struct pg_control *ctl, __u32 now)
+static __always_inline int pg_take_shared_token(const struct pg_control *ctl, __u32 now)
 {
 	__u32 zero = 0;
 	struct pg_limiter *limit = bpf_map_lookup_elem(&limiter, &zero);
@@ -56,19 +54,21 @@ static __always_inline int pg_takes_common_event(const struct pg_control *ctl, _
 		return 0;
 	if (limit->second != now) {
 		limit->second = now;
-		limit->told = 0;
+		limit->emitted = 0;
 	}
-	if (limit->told >= ctl->events_per_second ||
+	if (limit->emitted >= ctl->events_per_second ||
 	    bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >
 		    bpf_ringbuf_query(&events, BPF_RB_RING_SIZE) / 2)
 		return 0;
-	__sync_fetch_and_add(&limit->told, 1);
+	__sync_fetch_and_add(&limit->emitted, 1);
 	return 1;
 }
 
-/* Called for denials and, where somebody listens, new flows: never for an established packet.
- * `outcome` is the reason, with the verdict in its second byte. */
-PG_VERIFIED_ALONE int pg_tell(struct __sk_buff *skb, __u32 slot, __u32 direction, __u32 outcome)
+/* Called for drops and denials, for new flows where user space or the entry that decides wants those, and for known flows that
+ * an audited rule begins to decide; never for any other packet of a known flow.
+ * `reason_and_verdict`: the reason, with enum pg_verdict in the second byte. Returns 0. */
+PG_GLOBAL_FN int pg_event_emit(struct __sk_buff *skb, __u32 slot, __u32 direction,
+			       __u32 reason_and_verdict)
 {
 	struct pg_packet *packet = pg_packet_in(slot);
 	struct pg_share *share;
@@ -82,18 +82,20 @@ PG_VERIFIED_ALONE int pg_tell(struct __sk_buff *skb, __u32 slot, __u32 direction
 	if (!ctl)
 		return 0;
 	now = pg_now();
-	/* Also where nobody was judged, as with a later fragment. */
+	/* Also for packets whose policy was not evaluated, such as a later fragment. */
 	share = bpf_map_lookup_elem(&shares, &ifindex);
-	if (!ctl->events_per_second ||
-	    (!(share && pg_takes_own_event(share, now)) && !pg_takes_common_event(ctl, now))) {
+	/* The shared limit is 0 where events are switched off, so that what an entry asks for has only the endpoint's own
+	 * tokens then. */
+	if ((!ctl->events_per_second && !packet->logged) ||
+	    (!(share && pg_take_endpoint_token(share, now)) && !pg_take_shared_token(ctl, now))) {
 		if (share)
 			__sync_fetch_and_add(&share->events_held, 1);
-		pg_note(PG_NOTE_EVENT_LIMIT);
+		pg_stat_inc(PG_STAT_EVENT_LIMIT);
 		return 0;
 	}
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {
-		pg_note(PG_NOTE_EVENT_LOST);
+		pg_stat_inc(PG_STAT_EVENT_LOST);
 		return 0;
 	}
 	event->time = bpf_ktime_get_ns();
@@ -116,10 +118,10 @@ PG_VERIFIED_ALONE int pg_tell(struct __sk_buff *skb, __u32 slot, __u32 direction
 		event->protocol = packet->key.v4.protocol;
 	}
 	event->direction = direction;
-	event->reason = outcome & 0xff;
-	event->verdict = outcome >> 8;
+	event->reason = reason_and_verdict & 0xff;
+	event->verdict = reason_and_verdict >> 8;
 	event->family = packet->family;
-	event->pad = 0;
+	event->flags = packet->logged ? PG_EVENT_LOGGED : 0;
 	event->service_port = packet->service_port;
 	event->service = packet->service;
 	bpf_ringbuf_submit(event, 0);

@@ -1,52 +1,55 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Room in the flow tables, which all pods of the node share. No pod's new flow ever removes another pod's live one:
+ * Space in the flow tables, which all pods of the node share. A pod's new flow never evicts a live flow of another pod.
  *
- * Each endpoint has a ring of slots per family, each with the key of one of its flows. A new flow takes the slot under
- * the ring's hand if the flow there has expired; otherwise the ring grows by a slot, as long as it is smaller than what
- * is left of the table; otherwise the flow takes the place of one of its own pod's. A ring of live
- * flows grows by a few slots between two looks (PG_GROW_STEPS).
+ * Each endpoint has a ring of slots per family, with the key of one of its flows in each. A new flow takes the slot
+ * under the ring's hand if the flow there has expired; otherwise the ring grows by a slot, as long as it is smaller
+ * than the free rest of the table; otherwise the flow evicts one of its own pod's. A ring of live flows grows by a few
+ * slots between two looks (PG_GROW_STEPS).
  *
- * "Smaller than what is left" is a limit that moves: a pod alone gets about half of the table, each of k that want as
- * much as they can get one part of k + 1, and one part stays free for whoever comes next. When others need room the limit
- * falls, and each new flow of a pod above it gives a slot back. An eighth is kept out of this, for pods with few flows.
+ * "Smaller than the free rest" is a limit that moves: a pod alone gets about half of the table, each of k pods that
+ * want as much as they can get one part of k + 1, and one part stays free for the next pod. When other pods need space
+ * the limit falls, and each new flow of a pod above it returns a slot. An eighth is kept out of this, for pods with few
+ * flows.
  *
- * Slots follow flows, never the reverse: a flow is in the table before it has a slot, and out of it before its
- * slot is another's. Who removes a flow has its slot: of two CPUs that want the same one the delete tells which may.
- * What a race leaves behind (a flow without a slot, a slot without a flow) is bounded by it and mended by user space.
+ * Slots follow flows, never the reverse: a flow is in the table before it has a slot, and out of it before its slot is
+ * given to another. The CPU whose delete of the flow succeeds owns the slot: that decides between two CPUs that want
+ * the same one. A race may leave a flow without a slot or a slot without a flow, one for each race; user space removes
+ * them (bpf/src/flow_table_repair.rs).
  */
 #pragma once
 
 #include "clock.h"
 #include "event.h"
 #include "maps.h"
+#include "open_count.h"
 #include "packet.h"
 #include "scratch.h"
 #include "share.h"
 
-/* Entries of the tables; set by the loader. */
+/* Entries of the tables, IPv4 and IPv6. Set by the loader. */
 const volatile __u32 pg_flow_table_sizes[2] SEC(".rodata.flows") = { 131072, 65536 };
 
-/* How many slots are looked at for the flow that goes. One that is no open connection ends the search early. */
-#define PG_LOOKS 8
-#define PG_FEW_LOOKS 4
+/* How many slots are searched for a flow to evict. A flow that is not an open connection ends the search early. */
+#define PG_EVICT_SCAN 8
+#define PG_EVICT_SCAN_MIN 4
 
-/* The longest that the end of life of anything but an open connection is away (pg_flow_lifetime). */
-#define PG_TRANSIENT 600
+/* The longest time to the expiry of a flow that is not an open connection (pg_flow_lifetime), coarse seconds. */
+#define PG_TRANSIENT_MAX 600
 
-/* Above every flow's worth: a flow that goes last. */
-#define PG_WORTH_CUT 0x80000000
-#define PG_WORTH_MOST 0xffffffff
+/* Added to the cost of a revoked flow: above that of every other flow, so that it is evicted last. */
+#define PG_COST_REVOKED 0x80000000
+#define PG_COST_MAX 0xffffffff
 
 #define PG_EEXIST 17
 
-/* Slots that an endpoint gets as long as there are any. */
-#define PG_FEW_SLOTS 8
+/* Slots that an endpoint gets in any case, as long as the table is not full. */
+#define PG_MIN_SLOTS 8
 
-/* A ring that has met live flows under its hand twice in a row grows by so many slots before it looks again, as long as
- * it may grow. A look costs several times what growing does: with one for each new flow, a pod whose flows are all live
- * would pay for it without ever reusing a slot. One live flow among expired ones is no reason: the ring would grow by
- * that much each time that the hand meets it. */
+/* A ring whose hand has met live flows twice in a row grows by this many slots before it looks again, while it may
+ * grow. A look costs several times what growing does, and a pod whose flows are all live would pay for one with each
+ * new flow without ever reusing a slot. A single live flow among expired ones does not count, or the ring would grow
+ * at each round of the hand. */
 #define PG_GROW_STEPS 8
 
 static __always_inline int pg_flow_expired(const struct pg_flow *flow, __u32 now)
@@ -133,7 +136,7 @@ static __always_inline struct pg_ring *pg_ring_of(struct pg_share *share, __u32 
 	return family == 4 ? &share->rings[0] : &share->rings[1];
 }
 
-static __always_inline struct pg_flow_use *pg_use_of(__u32 family)
+static __always_inline struct pg_flow_use *pg_flow_use_of(__u32 family)
 {
 	__u32 index = family == 4 ? 0 : 1;
 
@@ -141,63 +144,70 @@ static __always_inline struct pg_flow_use *pg_use_of(__u32 family)
 }
 
 /* How many slots a ring may have at this moment. */
-static __always_inline __u32 pg_limit(__u32 family, const struct pg_flow_use *use)
+static __always_inline __u32 pg_ring_limit(__u32 family, const struct pg_flow_use *use)
 {
 	__u32 size = family == 4 ? pg_flow_table_sizes[0] : pg_flow_table_sizes[1];
-	/* What is counted may be behind what is taken by as many as there are CPUs. */
+	/* The count may lag by as many slots as there are CPUs. */
 	__u64 full = size - size / 32, shared = full - size / 8, few = size / 2048,
 	      used = use->slots;
 
 	if (used >= full)
 		return 0;
-	if (few < PG_FEW_SLOTS)
-		few = PG_FEW_SLOTS;
+	if (few < PG_MIN_SLOTS)
+		few = PG_MIN_SLOTS;
 	return used < shared && shared - used > few ? shared - used : few;
 }
 
-/* What is lost with a live flow: coarse seconds until it would end by itself; 0 with one that has ended. A flow that
- * policy has revoked goes last, as the connection may live on at its ends (conntrack.h). */
-static __always_inline __u32 pg_worth(const struct pg_flow *flow, __u32 now)
+/* The cost of evicting a live flow: coarse seconds until it would expire by itself; 0 for a closed one. A revoked
+ * flow is evicted last, as its connection may live on at its ends (conntrack.h). */
+static __always_inline __u32 pg_eviction_cost(const struct pg_flow *flow, __u32 now)
 {
 	__u32 left = flow->expires - now + 1;
 
 	if (flow->state == PG_FLOW_CLOSED)
 		return 0;
-	return flow->state == PG_FLOW_CUT ? left | PG_WORTH_CUT : left;
+	return flow->state == PG_FLOW_REVOKED ? left | PG_COST_REVOKED : left;
 }
 
-/* Removes a live flow of an endpoint, and says so. Not 0: it is gone already. */
-static __always_inline long pg_entry_evict(__u32 family, union pg_flow_key *key,
-					   struct pg_share *share, __u32 worth)
+/* Removes a live flow of an endpoint and counts it as evicted. Not 0: it is gone already. */
+static __always_inline long pg_entry_evict(const struct pg_scratch *scratch, __u32 family,
+					   union pg_flow_key *key, struct pg_share *share,
+					   __u32 cost)
 {
+	if (scratch->metered.on) {
+		struct pg_flow *flow = pg_entry_find(family, key);
+
+		if (flow)
+			pg_uncount(flow);
+	}
 	if (pg_entry_delete(family, key))
 		return -1;
-	if (worth & PG_WORTH_CUT)
+	if (cost & PG_COST_REVOKED)
 		share->cut_evicted = pg_now() ?: 1;
-	if (worth) {
+	if (cost) {
 		__sync_fetch_and_add(&pg_ring_of(share, family)->evicted, 1);
-		pg_note(PG_NOTE_FLOW_EVICTED);
+		pg_stat_inc(PG_STAT_FLOW_EVICTED);
 	}
 	return 0;
 }
 
-/* Moves a ring's hand on, and takes the slot that it was at for the flow that is being placed, if no live flow of the
- * endpoint has it. If one has, leaves its key, worth and slot in the scratch. `at_last`: the slot that was given last,
- * in place of the hand's. */
-PG_VERIFIED_ALONE int pg_try_slot(__u32 family, __u32 ifindex, __u32 owner, __u32 at_last)
+/* Advances a ring's hand and takes the slot under it for the flow that the search is for, unless a live flow of the
+ * endpoint has it; that one's key, cost and slot are then in the search. `at_last`: try the slot that was assigned
+ * last instead. Returns 1 if the flow has the slot. */
+PG_GLOBAL_FN int pg_slot_try(__u32 family, __u32 ifindex, __u32 owner, __u32 at_last)
 {
 	struct pg_share *share = pg_share_of(ifindex, owner);
 	struct pg_flow_slot_key at = { .owner = owner };
-	struct pg_scratch *own = pg_scratch();
-	struct pg_placing *placing;
+	struct pg_scratch *scratch = pg_scratch();
+	struct pg_slot_search *search;
 	__u32 now = pg_now(), high;
 	struct pg_ring *ring;
 	struct pg_flow *flow;
 
-	if (!share || !own)
+	if (!share || !scratch)
 		return 0;
-	placing = &own->placing;
-	placing->met_worth = PG_WORTH_MOST;
+	search = &scratch->search;
+	search->occupant_cost = PG_COST_MAX;
 	ring = pg_ring_of(share, family);
 	bpf_spin_lock(&share->lock);
 	high = ring->high;
@@ -207,46 +217,47 @@ PG_VERIFIED_ALONE int pg_try_slot(__u32 family, __u32 ifindex, __u32 owner, __u3
 	if (!at_last)
 		ring->hand = at.index + 1;
 	bpf_spin_unlock(&share->lock);
-	placing->high = high;
-	placing->index = at.index;
+	search->high = high;
+	search->index = at.index;
 	if (!high)
 		return 0;
-	if (!pg_slot_read(family, &at, &placing->met))
-		return !pg_slot_write(family, &at, &placing->key, BPF_NOEXIST);
-	if (!pg_key_differs(family, &placing->met, &placing->key))
+	if (!pg_slot_read(family, &at, &search->occupant))
+		return !pg_slot_write(family, &at, &search->key, BPF_NOEXIST);
+	if (!pg_key_differs(family, &search->occupant, &search->key))
 		return 1;
-	/* Another interface's key: the slot was given to another ring in this moment. */
-	if (pg_ifindex_of(family, &placing->met) != ifindex)
+	/* Another interface's key: the slot was given to another ring at this moment. */
+	if (pg_ifindex_of(family, &search->occupant) != ifindex)
 		return 0;
-	flow = pg_entry_find(family, &placing->met);
+	flow = pg_entry_find(family, &search->occupant);
 	if (flow && flow->owner == owner) {
 		if (!pg_flow_expired(flow, now)) {
-			placing->met_worth = pg_worth(flow, now);
-			if (placing->met_worth)
+			search->occupant_cost = pg_eviction_cost(flow, now);
+			if (search->occupant_cost)
 				ring->steps = ring->steps ? PG_GROW_STEPS + 1 : 1;
 			return 0;
 		}
 		ring->steps = 0;
-		return !pg_entry_delete(family, &placing->met) &&
-		       !pg_slot_write(family, &at, &placing->key, BPF_ANY);
+		pg_uncount(flow);
+		return !pg_entry_delete(family, &search->occupant) &&
+		       !pg_slot_write(family, &at, &search->key, BPF_ANY);
 	}
 	return !pg_slot_delete(family, &at) &&
-	       !pg_slot_write(family, &at, &placing->key, BPF_NOEXIST);
+	       !pg_slot_write(family, &at, &search->key, BPF_NOEXIST);
 }
 
-/* Makes the ring larger by a slot for the flow with `key`, if it may be. Not 0: it has the slot. */
-static __always_inline int pg_grow(__u32 family, struct pg_share *share, __u32 owner,
-				   const union pg_flow_key *key)
+/* Grows the ring by a slot for the flow with `key`, if the limit allows. Returns 1 if the flow has the slot. */
+static __always_inline int pg_ring_grow(__u32 family, struct pg_share *share, __u32 owner,
+					const union pg_flow_key *key)
 {
 	struct pg_ring *ring = pg_ring_of(share, family);
 	struct pg_flow_slot_key at = { .owner = owner };
-	struct pg_flow_use *use = pg_use_of(family);
+	struct pg_flow_use *use = pg_flow_use_of(family);
 	__u32 limit;
 	int added;
 
 	if (!use)
 		return 0;
-	limit = pg_limit(family, use);
+	limit = pg_ring_limit(family, use);
 	if (ring->high >= limit)
 		return 0;
 	bpf_spin_lock(&share->lock);
@@ -265,93 +276,96 @@ static __always_inline int pg_grow(__u32 family, struct pg_share *share, __u32 o
 	return !pg_slot_write(family, &at, key, BPF_NOEXIST);
 }
 
-/* The same for the flow that is being placed. */
-PG_VERIFIED_ALONE int pg_add_slot(__u32 family, __u32 ifindex, __u32 owner)
+/* pg_ring_grow for the flow that the search is for. */
+PG_GLOBAL_FN int pg_slot_add(__u32 family, __u32 ifindex, __u32 owner)
 {
 	struct pg_share *share = pg_share_of(ifindex, owner);
-	struct pg_scratch *own = pg_scratch();
+	struct pg_scratch *scratch = pg_scratch();
 
-	return share && own && pg_grow(family, share, owner, &own->placing.key);
+	return share && scratch && pg_ring_grow(family, share, owner, &scratch->search.key);
 }
 
-/* Gives the flow whose key is in the scratch a slot. Not 0: it has none. */
-PG_VERIFIED_ALONE int pg_place(__u32 family, __u32 ifindex, __u32 owner)
+/* Finds a slot for the flow that the search is for. Returns 0, or -1 if there is none. */
+PG_GLOBAL_FN int pg_slot_find(__u32 family, __u32 ifindex, __u32 owner)
 {
 	struct pg_flow_slot_key victim = { .owner = owner };
-	__u32 n, least = PG_WORTH_MOST;
-	struct pg_scratch *own = pg_scratch();
-	struct pg_placing *placing;
+	__u32 n, least = PG_COST_MAX;
+	struct pg_scratch *scratch = pg_scratch();
+	struct pg_slot_search *search;
 	struct pg_share *share;
 
-	if (!own)
+	if (!scratch)
 		return -1;
-	placing = &own->placing;
-	if (pg_try_slot(family, ifindex, owner, 0) || pg_add_slot(family, ifindex, owner))
+	search = &scratch->search;
+	if (pg_slot_try(family, ifindex, owner, 0) || pg_slot_add(family, ifindex, owner))
 		return 0;
 #pragma clang loop unroll(disable)
-	for (n = 0; n < PG_LOOKS; n++) {
-		if (placing->met_worth < least) {
-			least = placing->met_worth;
-			victim.index = placing->index;
-			placing->victim = placing->met;
+	for (n = 0; n < PG_EVICT_SCAN; n++) {
+		if (search->occupant_cost < least) {
+			least = search->occupant_cost;
+			victim.index = search->index;
+			search->victim = search->occupant;
 		}
-		if (n >= placing->high || (n >= PG_FEW_LOOKS && least <= PG_TRANSIENT))
+		if (n >= search->high || (n >= PG_EVICT_SCAN_MIN && least <= PG_TRANSIENT_MAX))
 			break;
-		if (pg_try_slot(family, ifindex, owner, 0))
+		if (pg_slot_try(family, ifindex, owner, 0))
 			return 0;
 	}
-	/* Open connections only: before one of them the flow that came last goes, if it is none. Else a flood of datagrams
-	 * would take one connection at each step of the hand through a row of them. */
-	if (least > PG_TRANSIENT) {
-		if (pg_try_slot(family, ifindex, owner, 1))
+	/* All are open connections: first evict the flow that came last, if it is not one. Otherwise a flood of
+	 * datagrams would evict one connection at each step of the hand through a row of them. */
+	if (least > PG_TRANSIENT_MAX) {
+		if (pg_slot_try(family, ifindex, owner, 1))
 			return 0;
-		if (placing->met_worth <= PG_TRANSIENT) {
-			least = placing->met_worth;
-			victim.index = placing->index;
-			placing->victim = placing->met;
+		if (search->occupant_cost <= PG_TRANSIENT_MAX) {
+			least = search->occupant_cost;
+			victim.index = search->index;
+			search->victim = search->occupant;
 		}
 	}
 	share = pg_share_of(ifindex, owner);
-	if (!share || placing->worth < least || least == PG_WORTH_MOST)
+	if (!share || search->cost < least || least == PG_COST_MAX)
 		return -1;
-	if (pg_entry_evict(family, &placing->victim, share, least))
+	if (pg_entry_evict(scratch, family, &search->victim, share, least))
 		return -1;
 	pg_ring_of(share, family)->last = victim.index;
-	return pg_slot_write(family, &victim, &placing->key, BPF_ANY) ? -1 : 0;
+	return pg_slot_write(family, &victim, &search->key, BPF_ANY) ? -1 : 0;
 }
 
-/* Takes the last slot off a ring; a flow in it finds another place, or goes. With `unless_live`: only if there is none. */
-PG_VERIFIED_ALONE int pg_give_back(__u32 family, __u32 ifindex, __u32 owner, __u32 unless_live)
+/* Shrinks a ring by its last slot; a flow in it gets another slot, or is evicted. `unless_live`: only if it has no
+ * live flow. */
+PG_GLOBAL_FN int pg_ring_shrink(__u32 family, __u32 ifindex, __u32 owner, __u32 unless_live)
 {
 	struct pg_share *share = pg_share_of(ifindex, owner);
 	struct pg_flow_slot_key at = { .owner = owner };
-	struct pg_flow_use *use = pg_use_of(family);
-	struct pg_scratch *own = pg_scratch();
-	struct pg_placing *placing;
+	struct pg_flow_use *use = pg_flow_use_of(family);
+	struct pg_scratch *scratch = pg_scratch();
+	struct pg_slot_search *search;
 	__u32 now = pg_now(), high;
 	struct pg_ring *ring;
 	struct pg_flow *flow;
 	int taken;
 
-	if (!share || !own || !use)
+	if (!share || !scratch || !use)
 		return 0;
-	placing = &own->placing;
+	search = &scratch->search;
 	ring = pg_ring_of(share, family);
 	high = ring->high;
 	if (!high)
 		return 0;
 	at.index = high - 1;
-	if (!pg_slot_read(family, &at, &placing->met) ||
-	    pg_ifindex_of(family, &placing->met) != ifindex)
+	if (!pg_slot_read(family, &at, &search->occupant) ||
+	    pg_ifindex_of(family, &search->occupant) != ifindex)
 		return 0;
-	/* The flow that has just been placed: it would go again before it has lived at all. */
-	if (!pg_key_differs(family, &placing->met, &placing->key))
+	/* The flow that has just got its slot: it would be evicted before it has lived at all. */
+	if (!pg_key_differs(family, &search->occupant, &search->key))
 		return 0;
-	placing->key = placing->met;
-	flow = pg_entry_find(family, &placing->key);
+	search->key = search->occupant;
+	flow = pg_entry_find(family, &search->key);
 	if (flow && (flow->owner != owner || pg_flow_expired(flow, now))) {
-		if (flow->owner == owner)
-			pg_entry_delete(family, &placing->key);
+		if (flow->owner == owner) {
+			pg_uncount(flow);
+			pg_entry_delete(family, &search->key);
+		}
 		flow = NULL;
 	}
 	if (flow && unless_live)
@@ -367,109 +381,131 @@ PG_VERIFIED_ALONE int pg_give_back(__u32 family, __u32 ifindex, __u32 owner, __u
 	pg_slot_delete(family, &at);
 	if (!flow)
 		return 0;
-	placing->worth = pg_worth(flow, now);
-	if (pg_place(family, ifindex, owner))
-		pg_entry_evict(family, &placing->key, share, placing->worth);
+	search->cost = pg_eviction_cost(flow, now);
+	if (pg_slot_find(family, ifindex, owner))
+		pg_entry_evict(scratch, family, &search->key, share, search->cost);
 	return 0;
 }
 
-/* Remembers the flow in the scratch under the key of the packet in `slot`. `is_there`: it is in the table already, and
- * lacks a slot only. Its slot it gets at the end (pg_place_flows): from here there is no stack left for it. */
-PG_VERIFIED_ALONE int pg_flow_store(__u32 slot, __u32 is_there)
+/* Writes the flow in the scratch space with the key of the packet in `slot`. `in_table`: it is in the table already
+ * and only lacks a slot. It gets its slot after the packet (pg_opened_slots), as there is no stack left for that
+ * here. Returns 0. */
+PG_GLOBAL_FN int pg_flow_store(__u32 slot, __u32 in_table)
 {
 	struct pg_packet *packet = pg_packet_in(slot);
-	struct pg_scratch *own = pg_scratch();
+	struct pg_scratch *scratch = pg_scratch();
 	struct pg_opened *opened;
 	struct pg_flow *known;
 	long failed = 0;
 	__u32 family;
 
-	if (!packet || !own)
+	if (!packet || !scratch)
 		return -1;
 	family = packet->family == 4 ? 4 : 6;
-	if (!is_there)
-		failed = pg_entry_write(family, &packet->key, &own->flow, BPF_NOEXIST);
-	if (failed == -PG_EEXIST) {
-		/* One that has ended, or begins again: it keeps its slot. */
-		known = pg_entry_find(family, &packet->key);
-		if (known && known->owner == own->flow.owner && !(known->flags & PG_FLOW_UNPLACED) &&
-		    !pg_entry_write(family, &packet->key, &own->flow, BPF_EXIST))
-			return 0;
-		/* An earlier endpoint's, or removed in this moment. */
-		pg_entry_delete(family, &packet->key);
-		failed = pg_entry_write(family, &packet->key, &own->flow, BPF_NOEXIST);
+	if (scratch->metered.on && !in_table) {
+		scratch->flow.traffic_rule = scratch->metered.traffic_rule;
+		scratch->flow.scope = scratch->metered.scope;
+		scratch->flow.counted = scratch->metered.admitted && pg_is_countable(&scratch->flow);
 	}
-	opened = &own->opened[own->opened_count & (PG_OPENED_MOST - 1)];
-	own->opened_count++;
+	if (!in_table)
+		failed = pg_entry_write(family, &packet->key, &scratch->flow, BPF_NOEXIST);
+	if (failed == -PG_EEXIST) {
+		/* A flow that has ended, or begins again, keeps its slot. */
+		known = pg_entry_find(family, &packet->key);
+		if (known)
+			pg_uncount(known);
+		if (known && known->owner == scratch->flow.owner &&
+		    !(known->flags & PG_FLOW_NO_SLOT) &&
+		    !pg_entry_write(family, &packet->key, &scratch->flow, BPF_EXIST))
+			return 0;
+		/* An earlier endpoint's flow, or one that was removed at this moment. */
+		pg_entry_delete(family, &packet->key);
+		failed = pg_entry_write(family, &packet->key, &scratch->flow, BPF_NOEXIST);
+	}
+	opened = &scratch->opened[scratch->opened_count & (PG_OPENED_MOST - 1)];
+	scratch->opened_count++;
 	opened->key = packet->key;
-	opened->owner = own->flow.owner;
+	opened->owner = scratch->flow.owner;
 	if (failed)
-		opened->flow = own->flow;
+		opened->flow = scratch->flow;
 	opened->family = family;
-	opened->is_there = !failed;
+	opened->in_table = !failed;
 	return 0;
 }
 
-/* An opened flow's slot. */
-PG_VERIFIED_ALONE int pg_place_flow(__u32 number)
+/* The new flow is lost. */
+static __always_inline void pg_opened_uncount(struct pg_opened *opened)
 {
-	struct pg_scratch *own = pg_scratch();
+	struct pg_flow *flow = opened->in_table ? pg_entry_find(opened->family, &opened->key)
+						: &opened->flow;
+
+	if (flow)
+		pg_uncount(flow);
+}
+
+/* Assigns a slot to a new flow. */
+PG_GLOBAL_FN int pg_opened_slot(__u32 number)
+{
+	struct pg_scratch *scratch = pg_scratch();
 	__u32 family, ifindex, owner, limit;
 	struct pg_opened *opened;
 	struct pg_flow_use *use;
 	struct pg_share *share;
 	struct pg_ring *ring;
 
-	if (!own)
+	if (!scratch)
 		return -1;
-	opened = &own->opened[number & (PG_OPENED_MOST - 1)];
+	opened = &scratch->opened[number & (PG_OPENED_MOST - 1)];
 	family = opened->family;
 	ifindex = pg_ifindex_of(family, &opened->key);
 	owner = opened->owner;
 	share = pg_share_of(ifindex, owner);
 	if (!share)
 		pg_share_open(ifindex, owner);
-	/* Most new flows: the pod is far from its limit, and a look at its ring would not pay. */
-	else if (opened->is_there && pg_ring_of(share, family)->steps > 1 &&
-		 pg_grow(family, share, owner, &opened->key))
+	/* The common case: the pod is far from its limit, and a look at its ring would not pay. */
+	else if (opened->in_table && pg_ring_of(share, family)->steps > 1 &&
+		 pg_ring_grow(family, share, owner, &opened->key))
 		return 0;
-	own->placing.key = opened->key;
-	own->placing.worth = PG_WORTH_MOST;
-	if (pg_place(family, ifindex, owner) && pg_place(family, ifindex, owner)) {
-		if (opened->is_there)
+	scratch->search.key = opened->key;
+	scratch->search.cost = PG_COST_MAX;
+	if (pg_slot_find(family, ifindex, owner) && pg_slot_find(family, ifindex, owner)) {
+		pg_opened_uncount(opened);
+		if (opened->in_table)
 			pg_entry_delete(family, &opened->key);
-		pg_note(PG_NOTE_FLOW_LOST);
+		pg_stat_inc(PG_STAT_FLOW_LOST);
 		return -1;
 	}
-	/* The table was full, which what is counted did not say: the flow that had the slot has made room. */
-	if (!opened->is_there && pg_entry_write(family, &opened->key, &opened->flow, BPF_NOEXIST))
-		pg_note(PG_NOTE_FLOW_LOST);
+	/* The table was full although the count said otherwise; by now the flow that had the slot is gone. */
+	if (!opened->in_table && pg_entry_write(family, &opened->key, &opened->flow, BPF_NOEXIST)) {
+		pg_opened_uncount(opened);
+		pg_stat_inc(PG_STAT_FLOW_LOST);
+	}
 	share = pg_share_of(ifindex, owner);
-	use = pg_use_of(family);
+	use = pg_flow_use_of(family);
 	if (!share || !use)
 		return 0;
 	ring = pg_ring_of(share, family);
-	limit = pg_limit(family, use);
-	/* Above the limit with the slot that goes, and without it: else it would come back at once. */
+	limit = pg_ring_limit(family, use);
+	/* Above the limit with the slot that is returned and without it; otherwise it would come back at once. */
 	if (ring->high > limit + 1)
-		pg_give_back(family, ifindex, owner, 0);
+		pg_ring_shrink(family, ifindex, owner, 0);
 	else if (!(ring->hand & 3))
-		pg_give_back(family, ifindex, owner, 1);
+		pg_ring_shrink(family, ifindex, owner, 1);
 	return 0;
 }
 
-/* After a packet: the flows that it has opened get their slots. */
-static __always_inline void pg_place_flows(void)
+/* After a packet: assigns slots to the flows that it has opened. */
+static __always_inline void pg_opened_slots(void)
 {
-	struct pg_scratch *own = pg_scratch();
+	struct pg_scratch *scratch = pg_scratch();
 	__u32 number;
 
-	if (!own)
+	if (!scratch)
 		return;
 #pragma clang loop unroll(disable)
 	for (number = 0; number < PG_OPENED_MOST; number++) {
-		if (number >= own->opened_count)
+		if (number >= scratch->opened_count)
 			break;
-		pg_place_flow(number);
+		pg_opened_slot(number);
 	}
 }

@@ -9,9 +9,11 @@
 #include <bpf/bpf_helpers.h>
 
 #include "abi.h"
+#include "abi_limits.h"
 
-/* ifindex -> registration. Writer: plugin. Reader: programs (new flows only), policyd.
- * Full: ADD fails and says so. An interface without an entry passes nothing. */
+/* ifindex -> registration. Writer: plugin; policyd, for pods that it adopts or takes over, and to delete those whose
+ * interface is gone. Reader: programs (new flows only), policyd. Full: ADD fails and says so. An interface without
+ * an entry passes nothing. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -83,8 +85,8 @@ struct {
 	__type(value, struct pg_class);
 } nets6 SEC(".maps");
 
-/* Prefixes of addresses of the node itself. Writer: policyd, plugin (adds only). Reader: programs, for new flows that
- * the node's own stack sends. Full: reported; that address' probes are judged by policy. */
+/* Prefixes of the node's own addresses. Writer: policyd, plugin (adds only). Reader: programs, for new flows that
+ * the node's own stack sends. Full: reported; policy decides on probes from that address. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -93,8 +95,9 @@ struct {
 	__type(value, struct pg_node_addr);
 } node_addrs SEC(".maps");
 
-/* Flows. Writer and reader: programs. All of it is allocated at once: an insert that waits for memory could fail, and for
- * a pod that has done nothing. Full: flow_table.h lets no pod fill it. */
+/* Flows. Writer: programs; policyd, for pods that it adopts or takes over. Reader: programs, policyd. Allocated at
+ * once: an insert that needs memory could fail, also for a pod that is not to blame. Full: flow_table.h lets no pod
+ * fill it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 131072);
@@ -109,8 +112,8 @@ struct {
 	__type(value, struct pg_flow);
 } flows6 SEC(".maps");
 
-/* Their places in the rings of their endpoints. Writer and reader: programs; user space removes those of endpoints that
- * are gone. As many as there are flows. */
+/* The slots of the endpoints' rings, with the keys of their flows. Writer and reader: programs; user space removes
+ * those of endpoints that are gone. Full: cannot be before the flows' table is. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 131072);
@@ -143,8 +146,8 @@ struct {
 	__type(value, struct pg_flow_use);
 } flow_use SEC(".maps");
 
-/* First fragments. Writer and reader: programs. Full: the oldest is forgotten; its later fragments are
- * judged as ones that came early. */
+/* First fragments. Writer and reader: programs. Full: the oldest is forgotten; later fragments of it count as ones
+ * that arrived before their first. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
@@ -152,8 +155,8 @@ struct {
 	__type(value, struct pg_frag);
 } frags SEC(".maps");
 
-/* What pods have asked for beside flows (expect.h). Writer and reader: programs. Full: the oldest is forgotten: an
- * answer that comes with its fragments out of order, or a DHCP server's, is then judged by policy. */
+/* Expectations beside flows (expect.h). Writer and reader: programs. Full: the oldest is forgotten; policy then
+ * decides on an answer whose fragments arrive out of order, or on a DHCP server's. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -161,8 +164,8 @@ struct {
 	__type(value, struct pg_expect);
 } expected SEC(".maps");
 
-/* Services. Writer: policyd. Reader: programs (new flows of pods, and once a flow and change). Full: reported; that
- * service stays as it was, or is left to kube-proxy. */
+/* Services. Writer: policyd. Reader: programs (new flows from pods, and each flow once per epoch). Full: reported;
+ * the service stays as it was, or is left to kube-proxy. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -179,7 +182,7 @@ struct {
 	__type(value, struct pg_service);
 } services6 SEC(".maps");
 
-/* Their endpoints, of both families: by number, and by address. As above. */
+/* Their backends, of both families: by number, and by address. Writer, reader, full: as above. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -196,8 +199,8 @@ struct {
 	__type(value, struct pg_backend_value);
 } backends SEC(".maps");
 
-/* Clients that keep their endpoint. Writer and reader: programs. Full: the client that opened no flow for the
- * longest time gets a new choice. */
+/* The backends of clients with session affinity. Writer and reader: programs. Full: the client whose last new flow
+ * is the oldest gets a new backend. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -205,7 +208,7 @@ struct {
 	__type(value, struct pg_affinity);
 } affinity SEC(".maps");
 
-/* Packets and bytes by direction and reason, then notes. Writer: programs. Reader: policyd. */
+/* Packets and bytes by direction and reason, then the statistics (enum pg_stat). Writer: programs. Reader: policyd. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, PG_COUNTER_COUNT);
@@ -222,8 +225,8 @@ struct {
 	__type(value, struct pg_control);
 } control SEC(".maps");
 
-/* Verdicts to tell. Writer: programs. Reader: policyd. Full: the event is lost and counted; event.h keeps it from being
- * one endpoint that fills it. */
+/* Events. Writer: programs. Reader: policyd. Full: the event is lost and counted; event.h keeps one endpoint from
+ * filling it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);
@@ -238,10 +241,59 @@ struct {
 	__type(value, __u32);
 } previous SEC(".maps");
 
-/* Events told in the running second beside those that endpoints have of their own. Not pinned. */
+/* Events of the current second that came from the shared limit. Not pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct pg_limiter);
 } limiter SEC(".maps");
+
+/* (owner, rule) -> what a metered pod, or one of its traffic rules, may use. Writer: policyd; the plugin at ADD, and DEL.
+ * Reader: metered programs. Full: the pod keeps the limits that it has, and is reported. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct pg_limits_key);
+	__type(value, struct pg_limits);
+} limits SEC(".maps");
+
+/* The same key -> how much of it is used. Made and removed with the entry of `limits`, by the same; kept when that changes.
+ * Writer: metered programs; policyd, which counts open connections again. Full: as above. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct pg_limits_key);
+	__type(value, struct pg_meter);
+} meters SEC(".maps");
+
+/* ifindex -> which traffic rule a new flow of a metered pod is of: keys as in `policies`, the rule's number in the value.
+ * Writer: policyd. Reader: metered programs (new flows only). Full: the pod has no traffic rules, and is reported. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__array(values, struct pg_policy_map);
+} traffic SEC(".maps");
+
+/* Where peers are, for accounting. Writer: policyd, while some pod is accounted. Reader: metered programs (new flows only).
+ * Full: reported; the rest count as external. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20);
+	__type(key, struct pg_node_key);
+	__type(value, struct pg_scope);
+} scopes SEC(".maps");
+
+/* What accounted pods exchanged with whom. Made and removed by policyd, added to by metered programs. Full: the pod is not
+ * accounted, and is reported. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct pg_account_key);
+	__type(value, struct pg_account);
+} accounts SEC(".maps");

@@ -1,18 +1,16 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Whether the node itself made a packet that goes to a pod. Its source address does not prove that: the node
- * masquerades what it forwards. Three things together do.
+ * Whether the node itself made a packet that goes to a pod. The source address does not prove it, as the node
+ * masquerades what it forwards. Three conditions together do:
  *
- * No interface received it (ingress_ifindex 0). Alone that is not enough: IPv6 packets that the kernel put together for
- * connection tracking lose the number when they are taken apart again, as do those that Open vSwitch sent to user space
- * and back, and what leaves a tunnel as the outer packet.
- *
- * A socket is on it. What the node's processes and its stack send has one (resets, acknowledgements of closed
- * connections and ICMP errors that of the stack), and what is received loses its socket before it is routed.
- *
- * That socket is of the node's network namespace. A bridge takes a pod's packet without receiving it in this sense, so
- * that the pod's own socket is still on it; where the bridge tracks connections and takes an IPv6 datagram apart again,
- * both of the above hold for it.
+ * - No interface received it (ingress_ifindex 0). That alone is not enough: the number is lost when connection tracking
+ *   reassembles and refragments IPv6 packets, when Open vSwitch sends a packet to user space and back, and on the outer
+ *   packet of a tunnel.
+ * - It has a socket. Packets of the node's processes and of its stack have one (for resets, acknowledgements of closed
+ *   connections and ICMP errors the stack's own), and received packets lose theirs before they are routed.
+ * - That socket is in the node's network namespace. A bridge forwards a pod's packet without receiving it in this
+ *   sense, so the pod's own socket is still on it; and where the bridge's connection tracking refragments an IPv6
+ *   datagram, the first two conditions hold for it as well.
  */
 #pragma once
 
@@ -21,10 +19,10 @@
 #include "packet.h"
 #include "scratch.h"
 
-/* Set by the loader where the kernel lets programs of this type read its memory. */
+/* Set by the loader if this kernel lets programs of this type read kernel memory. */
 const volatile __u32 pg_reads_kernel SEC(".rodata.kernel") = 0;
 
-/* As little of the kernel's types as is read here; libbpf finds the offsets of the running kernel. */
+/* Only the fields that are read here; libbpf relocates their offsets to the running kernel. */
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 typedef struct {
 	struct net *net;
@@ -48,18 +46,19 @@ struct sk_buff {
 };
 #pragma clang attribute pop
 
-/* The states (linux/tcp.h) of a TCP socket whose connection both ends have agreed to. */
+/* States (linux/tcp.h) of a TCP socket with an established handshake. */
 #define PG_TCP_CONNECTED ((1 << 1) | (1 << 4) | (1 << 5) | (1 << 8) | (1 << 9) | (1 << 11))
 
-/* The first two of three, in few instructions. Enough for a whole packet of TCP: what can have lost the number and kept a
- * pod's socket are IPv6 fragments and the outer packets of tunnels. */
-static __always_inline int pg_seems_nodes(struct __sk_buff *skb)
+/* The first two of the three conditions, in few instructions. Enough for TCP that is not fragmented: only IPv6
+ * fragments and outer packets of tunnels can have lost the number and kept a pod's socket. */
+static __always_inline int pg_maybe_from_node(struct __sk_buff *skb)
 {
 	return skb->ingress_ifindex == 0 && skb->sk != NULL;
 }
 
-/* Whether the packet's socket is of the namespace of the interface, the node's. -1: the kernel does not tell. */
-static __always_inline int pg_is_nodes_socket(struct __sk_buff *skb)
+/* Returns 1 if the packet's socket is in the network namespace of the interface, which is the node's, 0 if not, and
+ * -1 if this kernel does not let the program see. */
+static __always_inline int pg_socket_in_node_netns(struct __sk_buff *skb)
 {
 	struct sk_buff *packet = (void *)skb;
 	struct net *of_socket, *of_device;
@@ -71,9 +70,9 @@ static __always_inline int pg_is_nodes_socket(struct __sk_buff *skb)
 	return of_socket && of_socket == of_device;
 }
 
-/* Notes who made the packet in hand, which goes to the pod. Where the kernel does not tell the namespace of a socket, the
- * node's own IPv6 fragments are taken for another's: denying them is the safe side. */
-PG_VERIFIED_ALONE int pg_find_origin(struct __sk_buff *skb)
+/* Sets the origin of the packet in hand, which goes to the pod. Where the kernel does not tell a socket's namespace,
+ * the node's own IPv6 fragments count as external: denying them is the safe side. */
+PG_GLOBAL_FN int pg_set_origin(struct __sk_buff *skb)
 {
 	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
 	struct bpf_sock *sk;
@@ -84,24 +83,26 @@ PG_VERIFIED_ALONE int pg_find_origin(struct __sk_buff *skb)
 	sk = skb->sk;
 	if (!sk)
 		return 0;
-	of_node = pg_is_nodes_socket(skb);
-	if (of_node == 0 || (of_node < 0 && packet->family == 6 && packet->fragment != PG_WHOLE))
+	of_node = pg_socket_in_node_netns(skb);
+	if (of_node == 0 ||
+	    (of_node < 0 && packet->family == 6 && packet->fragment != PG_NOT_FRAGMENTED))
 		return 0;
 	if (pg_protocol(packet) == PG_IPPROTO_TCP && sk->state < 32 &&
 	    (PG_TCP_CONNECTED & (1U << sk->state)))
-		packet->origin = PG_FROM_CONNECTION;
+		packet->origin = PG_ORIGIN_NODE_CONNECTED;
 	else
-		packet->origin = PG_FROM_NODE;
+		packet->origin = PG_ORIGIN_NODE;
 	return 0;
 }
 
 /*
- * Whether the exemption of the own node is for this packet of its: for what it begins, not for answers that the pod has
- * not asked for. A stranger gets any answer sent by asking in the pod's name: an echo reply carries the stranger's
- * bytes to the pod, and with a SYN-ACK let in the pod might go on to talk to the node, which policy forbids it.
- * An answer that was asked for is of a known flow, and never comes here.
+ * Whether a packet of the own node may use its exemption from policy: if it begins an exchange, not if it is an answer
+ * that the pod has not asked for. An outsider can have the node send an answer to the pod by asking with the pod's
+ * source address: an echo reply would carry the outsider's bytes, and after a SYN-ACK the pod could go on to talk to
+ * the node although policy denies that. An answer that the pod has asked for belongs to a known flow and is not
+ * evaluated here.
  */
-static __always_inline int pg_begins(const struct pg_packet *packet)
+static __always_inline int pg_opens_exchange(const struct pg_packet *packet)
 {
 	switch (pg_protocol(packet)) {
 	case PG_IPPROTO_ICMP:
@@ -109,9 +110,10 @@ static __always_inline int pg_begins(const struct pg_packet *packet)
 		return (packet->family == 4 ? packet->key.v4.kind : packet->key.v6.kind) ==
 		       PG_FLOW_ECHO_BY_PEER;
 	case PG_IPPROTO_TCP:
-		/* An end of a connection opens nothing; data is of one that the flow table has forgotten. */
+		/* A FIN opens nothing; other segments belong to a connection whose flow was evicted. */
 		return packet->fragment == PG_LATER_FRAGMENT || pg_is_opening(packet) ||
-		       (packet->tcp_flags & PG_TCP_RST) || packet->origin == PG_FROM_CONNECTION;
+		       (packet->tcp_flags & PG_TCP_RST) ||
+		       packet->origin == PG_ORIGIN_NODE_CONNECTED;
 	default:
 		return 1;
 	}

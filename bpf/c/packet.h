@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What is known of the packet in hand: filled by parse.h, read by everything after it. */
+/* What is known of the packet in hand: set by parse.h and the evaluation of policy, read by everything after. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -8,12 +8,10 @@
 
 #include "abi.h"
 
-/*
- * A global function: the verifier checks it once, for any argument, and not again at every call with all that
- * the caller knows (which is a million instructions and more here). Its arguments are the context and numbers only:
- * kernels before 5.12 know no others (scratch.h).
- */
-#define PG_VERIFIED_ALONE __attribute__((noinline))
+/* A global function: the verifier checks it once, for any argument, instead of at every call with all that it knows
+ * of the caller (which takes more than a million instructions here). The arguments are the context and numbers only:
+ * kernels before 5.12 take no others (scratch.h). */
+#define PG_GLOBAL_FN __attribute__((noinline))
 
 #define PG_ETH_HLEN 14
 
@@ -29,23 +27,23 @@
 #define PG_TCP_ACK 0x10
 
 enum pg_fragment {
-	PG_WHOLE = 0,
+	PG_NOT_FRAGMENTED = 0,
 	PG_FIRST_FRAGMENT,
 	PG_LATER_FRAGMENT,
 };
 
 /* Who made a packet that goes to a pod (origin.h). */
 enum pg_origin {
-	PG_FROM_ELSEWHERE = 0,	/* whatever its source address says */
-	PG_FROM_NODE = 1,	/* the node's own stack */
-	PG_FROM_CONNECTION = 2, /* the same, for a TCP socket that is connected */
-	PG_FROM_ITSELF = 3,	/* the pod, through its own interface; only in struct pg_frag */
+	PG_ORIGIN_EXTERNAL = 0,	      /* whatever its source address says */
+	PG_ORIGIN_NODE = 1,	      /* the node's own stack */
+	PG_ORIGIN_NODE_CONNECTED = 2, /* the same, for a TCP socket that is connected */
+	PG_ORIGIN_POD = 3, /* the pod, through its own interface; only in struct pg_frag */
 };
 
-/* What the parser found the packet to be. */
-enum pg_shape {
-	PG_SHAPE_FLOW = 0, /* belongs to the flow in `key` */
-	PG_SHAPE_MALFORMED,
+/* Result of parsing. */
+enum pg_parse_result {
+	PG_PARSE_OK = 0, /* `key` is set */
+	PG_PARSE_MALFORMED,
 };
 
 union pg_flow_key {
@@ -56,31 +54,33 @@ union pg_flow_key {
 struct pg_packet {
 	union pg_flow_key key;
 	__u32 fragment_id;
-	__u32 rule;	  /* of the judgement */
-	__u32 class;	  /* of the peer, where a judgement looked it up */
-	__u32 owner;	  /* of the endpoint */
+	__u32 rule;	  /* that decided (evaluation) */
+	__u32 class;	  /* of the peer, if it was looked up (evaluation) */
+	__u32 owner;	  /* of the endpoint (evaluation) */
 	__u8 family;	  /* 4 or 6 */
 	__u8 tcp_flags;	  /* 0 unless TCP */
 	__u8 fragment;	  /* enum pg_fragment */
-	__u8 related;	  /* an ICMP error: `key` is the quoted flow's, if that is known */
-	__u8 forgettable; /* allowed or not, it opens no flow (echo reply without its request) */
-	__u8 by_own_node;
-	__be16 service_port; /* not 0: `key` is the endpoint's, and this the service that the pod talks to */
+	__u8 related;	  /* an ICMP error */
+	__u8 no_track;	  /* it opens no flow, whatever its verdict (an answer without its query) */
+	__u8 by_own_node; /* allowed as the own node's (evaluation) */
+	__be16 service_port; /* not 0: `key` has the backend, and this is the service that the pod talks to */
 	struct pg_addr service;
-	__u32 affinity; /* with it: the service's number, if its clients keep their endpoints */
-	__u8 asked;	/* it is known that no service has to do with it */
-	__u8 watched;	/* of the judgement: the endpoint is PG_STARTUP_WATCH */
-	__u8 slot;	/* enum pg_slot: where in the scratch space it stands */
-	__u8 handover; /* of the judgement: what is denied goes to the previous layout's programs */
-	__u8 origin;   /* enum pg_origin: who made it, of packets to the pod */
-	__u8 control; /* ICMPv6 type of a message that hosts of one link exchange (control.h), or 0 */
-	__u8 refused; /* it was denied, and passes because the mode is not enforce */
-	__u8 not_direct; /* it is known that no moved flow of the pod's own has to do with it (direct.h) */
-	__u8 flowless; /* of the judgement: what it allows is not remembered as a flow (pg_judge) */
-	__u8 pad[3];
+	__u32 affinity;	  /* the service's number, if it has session affinity */
+	__u8 svc_checked; /* no service applies: do not look again */
+	__u8 learning;	  /* the endpoint is PG_STARTUP_LEARN (evaluation) */
+	__u8 slot;	  /* enum pg_slot: its place in the scratch space */
+	__u8 handover;	  /* what is denied goes to the previous layout's programs (evaluation) */
+	__u8 origin;	  /* enum pg_origin, of packets to the pod */
+	__u8 icmp6_link_type; /* ICMPv6 type, of neighbour discovery and multicast listener discovery; else 0 */
+	__u8 refused;	       /* denied, but passes because the mode is not enforce */
+	__u8 direct_checked;   /* no direct flow applies: do not look again (direct.h) */
+	__u8 no_track_verdict; /* if allowed, it is not remembered as a flow (evaluation) */
+	__u8 logged; /* the entry that decided on it, as the first of a flow, has PG_POLICY_LOG (evaluation) */
+	__u8 reject; /* denied by an entry with PG_VERDICT_REJECT (evaluation) */
+	__u8 pad;
 };
 
-/* 0 if the two are the same. Without branches, of which the verifier would follow every combination. */
+/* Returns 0 if the two are equal. Without branches, as the verifier would follow every combination of them. */
 static __always_inline __u32 pg_addr_differs(const void *a, const void *b)
 {
 	const __u32 *x = a, *y = b;
@@ -88,7 +88,13 @@ static __always_inline __u32 pg_addr_differs(const void *a, const void *b)
 	return (x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]);
 }
 
-/* fe80::/10, which every interface gives itself and no router forwards. */
+static __always_inline int pg_has_ports(__u8 protocol)
+{
+	return protocol == PG_IPPROTO_TCP || protocol == PG_IPPROTO_UDP ||
+	       protocol == PG_IPPROTO_SCTP;
+}
+
+/* fe80::/10: assigned by each interface to itself, and forwarded by no router. */
 static __always_inline int pg_is_link_local(const struct pg_addr *addr)
 {
 	return addr->bytes[0] == 0xfe && (addr->bytes[1] & 0xc0) == 0x80;
@@ -109,7 +115,7 @@ static __always_inline __u8 pg_protocol(const struct pg_packet *packet)
 	return packet->family == 4 ? packet->key.v4.protocol : packet->key.v6.protocol;
 }
 
-/* The two sides of the packet's key, whatever its family; IPv4 is mapped. */
+/* The two sides of the packet's key in either family; IPv4 is mapped. */
 static __always_inline void pg_pod(const struct pg_packet *packet, struct pg_addr *to)
 {
 	if (packet->family == 4)
@@ -168,7 +174,7 @@ static __always_inline void pg_set_ports(struct pg_packet *packet, __be16 pod, _
 	}
 }
 
-/* A TCP packet that asks for a connection. */
+/* A TCP SYN that opens a connection. */
 static __always_inline int pg_is_opening(const struct pg_packet *packet)
 {
 	return (packet->tcp_flags & (PG_TCP_SYN | PG_TCP_ACK)) == PG_TCP_SYN;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Judging a flow by its first packet's direction: endpoint, exceptions, class of the peer, the pod's table. */
+/* The policy verdict of a flow, in the direction of its first packet: endpoint, exceptions, class of the peer, the
+ * endpoint's table. */
 #pragma once
 
 #include "handover.h"
@@ -8,22 +9,25 @@
 #include "packet.h"
 #include "scratch.h"
 
-enum pg_judge_flag {
-	PG_JUDGE_AGAIN = 1,	/* the flow was allowed once: who sent its first packet is known */
-	PG_JUDGE_OWN_NODE = 2,	/* with AGAIN: that was the pod's own node */
-	PG_JUDGE_SOME_PORT = 4, /* a fragment without ports */
-	PG_JUDGE_WITHOUT_PEER = 8, /* nothing is known of the packet: only "everything" allows it */
+/* What the caller knows of the packet. */
+enum pg_eval_flag {
+	PG_EVAL_REVALIDATE = 1, /* of a known flow: who sent its first packet is known */
+	PG_EVAL_OWN_NODE = 2,	/* with REVALIDATE: the pod's own node did */
+	PG_EVAL_SOME_PORT = 4,	/* a fragment without ports: some port must be allowed */
+	PG_EVAL_NO_PEER = 8,	/* the packet has no address or port: everything must be allowed */
 };
 
-/* Unused slots hold 0.0.0.0, which is nobody's address. */
-static __always_inline int pg_is_own4(const struct pg_endpoint *endpoint, __be32 addr)
+/* Unused entries are 0.0.0.0, which is never a pod's address. */
+static __always_inline int pg_is_pod_addr4(const struct pg_endpoint *endpoint, __be32 addr)
 {
-	const __be32 *own = endpoint->addr4;
+	const __be32 *addrs = endpoint->addr4;
 
-	return addr != 0 && (addr == own[0] || addr == own[1] || addr == own[2] || addr == own[3]);
+	return addr != 0 &&
+	       (addr == addrs[0] || addr == addrs[1] || addr == addrs[2] || addr == addrs[3]);
 }
 
-static __always_inline int pg_is_own6(const struct pg_endpoint *endpoint, const struct pg_addr *addr)
+static __always_inline int pg_is_pod_addr6(const struct pg_endpoint *endpoint,
+					   const struct pg_addr *addr)
 {
 	int i;
 
@@ -34,12 +38,13 @@ static __always_inline int pg_is_own6(const struct pg_endpoint *endpoint, const 
 	return 0;
 }
 
-static __always_inline int pg_is_own(const struct pg_endpoint *endpoint,
-				     const struct pg_packet *packet, int the_peer)
+static __always_inline int pg_is_pod_addr(const struct pg_endpoint *endpoint,
+					  const struct pg_packet *packet, int the_peer)
 {
 	if (packet->family == 4)
-		return pg_is_own4(endpoint, the_peer ? packet->key.v4.peer : packet->key.v4.pod);
-	return pg_is_own6(endpoint, the_peer ? &packet->key.v6.peer : &packet->key.v6.pod);
+		return pg_is_pod_addr4(endpoint,
+				       the_peer ? packet->key.v4.peer : packet->key.v4.pod);
+	return pg_is_pod_addr6(endpoint, the_peer ? &packet->key.v6.peer : &packet->key.v6.pod);
 }
 
 static __always_inline int pg_is_node_addr(const struct pg_addr *addr)
@@ -49,7 +54,7 @@ static __always_inline int pg_is_node_addr(const struct pg_addr *addr)
 	return bpf_map_lookup_elem(&node_addrs, &key) != NULL;
 }
 
-static __always_inline int pg_is_node(const struct pg_packet *packet)
+static __always_inline int pg_peer_is_node(const struct pg_packet *packet)
 {
 	struct pg_addr addr;
 
@@ -57,13 +62,11 @@ static __always_inline int pg_is_node(const struct pg_packet *packet)
 	return pg_is_node_addr(&addr);
 }
 
-/*
- * Whether a link-local address may be the pod's, none of which is registered: interfaces give themselves theirs. One
- * that is made of a hardware address (RFC 4291, appendix A) has to be made of the pod's. Of others only the node's are
- * known not to be.
- */
-static __always_inline int pg_is_own_link_local(const struct pg_endpoint *endpoint,
-						const struct pg_addr *addr)
+/* Whether a link-local address may be the pod's. None is registered, as interfaces assign them to themselves. One
+ * that is derived from a hardware address (RFC 4291, appendix A) must be derived from the pod's. Of the others only
+ * the node's are known not to be the pod's. */
+static __always_inline int pg_may_be_pod_link_local(const struct pg_endpoint *endpoint,
+						    const struct pg_addr *addr)
 {
 	const __u8 *mac = endpoint->mac, *id = addr->bytes + 8;
 
@@ -75,27 +78,28 @@ static __always_inline int pg_is_own_link_local(const struct pg_endpoint *endpoi
 		 (id[6] ^ mac[4]) | (id[7] ^ mac[5]));
 }
 
-/* Registered, or a link-local one that it may have. */
-static __always_inline int pg_is_pods6(const struct pg_endpoint *endpoint,
-				       const struct pg_addr *addr)
+/* Whether an address is registered, or a link-local one that the pod may have. */
+static __always_inline int pg_may_be_pod_addr6(const struct pg_endpoint *endpoint,
+					       const struct pg_addr *addr)
 {
 	if (pg_is_link_local(addr))
-		return pg_is_own_link_local(endpoint, addr);
-	return pg_is_own6(endpoint, addr);
+		return pg_may_be_pod_link_local(endpoint, addr);
+	return pg_is_pod_addr6(endpoint, addr);
 }
 
-/* Whether the pod sends in another's name. Also asked of packets that cannot be parsed, whose addresses are known all
- * the same, and of flows judged again: what audit mode let pass must not be a flow of this pod later. */
+/* Whether the pod sends with a source address that is not its own. Also evaluated for packets that cannot be parsed,
+ * whose addresses are known all the same, and at revalidation: what audit mode let pass must not become a flow of
+ * this pod. */
 static __always_inline int pg_is_spoofed(const struct pg_endpoint *endpoint,
 					 const struct pg_packet *packet)
 {
 	if (packet->family == 4)
-		return !pg_is_own4(endpoint, packet->key.v4.pod);
-	return packet->family == 6 && !pg_is_pods6(endpoint, &packet->key.v6.pod);
+		return !pg_is_pod_addr4(endpoint, packet->key.v4.pod);
+	return packet->family == 6 && !pg_may_be_pod_addr6(endpoint, &packet->key.v6.pod);
 }
 
-/* Whether the address in the pod's place is a group's, or that of everyone on the link. */
-static __always_inline int pg_is_group(const struct pg_packet *packet)
+/* Whether the pod-side address is multicast, or IPv4's limited broadcast. */
+static __always_inline int pg_is_multicast(const struct pg_packet *packet)
 {
 	__be32 addr = packet->key.v4.pod;
 
@@ -105,8 +109,8 @@ static __always_inline int pg_is_group(const struct pg_packet *packet)
 	       (addr == 0xffffffff || (addr & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000));
 }
 
-/* Whether the address in the pod's place is 0, as that of a packet whose header could not be read. */
-static __always_inline int pg_is_nameless(const struct pg_packet *packet)
+/* Whether the pod-side address is 0, as it is in a packet whose header could not be read. */
+static __always_inline int pg_pod_addr_unset(const struct pg_packet *packet)
 {
 	static const struct pg_addr zero = {};
 
@@ -114,8 +118,8 @@ static __always_inline int pg_is_nameless(const struct pg_packet *packet)
 				   : !pg_addr_differs(&packet->key.v6.pod, &zero);
 }
 
-/* Whether the pod is sent what is for another: a pod that has made its neighbours or its router believe so could play
- * that other one. Groups and broadcasts are for it too. */
+/* Whether a packet to the pod has another destination: a pod that has poisoned its neighbours' or its router's
+ * caches could impersonate that destination. Multicast and broadcast are addressed to the pod too. */
 static __always_inline int pg_is_misdirected(struct __sk_buff *skb,
 					     const struct pg_endpoint *endpoint,
 					     struct pg_packet *packet)
@@ -125,19 +129,20 @@ static __always_inline int pg_is_misdirected(struct __sk_buff *skb,
 	if (packet->family == 4) {
 		__be32 to = packet->key.v4.pod;
 
-		if (pg_is_group(packet) || pg_is_own4(endpoint, to))
+		if (pg_is_multicast(packet) || pg_is_pod_addr4(endpoint, to))
 			return 0;
-		/* The subnet's broadcast address, whose length is not known, or one that a neighbour's frame makes
-		 * look like it: the pod must not have a flow to answer in its name. */
-		packet->flowless = 1;
+		/* The subnet's broadcast address, whose prefix length is not known, or an address that a broadcast
+		 * frame makes look like it: it must not become a flow on which the pod could answer from that
+		 * address. */
+		packet->no_track_verdict = 1;
 		return bpf_skb_load_bytes(skb, 0, frame, sizeof(frame)) ||
 		       (frame[0] & frame[1] & frame[2] & frame[3] & frame[4] & frame[5]) != 0xff;
 	}
-	return packet->family == 6 && !pg_is_group(packet) &&
-	       !pg_is_pods6(endpoint, &packet->key.v6.pod);
+	return packet->family == 6 && !pg_is_multicast(packet) &&
+	       !pg_may_be_pod_addr6(endpoint, &packet->key.v6.pod);
 }
 
-static __always_inline __u32 pg_class_of_peer(const struct pg_packet *packet)
+static __always_inline __u32 pg_peer_class(const struct pg_packet *packet)
 {
 	struct pg_class *found;
 
@@ -161,8 +166,31 @@ static __always_inline __u32 pg_class_of_peer(const struct pg_packet *packet)
 	return found ? found->class : PG_CLASS_ANY;
 }
 
-/* Judges the packet in `slot`. Returns enum pg_reason; leaves rule, class and owner in the packet. */
-PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, __u32 slot, __u32 direction, __u32 flags)
+/* What an entry says, or that there is none. Each fragment and each packet that opens nothing has a verdict of its own,
+ * but only the first packet of a flow is worth a hit and an event; of what is denied no flow is remembered, and each packet
+ * is a first one. */
+static __always_inline enum pg_reason pg_decide(struct pg_packet *packet,
+						struct pg_policy_value *entry, __u32 flags)
+{
+	if (!entry)
+		return PG_DENY_POLICY;
+	packet->rule = entry->rule;
+	if (!(flags & (PG_EVAL_REVALIDATE | PG_EVAL_SOME_PORT))) {
+		packet->logged = entry->flags & PG_POLICY_LOG;
+		__sync_fetch_and_add(&entry->hits, 1);
+	}
+	packet->reject = entry->verdict == PG_VERDICT_REJECT &&
+			 !(flags & (PG_EVAL_SOME_PORT | PG_EVAL_NO_PEER));
+	/* A number that this build does not know denies. */
+	if (entry->verdict != PG_VERDICT_ALLOW && entry->verdict != PG_VERDICT_AUDIT)
+		return PG_DENY_POLICY;
+	return entry->verdict == PG_VERDICT_AUDIT ? PG_ALLOW_AUDIT : PG_ALLOW_POLICY;
+}
+
+/* Evaluates policy for the packet in `slot`, in `direction`. `flags`: enum pg_eval_flag. Sets the packet's rule,
+ * class, owner and the other fields that packet.h marks as of the evaluation. */
+PG_GLOBAL_FN enum pg_reason pg_policy_verdict(struct __sk_buff *skb, __u32 slot, __u32 direction,
+					      __u32 flags)
 {
 	struct pg_packet *packet = pg_packet_in(slot);
 	struct pg_policy_key key = { .prefixlen = PG_POLICY_PREFIX_PORT };
@@ -176,43 +204,46 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, __u32 slot, __u32 directio
 	packet->rule = 0;
 	packet->class = PG_CLASS_ANY;
 	packet->by_own_node = 0;
-	packet->watched = 0;
+	packet->learning = 0;
 	packet->handover = 0;
-	packet->flowless = 0;
+	packet->no_track_verdict = 0;
+	packet->logged = 0;
+	packet->reject = 0;
 	endpoint = bpf_map_lookup_elem(&endpoints, &ifindex);
 	if (!endpoint)
 		return PG_DENY_NO_ENDPOINT;
 	packet->owner = endpoint->owner;
-	packet->watched = endpoint->startup == PG_STARTUP_WATCH;
-	packet->handover = pg_is_handed_over(endpoint);
-	if (!(flags & PG_JUDGE_AGAIN) && pg_is_of_previous(endpoint, packet))
+	packet->learning = endpoint->startup == PG_STARTUP_LEARN;
+	packet->handover = pg_in_handover(endpoint);
+	if (!(flags & PG_EVAL_REVALIDATE) && pg_belongs_to_previous(endpoint, packet))
 		return PG_DENY_STARTUP;
-	/* No packet may come from a group, as the pod's would on a flow that has one for its own address. */
-	if (direction == PG_INGRESS && pg_is_group(packet))
-		packet->flowless = 1;
-	if (endpoint->anti_spoofing && !packet->watched &&
+	/* A flow with a multicast pod address would allow packets from the pod with that source. */
+	if (direction == PG_INGRESS && pg_is_multicast(packet))
+		packet->no_track_verdict = 1;
+	if (endpoint->anti_spoofing && !packet->learning &&
 	    (direction == PG_EGRESS ? pg_is_spoofed(endpoint, packet)
-				    : !((flags & PG_JUDGE_WITHOUT_PEER) && pg_is_nameless(packet)) &&
+				    : !((flags & PG_EVAL_NO_PEER) && pg_pod_addr_unset(packet)) &&
 					      pg_is_misdirected(skb, endpoint, packet)))
 		return PG_DENY_SPOOFED;
 
 	key.owner = endpoint->owner;
 	key.direction = direction;
-	if (flags & PG_JUDGE_WITHOUT_PEER) {
+	if (flags & PG_EVAL_NO_PEER) {
 		key.protocol = 255;
 	} else {
-		/* A pod to itself, around a service: its own packet comes back through its own interface. One
-		 * from elsewhere only says that it is the pod's; IPv6 has no martian check that would drop it. A flow
-		 * has no interface, and would carry both: so there is none, and each packet is judged. */
-		if (pg_is_own(endpoint, packet, 1)) {
-			packet->flowless = 1;
+		/* A pod to itself, but not through a service: its own packet comes back through its own interface. A
+		 * packet from elsewhere may only claim the pod's address; IPv6 has no martian check that would drop
+		 * it. A flow's entry has no interface and would match both, so none is made and every packet is
+		 * evaluated. */
+		if (pg_is_pod_addr(endpoint, packet, 1)) {
+			packet->no_track_verdict = 1;
 			if (direction == PG_EGRESS || skb->ingress_ifindex == ifindex)
 				return PG_ALLOW_OWN_ADDRESS;
 		}
 		if (direction == PG_INGRESS &&
-		    ((flags & PG_JUDGE_AGAIN) ? !!(flags & PG_JUDGE_OWN_NODE)
-					      : packet->origin && pg_begins(packet)) &&
-		    pg_is_node(packet)) {
+		    ((flags & PG_EVAL_REVALIDATE) ? !!(flags & PG_EVAL_OWN_NODE)
+						  : packet->origin && pg_opens_exchange(packet)) &&
+		    pg_peer_is_node(packet)) {
 			packet->by_own_node = 1;
 			return PG_ALLOW_OWN_NODE;
 		}
@@ -225,21 +256,21 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, __u32 slot, __u32 directio
 			key.port = direction == PG_INGRESS ? packet->key.v6.pod_port
 							   : packet->key.v6.peer_port;
 		}
-		if (flags & PG_JUDGE_SOME_PORT) {
+		if (flags & PG_EVAL_SOME_PORT) {
 			key.direction += PG_SOME_PORT;
 			key.port = 0;
 		}
 	}
 
-	/* After the node's own packets, which the flow remembers as such. */
-	if (packet->watched)
+	/* After the node's own packets, whose flows are marked as such. */
+	if (packet->learning)
 		return PG_ALLOW_STARTUP;
 	table = bpf_map_lookup_elem(&policies, &ifindex);
 	if (!table)
 		return endpoint->startup == PG_STARTUP_OPEN ? PG_ALLOW_STARTUP : PG_DENY_STARTUP;
 
-	if (!(flags & PG_JUDGE_WITHOUT_PEER))
-		packet->class = pg_class_of_peer(packet);
+	if (!(flags & PG_EVAL_NO_PEER))
+		packet->class = pg_peer_class(packet);
 	if (packet->class != PG_CLASS_ANY) {
 		key.class = packet->class;
 		entry = bpf_map_lookup_elem(table, &key);
@@ -248,12 +279,5 @@ PG_VERIFIED_ALONE int pg_judge(struct __sk_buff *skb, __u32 slot, __u32 directio
 		key.class = PG_CLASS_ANY;
 		entry = bpf_map_lookup_elem(table, &key);
 	}
-	if (!entry)
-		return PG_DENY_POLICY;
-	packet->rule = entry->rule;
-	if (entry->verdict != PG_VERDICT_ALLOW)
-		return PG_DENY_POLICY;
-	if (!(flags & PG_JUDGE_AGAIN))
-		__sync_fetch_and_add(&entry->hits, 1);
-	return PG_ALLOW_POLICY;
+	return pg_decide(packet, entry, flags);
 }

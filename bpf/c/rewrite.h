@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Changing a packet's ends: addresses, ports and every checksum that covers them.
+ * Rewriting addresses and ports, and every checksum that covers them.
  *
- * Checksums are moved by the difference, never computed anew: the packet may be one of 64 KiB of which the program
- * sees the headers, its checksum may be left to a device (CHECKSUM_PARTIAL: the field holds the pseudo header's sum
- * only, which BPF_F_PSEUDO_HDR knows), and a wrong one must stay as wrong as it was. Nothing is written through
- * packet pointers: a program that does so has every packet copied that is shared with a socket's queue, those
- * that it only looks at too.
+ * Checksums are updated by the difference and never computed over the packet, for three reasons: the program sees only
+ * the headers of a packet of up to 64 KiB; the checksum may be left to a device (CHECKSUM_PARTIAL: the field then holds
+ * the sum of the pseudo header, which BPF_F_PSEUDO_HDR handles); and a wrong checksum must stay wrong. Nothing is
+ * written through packet pointers: with a program that does so, the kernel copies every packet that is shared with a
+ * socket's queue, also those that are only read.
  */
 #pragma once
 
@@ -18,7 +18,7 @@
 #define PG_IP4_SOURCE (PG_ETH_HLEN + 12)
 #define PG_IP6_SOURCE (PG_ETH_HLEN + 8)
 
-/* A sum of the Internet checksum's kind, not folded to 16 bits (the kernel's __wsum). */
+/* Folds an Internet checksum sum to 32 bits, not to 16 (the kernel's __wsum). */
 static __always_inline __u32 pg_sum_fold(__u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
@@ -37,31 +37,31 @@ static __always_inline __u64 pg_addr_sum(const struct pg_addr *from, const struc
 	       (__u32)~pg_word(from, 3);
 }
 
-/* What the checksums change by when the ends in the scratch, `to`, take the place of `from`. The mapped form's leading
- * words are the same on both sides and cancel out. */
-PG_VERIFIED_ALONE __u32 pg_addresses_diff(void)
+/* The checksum difference of replacing the addresses `from` of the scratch space by `to`. The leading words of
+ * mapped addresses are equal and cancel out. */
+PG_GLOBAL_FN __u32 pg_addresses_diff(void)
 {
-	struct pg_scratch *own = pg_scratch();
+	struct pg_scratch *scratch = pg_scratch();
 
-	if (!own)
+	if (!scratch)
 		return 0;
-	return pg_sum_fold(pg_addr_sum(&own->from.source, &own->to.source) +
-			   pg_addr_sum(&own->from.destination, &own->to.destination));
+	return pg_sum_fold(pg_addr_sum(&scratch->from.source, &scratch->to.source) +
+			   pg_addr_sum(&scratch->from.destination, &scratch->to.destination));
 }
 
-static __always_inline __u32 pg_ports_word(const struct pg_ends *ends)
+static __always_inline __u32 pg_ports_word(const struct pg_tuple *tuple)
 {
-	return *(const __u32 *)ends->ports;
+	return *(const __u32 *)tuple->ports;
 }
 
-static __always_inline __u32 pg_ports_diff(const struct pg_ends *from, const struct pg_ends *to)
+static __always_inline __u32 pg_ports_diff(const struct pg_tuple *from, const struct pg_tuple *to)
 {
 	return pg_sum_fold((__u64)pg_ports_word(to) + (__u32)~pg_ports_word(from));
 }
 
-/* Writes both addresses of the IP header at `at`, and IPv4's own checksum. */
+/* Writes both addresses of the IPv4 header at `at`, and its checksum. Returns 0 unless a helper failed. */
 static __always_inline long pg_write_addresses4(struct __sk_buff *skb, __u32 at,
-						const struct pg_ends *to, __u32 diff)
+						const struct pg_tuple *to, __u32 diff)
 {
 	__be32 addresses[2] = { pg_word(&to->source, 3), pg_word(&to->destination, 3) };
 
@@ -69,23 +69,22 @@ static __always_inline long pg_write_addresses4(struct __sk_buff *skb, __u32 at,
 	       bpf_skb_store_bytes(skb, at + 12, addresses, sizeof(addresses), 0);
 }
 
-/*
- * IPv6 has no checksum of its own that would make up for the addresses in a sum over the whole packet
- * (CHECKSUM_COMPLETE), so the store has to move that sum: BPF_F_RECOMPUTE_CSUM. bpf_l4_csum_replace with
- * BPF_F_PSEUDO_HDR moves it back, as if this were IPv4; the two cancel out, which is right, as the transport's
- * checksum makes up for the addresses. (BPF_F_IPV6, which says so directly, is there since kernel 6.16 only.)
- */
+/* IPv6 has no header checksum that would compensate for the addresses in a sum over the whole packet
+ * (CHECKSUM_COMPLETE), so the store has to update that sum: BPF_F_RECOMPUTE_CSUM. bpf_l4_csum_replace with
+ * BPF_F_PSEUDO_HDR then updates it once more, as it does for IPv4; the two cancel out, which is right, as the
+ * transport checksum compensates for the addresses. (BPF_F_IPV6, which says so directly, exists since kernel 6.16
+ * only.) */
 static __always_inline long pg_write_addresses6(struct __sk_buff *skb, __u32 at,
-						const struct pg_ends *to)
+						const struct pg_tuple *to)
 {
 	return bpf_skb_store_bytes(skb, at + 8, to, 32, BPF_F_RECOMPUTE_CSUM);
 }
 
-/* The checksum of TCP, UDP or UDP-like at `at`, where `diff` and `ports` are what changed. */
+/* Updates the transport checksum at `at` by the difference of the addresses and that of the ports. */
 static __always_inline long pg_write_checksum(struct __sk_buff *skb, __u32 at, __u8 protocol,
 					      __u32 diff, __u32 ports)
 {
-	/* UDP without a checksum stays without; one that comes out as 0 is written as its other form. */
+	/* UDP without a checksum stays without; one that comes out as 0 is written as 0xffff. */
 	__u64 zero = protocol == PG_IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 
 	if (bpf_l4_csum_replace(skb, at, 0, diff, zero | BPF_F_PSEUDO_HDR))
@@ -107,32 +106,33 @@ static __always_inline __u32 pg_checksum_offset(__u8 protocol)
 	}
 }
 
-/* Gives the packet in hand the ends `to` of the scratch in place of `from`. A later fragment has no ports. Not 0: the kernel had no memory for it, or the packet
- * cannot be changed (a fragment of SCTP whose ports change: its checksum covers what is not here). */
-PG_VERIFIED_ALONE int pg_rewrite(struct __sk_buff *skb)
+/* Replaces the addresses and ports `from` of the packet in hand by `to`, both in the scratch space. A later fragment
+ * has no ports. Returns 0; otherwise the packet may be partly rewritten: a helper failed, the frame is shorter than
+ * its headers say, or it is a fragment of SCTP whose ports change (the checksum covers bytes that are not here). */
+PG_GLOBAL_FN int pg_rewrite(struct __sk_buff *skb)
 {
 	struct pg_packet *packet = pg_packet_in(PG_SLOT_PACKET);
-	struct pg_scratch *own = pg_scratch();
+	struct pg_scratch *scratch = pg_scratch();
 	__u32 diff, moved = 0, offset;
-	struct pg_ends *from, *to;
-	struct pg_place *place;
+	struct pg_tuple *from, *to;
+	struct pg_l4 *l4;
 
-	if (!packet || !own)
+	if (!packet || !scratch)
 		return -1;
-	place = &own->place;
-	from = &own->from;
-	to = &own->to;
-	offset = pg_checksum_offset(place->protocol);
+	l4 = &scratch->l4;
+	from = &scratch->from;
+	to = &scratch->to;
+	offset = pg_checksum_offset(l4->protocol);
 	diff = pg_addresses_diff();
 	if (packet->fragment != PG_LATER_FRAGMENT && pg_ports_word(from) != pg_ports_word(to)) {
 		moved = pg_ports_diff(from, to);
-		if (place->protocol == PG_IPPROTO_SCTP) {
-			if (packet->fragment != PG_WHOLE ||
-			    pg_sctp_ports(skb, place->offset, place->room,
+		if (l4->protocol == PG_IPPROTO_SCTP) {
+			if (packet->fragment != PG_NOT_FRAGMENTED ||
+			    pg_sctp_ports(skb, l4->off, l4->len,
 					  pg_ports_word(from) ^ pg_ports_word(to)))
 				return -1;
 		}
-		if (bpf_skb_store_bytes(skb, place->offset, to->ports, 4, 0))
+		if (bpf_skb_store_bytes(skb, l4->off, to->ports, 4, 0))
 			return -1;
 	}
 	if (packet->family == 4) {
@@ -142,6 +142,6 @@ PG_VERIFIED_ALONE int pg_rewrite(struct __sk_buff *skb)
 		return -1;
 	}
 	if (offset && packet->fragment != PG_LATER_FRAGMENT)
-		return pg_write_checksum(skb, place->offset + offset, place->protocol, diff, moved);
+		return pg_write_checksum(skb, l4->off + offset, l4->protocol, diff, moved);
 	return 0;
 }

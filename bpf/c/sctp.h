@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/*
- * SCTP's checksum is a CRC of the whole packet, in which addresses have no part. A change of the ports changes
- * it by the CRC of the change followed by as many zeros as there are bytes behind it, since a CRC is linear; and
- * that is a multiplication by a power of x, so the packet need not be read.
- */
+/* SCTP's checksum is a CRC of the whole packet without addresses. A CRC is linear: a change of the ports changes it
+ * by the CRC of the change followed by as many zeros as there are bytes after it. That is a multiplication by a
+ * power of x, so the packet need not be read. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -30,8 +28,8 @@ static const volatile __u32 pg_crc_zeros[16] = {
 	0x35d73a62, 0x28461564, 0xbf455269, 0xe2ea32dc,
 };
 
-/* a * b. Without branches, of which the verifier would follow every combination. */
-PG_VERIFIED_ALONE __u32 pg_crc_multiply(__u32 a, __u32 b)
+/* a * b. Without branches, as the verifier would follow every combination of them. */
+PG_GLOBAL_FN __u32 pg_crc_multiply(__u32 a, __u32 b)
 {
 	__u32 product = 0;
 	int bit;
@@ -44,9 +42,10 @@ PG_VERIFIED_ALONE __u32 pg_crc_multiply(__u32 a, __u32 b)
 	return product;
 }
 
-/* Moves the checksum of the SCTP packet of `length` bytes at `offset` along with a change of its ports. One of 0
- * is a device's to fill in. */
-PG_VERIFIED_ALONE int pg_sctp_ports(struct __sk_buff *skb, __u32 offset, __u32 length, __u32 change)
+/* Updates the checksum of the SCTP packet of `length` bytes at `offset` for a `change` of its ports (old ^ new). A
+ * checksum of 0 is left to the device. Returns 0, or a negative number if the packet is too short or a helper
+ * failed. */
+PG_GLOBAL_FN int pg_sctp_ports(struct __sk_buff *skb, __u32 offset, __u32 length, __u32 change)
 {
 	__u32 checksum, n;
 

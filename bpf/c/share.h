@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* An endpoint's share of what there is only so much of for all: of the flow tables (flow_table.h) and of the events. */
+/* An endpoint's share of the resources that all endpoints of the node use: flow tables (flow_table.h) and events. */
 #pragma once
 
 #include "maps.h"
@@ -12,9 +12,9 @@ static __always_inline struct pg_share *pg_share_of(__u32 ifindex, __u32 owner)
 	return share && share->owner == owner ? share : NULL;
 }
 
-/* An endpoint without a share, or with an earlier one's: its registration was made by an earlier build, or is being
- * made. */
-PG_VERIFIED_ALONE int pg_share_open(__u32 ifindex, __u32 owner)
+/* Makes the share of an endpoint that has none, or an earlier endpoint's: it was registered by an earlier build, or
+ * is being registered now. Returns 0. */
+PG_GLOBAL_FN int pg_share_open(__u32 ifindex, __u32 owner)
 {
 	struct pg_share fresh = { .owner = owner };
 

@@ -1,5 +1,5 @@
-//! Mirrors of `bpf/c/abi.h`: same names, same order, same bytes (`tests/abi_btf.rs` compares them with
-//! the object's BTF). What a field means stands in the header.
+//! Mirrors of `bpf/c/abi.h`: same names, same order, same bytes (`tests/abi_btf.rs` compares them with the object's
+//! BTF). The header says what each field means.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,6 +13,10 @@ pub const ENDPOINT_ADDRS: usize = 4;
 pub const SOME_PORT: u8 = 2;
 /// Matched by no atom; entries for it hold for every peer.
 pub const CLASS_ANY: u32 = 0;
+/// No address's: entries for what a pod sends to itself through a service over IPv4.
+pub const CLASS_SELF4: u32 = 0xF7FF_FFFE;
+/// The same over IPv6.
+pub const CLASS_SELF6: u32 = 0xF7FF_FFFF;
 /// Prefix bits of a policy key for every protocol.
 pub const POLICY_PREFIX_ANY: u32 = 72;
 /// Prefix bits for all ports of a protocol.
@@ -23,12 +27,26 @@ pub const POLICY_PREFIX_PORT: u32 = 96;
 pub const REASON_COUNT: u32 = 32;
 /// Reasons from here on are denials.
 pub const DENY_FIRST: u8 = 16;
-/// First slot of the notes.
-pub const NOTE_BASE: u32 = 2 * REASON_COUNT;
-/// Slots of the notes.
-pub const NOTE_COUNT: u32 = 8;
+/// First slot of the statistics.
+pub const STAT_BASE: u32 = 2 * REASON_COUNT;
+/// Slots of the statistics.
+pub const STAT_COUNT: u32 = 8;
 /// All slots.
-pub const COUNTER_COUNT: u32 = NOTE_BASE + NOTE_COUNT;
+pub const COUNTER_COUNT: u32 = STAT_BASE + STAT_COUNT;
+
+/// Numbers of IP protocols in keys and events.
+pub mod ip_protocol {
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+}
 
 /// A C enum of one byte (or word) with its numbers, its stable name and the way back from a number.
 macro_rules! c_enum {
@@ -72,13 +90,13 @@ c_enum! {
         Hold = 0 => "hold",
         /// Everything passes.
         Open = 1 => "open",
-        /// Everything passes and is remembered, policy map or not: a running pod that is being adopted.
-        Watch = 2 => "watch",
-        /// Taken over from another layout: its programs judge what belongs to no flow known here.
+        /// Everything passes and is remembered as a flow, policy map or not: a running pod that is being adopted.
+        Learn = 2 => "watch",
+        /// Being taken over from another layout, whose programs decide on packets of flows not known here.
         Previous = 3 => "previous",
         /// As before, but for TCP connections that begin now.
         Opening = 4 => "opening",
-        /// The other layout's programs judge only what would be denied here.
+        /// The other layout's programs decide only on what would be denied here.
         Remainder = 5 => "remainder",
     }
 }
@@ -88,7 +106,7 @@ c_enum! {
     Mode: u32 {
         /// The packet is dropped.
         Enforce = 0 => "enforce",
-        /// It passes, is counted and told.
+        /// It passes, is counted and reported as an event.
         Audit = 1 => "audit",
         /// It passes and is counted.
         Off = 2 => "off",
@@ -98,7 +116,7 @@ c_enum! {
 c_enum! {
     /// Why a packet passed or not.
     Reason: u8 {
-        /// Of a flow already judged.
+        /// Of a known flow.
         AllowFlow = 1 => "flow",
         /// A rule, or no isolation, allows this new flow.
         AllowPolicy = 2 => "policy",
@@ -114,7 +132,7 @@ c_enum! {
         AllowStartup = 7 => "startup",
         /// A fragment ahead of its first one.
         AllowFragment = 8 => "fragment",
-        /// Would be denied, but the mode is not `enforce`.
+        /// Would be denied, but the mode is not `enforce`, or the policy is only audited.
         AllowAudit = 9 => "audit",
         /// Isolated, and no rule allows it.
         DenyPolicy = 16 => "policy",
@@ -130,8 +148,18 @@ c_enum! {
         DenyFragment = 21 => "fragment",
         /// The interface is not registered.
         DenyNoEndpoint = 22 => "no-endpoint",
-        /// Two flows of the pod would look the same to one endpoint.
+        /// Two flows of the pod would look the same to one backend.
         DenyPortTaken = 23 => "port-taken",
+        /// Allowed, but its translation failed: it must not leave partly rewritten. Holds in every mode.
+        DenyRewrite = 24 => "rewrite",
+        /// Allowed, but more bytes than the pod may send or receive. This and the next three hold in every mode.
+        DenyBandwidth = 25 => "bandwidth",
+        /// The same of packets.
+        DenyPacketRate = 26 => "packet-rate",
+        /// The first packet of a flow, and too many began.
+        DenyConnectionRate = 27 => "connection-rate",
+        /// The same, and too many are open.
+        DenyConnectionLimit = 28 => "connection-limit",
     }
 }
 
@@ -139,6 +167,17 @@ impl Reason {
     /// Whether the packet was refused.
     pub fn is_denial(self) -> bool {
         self as u8 >= DENY_FIRST
+    }
+
+    /// Whether a limit of the pod refused it: an event's rule is then the number of what has set the limit.
+    pub fn is_limit(self) -> bool {
+        matches!(
+            self,
+            Self::DenyBandwidth
+                | Self::DenyPacketRate
+                | Self::DenyConnectionRate
+                | Self::DenyConnectionLimit
+        )
     }
 }
 
@@ -155,16 +194,16 @@ c_enum! {
 }
 
 c_enum! {
-    /// Things worth counting that are no verdicts.
-    Note: u32 {
+    /// Statistics that are not verdicts; the metric's label is called `note`.
+    Stat: u32 {
         /// An allowed flow could not be remembered.
         FlowLost = 0 => "flow-lost",
         /// The ring of events was full.
         EventLost = 1 => "event-lost",
         /// Events held back by the rate limit.
         EventLimit = 2 => "event-limit",
-        /// Flows judged again after a change of policy.
-        JudgedAgain = 3 => "judged-again",
+        /// Flows revalidated after a change of policy.
+        Revalidated = 3 => "judged-again",
         /// Live flows that had to make room for others of their pod.
         FlowEvicted = 4 => "flow-evicted",
     }
@@ -177,6 +216,26 @@ c_enum! {
         Deny = 0 => "deny",
         /// Passed.
         Allow = 1 => "allow",
+        /// Of entries only: passes, and is reported as what the rule would deny if its policy were not only audited.
+        Audit = 2 => "audit",
+        /// Of entries only: refused, and the sender is told.
+        Reject = 3 => "reject",
+    }
+}
+
+c_enum! {
+    /// What else an entry says, bit by bit.
+    PolicyFlag: u8 {
+        /// Each new flow that it decides is reported.
+        Log = 1 => "log",
+    }
+}
+
+c_enum! {
+    /// What else an event says, bit by bit.
+    EventFlag: u8 {
+        /// The entry that decided is one with [`PolicyFlag::Log`].
+        Logged = 1 => "logged",
     }
 }
 
@@ -191,9 +250,11 @@ macro_rules! mirror {
 }
 
 mod flows;
+mod limits;
 mod services;
 
 pub use flows::*;
+pub use limits::*;
 pub use services::*;
 
 mirror! {
@@ -296,8 +357,10 @@ mirror! {
         rule: u32,
         /// [`Verdict`].
         verdict: u8,
+        /// [`PolicyFlag`]s.
+        flags: u8,
         /// Zero.
-        pad: [u8; 3],
+        pad: [u8; 2],
         /// New flows it decided; written by the programs.
         hits: u64,
     }
@@ -374,7 +437,7 @@ mirror! {
         mode: u32,
         /// Not 0: new allowed flows raise events.
         tell_allowed: u32,
-        /// Per CPU.
+        /// Limit that all endpoints share, beside their own tokens; 0: no events at all, but for logged entries.
         events_per_second: u32,
         /// Fingerprint of the object that the pinned programs came from.
         build: u32,
@@ -414,8 +477,8 @@ mirror! {
         verdict: u8,
         /// 4, 6, or 0.
         family: u8,
-        /// Zero.
-        pad: u8,
+        /// [`EventFlag`]s.
+        flags: u8,
         /// Network order; 0: through no service.
         service_port: [u8; 2],
         /// The service's address.

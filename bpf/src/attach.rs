@@ -1,8 +1,8 @@
-//! Standing the gate at an interface: TCX links or clsact filters, always first in order.
+//! Attaching the gate to an interface: TCX links or clsact filters, always first in order.
 //!
-//! `from_pod` sits at TC ingress of the host veth, `to_pod` at TC egress. Our programs answer "next", so
-//! whatever stands behind them still runs; whatever stood ahead could let packets past us, so being first is
-//! part of being attached, and [`Gate::verify`] says so.
+//! `from_pod` is attached at TC ingress of the host veth, `to_pod` at TC egress. To allow, the programs answer
+//! "next", so that those after them still run; a program before them could let packets past, so being first is part
+//! of being attached, and [`Datapath::verify`] checks it.
 
 use std::fmt;
 use std::fs;
@@ -10,25 +10,35 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
-use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder};
+use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook};
+use podgate_link::netlink::Netlink;
 
-use crate::filters::Filter;
-use crate::loader::reroute_libbpf_log;
-use crate::netlink::Netlink;
+use crate::abi::{Direction, LimitsFlag};
+use crate::clsact::{attach_clsact, filter, is_ours, our_filters, require_clsact};
+use crate::features::Feature;
+use crate::libbpf_log;
 use crate::pins::{FROM_POD, TO_POD};
-use crate::typed::errno;
-use crate::{Error, Gate, Result, filters, sys};
+use crate::programs::Programs;
+use crate::typed_map::errno;
+use crate::{Datapath, Error, Result, filters, shaping, sys};
 
 /// How to attach (`attach` of the network configuration).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttachMode {
-    /// See [`Gate::attach`].
+    /// See [`Datapath::attach`].
     #[default]
     Auto,
     /// TCX links; kernel 6.6.
     Tcx,
     /// Filters on the clsact qdisc.
     Clsact,
+}
+
+impl AttachMode {
+    /// What can be asked for by name on the running kernel.
+    pub fn of_this_kernel() -> &'static [Self] {
+        if Feature::Tcx.is_present() { &[Self::Clsact, Self::Tcx] } else { &[Self::Clsact] }
+    }
 }
 
 impl FromStr for AttachMode {
@@ -72,42 +82,63 @@ impl fmt::Display for Attached {
     }
 }
 
-/// The numbers of our filters, so that nobody else's is taken for ours: "pg" and the next. There are two so that
-/// a new filter can stand in front before the old one goes.
-const FILTER_HANDLES: [u32; 2] = [0x7067, 0x7068];
-/// The first priority there is.
-const FILTER_PRIORITY: u32 = 1;
-
 /// One of the two hooks of an interface.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hook {
+    /// Names the hook and its TCX link's pin: the program of the plain pair that stands there.
     pub(crate) program: &'static str,
+    pub(crate) direction: Direction,
     pub(crate) tcx: u32,
-    clsact: TcAttachPoint,
+    pub(crate) clsact: TcAttachPoint,
     /// Parent of its filters (TC_H_CLSACT and TC_H_MIN_INGRESS or TC_H_MIN_EGRESS of pkt_sched.h).
-    parent: u32,
+    pub(crate) parent: u32,
 }
 
 pub(crate) const HOOKS: [Hook; 2] = [
-    Hook { program: FROM_POD, tcx: sys::TCX_INGRESS, clsact: TC_INGRESS, parent: 0xffff_fff2 },
-    Hook { program: TO_POD, tcx: sys::TCX_EGRESS, clsact: TC_EGRESS, parent: 0xffff_fff3 },
+    Hook {
+        program: FROM_POD,
+        direction: Direction::Egress,
+        tcx: sys::TCX_INGRESS,
+        clsact: TC_INGRESS,
+        parent: 0xffff_fff2,
+    },
+    Hook {
+        program: TO_POD,
+        direction: Direction::Ingress,
+        tcx: sys::TCX_EGRESS,
+        clsact: TC_EGRESS,
+        parent: 0xffff_fff3,
+    },
 ];
 
-impl Gate {
-    pub(crate) fn program(&self, hook: &Hook) -> BorrowedFd<'_> {
-        if hook.program == FROM_POD { self.from_pod.as_fd() } else { self.to_pod.as_fd() }
+impl Programs {
+    pub(crate) fn at(&self, hook: &Hook) -> BorrowedFd<'_> {
+        self.judging(hook.direction)
     }
+}
 
-    /// Attaches both programs, first in order; an interface that has its gate keeps it. If one cannot be
+impl Datapath {
+    /// Attaches both programs, first in order. An interface that has its gate keeps it. If one program cannot be
     /// attached, neither stays.
     ///
-    /// `Auto` is clsact where it can be first, else TCX: somebody's TCX programs run before any filter, a plain
-    /// ingress qdisc (the bandwidth plugin's) leaves no room for clsact, and another's filter may hold the
-    /// first priority. Where both would do, clsact attaches a hundred times quicker: two TCX links wait for two RCU
-    /// grace periods with the RTNL lock held, for every pod in turn (27 ms against 0.2 where it was tried).
+    /// `Auto` is clsact where it can be first, else TCX: TCX programs of others run before any filter, a plain
+    /// ingress qdisc (the bandwidth plugin's) leaves no room for clsact, and a filter of another program may hold the
+    /// first priority. Where both work, clsact attaches a hundred times quicker: two TCX links wait for two RCU grace
+    /// periods with the RTNL lock held, for every pod in turn (measured 27 ms against 0.2).
+    ///
+    /// A pod with limits gets the metered pair, which is loaded if it has to be: [`Error::Metered`] where the kernel does not
+    /// take it. A gate that runs the other pair, or another build's, changes over in place.
     pub fn attach(&self, ifindex: u32, mode: AttachMode) -> Result<Attached> {
         let route = open_route(ifindex, "attach")?;
-        if let Ok(attached) = self.verify_over(&route, ifindex) {
+        if self.limits_of(ifindex)?.is_some() {
+            self.load_metered()?;
+        }
+        let programs = self.programs_for("attach", ifindex)?;
+        let standing = self.verify_over(&route, ifindex).or_else(|_| {
+            self.change_programs_over(&route, ifindex, programs)?;
+            self.verify_over(&route, ifindex)
+        });
+        if let Ok(attached) = standing {
             let wanted = match mode {
                 AttachMode::Auto => attached,
                 AttachMode::Tcx => Attached::Tcx,
@@ -117,29 +148,32 @@ impl Gate {
                 return Ok(attached);
             }
         }
+        let attach_as = |kind| self.attach_as(&route, ifindex, programs, kind);
         match mode {
-            AttachMode::Tcx => self.attach_as(&route, ifindex, Attached::Tcx),
-            AttachMode::Clsact => self.attach_as(&route, ifindex, Attached::Clsact),
-            AttachMode::Auto if has_foreign_tcx(self, ifindex)? => {
-                self.attach_as(&route, ifindex, Attached::Tcx)
-            }
-            AttachMode::Auto => {
-                self.attach_as(&route, ifindex, Attached::Clsact).or_else(|clsact| {
-                    self.attach_as(&route, ifindex, Attached::Tcx).map_err(|tcx| Error::Attach {
-                        verb: "attach",
-                        ifindex,
-                        reason: format!("{clsact}; {tcx}"),
-                    })
+            AttachMode::Tcx => attach_as(Attached::Tcx),
+            AttachMode::Clsact => attach_as(Attached::Clsact),
+            AttachMode::Auto if self.has_foreign_tcx(ifindex)? => attach_as(Attached::Tcx),
+            AttachMode::Auto => attach_as(Attached::Clsact).or_else(|clsact| {
+                attach_as(Attached::Tcx).map_err(|tcx| Error::Attach {
+                    verb: "attach",
+                    ifindex,
+                    reason: format!("{clsact}; {tcx}"),
                 })
-            }
+            }),
         }
     }
 
-    fn attach_as(&self, route: &Netlink, ifindex: u32, kind: Attached) -> Result<Attached> {
+    fn attach_as(
+        &self,
+        route: &Netlink,
+        ifindex: u32,
+        programs: &Programs,
+        kind: Attached,
+    ) -> Result<Attached> {
         let stood = self.is_at_over(route, ifindex);
         let done = match kind {
-            Attached::Tcx => self.attach_tcx(route, ifindex, stood),
-            Attached::Clsact => self.attach_clsact(route, ifindex),
+            Attached::Tcx => self.attach_tcx(route, ifindex, programs, stood),
+            Attached::Clsact => attach_clsact(route, ifindex, programs),
         };
         if let Err(error) = done {
             // What stood before stays, as it is: half a gate is better than none.
@@ -148,7 +182,7 @@ impl Gate {
             }
             return Err(error);
         }
-        // The kind that was there before, if it was the other, goes last: a gate is never missing.
+        // An earlier gate of the other kind is removed last, so that there is a gate at each moment.
         match kind {
             Attached::Tcx => self.detach_clsact(route, ifindex)?,
             Attached::Clsact => self.detach_tcx(ifindex)?,
@@ -157,7 +191,7 @@ impl Gate {
     }
 
     /// Whether anything of ours is at the interface, in whatever state.
-    pub fn is_at(&self, ifindex: u32) -> bool {
+    pub fn is_attached(&self, ifindex: u32) -> bool {
         open_route(ifindex, "look at").is_ok_and(|route| self.is_at_over(&route, ifindex))
     }
 
@@ -168,15 +202,21 @@ impl Gate {
         })
     }
 
-    fn attach_tcx(&self, route: &Netlink, ifindex: u32, stood: bool) -> Result<()> {
-        // A link cannot be moved to the front: it is cut and made anew. Filters stand in meanwhile.
-        if stood && let Err(error) = self.attach_clsact(route, ifindex) {
+    fn attach_tcx(
+        &self,
+        route: &Netlink,
+        ifindex: u32,
+        programs: &Programs,
+        stood: bool,
+    ) -> Result<()> {
+        // A link cannot be moved to the front: it is removed and made again. Filters are the gate meanwhile.
+        if stood && let Err(error) = attach_clsact(route, ifindex, programs) {
             tracing::warn!(ifindex, %error, "gate is open while its links are renewed");
         }
-        HOOKS.iter().try_for_each(|hook| self.attach_tcx_hook(ifindex, hook))
+        HOOKS.iter().try_for_each(|hook| self.attach_tcx_hook(ifindex, programs, hook))
     }
 
-    fn attach_tcx_hook(&self, ifindex: u32, hook: &Hook) -> Result<()> {
+    fn attach_tcx_hook(&self, ifindex: u32, programs: &Programs, hook: &Hook) -> Result<()> {
         let fault = |e: io::Error| {
             let reason = match e.raw_os_error() {
                 Some(nix::libc::EINVAL) => {
@@ -192,65 +232,22 @@ impl Gate {
             let _ = sys::link_detach(link.as_fd());
             fs::remove_file(&pin).map_err(fault)?;
         }
-        let link = sys::tcx_attach_first(self.program(hook), ifindex, hook.tcx).map_err(fault)?;
+        let link = sys::tcx_attach_first(programs.at(hook), ifindex, hook.tcx).map_err(fault)?;
         sys::pin(link.as_fd(), &pin).map_err(fault)
     }
 
-    fn attach_clsact(&self, route: &Netlink, ifindex: u32) -> Result<()> {
-        reroute_libbpf_log();
-        require_clsact(route, ifindex, "attach")?;
-        for hook in &HOOKS {
-            let fault = |e: libbpf_rs::Error| Error::Attach {
-                verb: "attach",
-                ifindex,
-                reason: format!("clsact {}: {}", hook.program, refusal(route, ifindex, hook, &e)),
-            };
-            let old = our_filters(route, ifindex, hook).map_err(|e| Error::Attach {
-                verb: "attach",
-                ifindex,
-                reason: format!("clsact {}: {e}", hook.program),
-            })?;
-            let free = FILTER_HANDLES.into_iter().find(|handle| !old.contains(handle));
-            let handle = free.unwrap_or(FILTER_HANDLES[0]);
-            let mut new = self.filter(ifindex, hook, handle);
-            // Answers "exists" where the qdisc is there already, which libbpf-rs turns into Ok.
-            new.create().map_err(fault)?;
-            if free.is_none() {
-                new.detach().map_err(fault)?;
-            }
-            // A new filter goes to the front of its priority; one replaced in place would stay behind others.
-            match new.attach() {
-                // Another process gates the same interface at this moment (a pod that is adopted while its ADD is
-                // still under way): what it has attached must not be undone here.
-                Err(e) if errno(&e).raw_os_error() == Some(nix::libc::EEXIST) => {
-                    if our_filters(route, ifindex, hook).is_ok_and(|found| found.contains(&handle))
-                    {
-                        continue;
-                    }
-                    return Err(fault(e));
-                }
-                attached => drop(attached.map_err(fault)?),
-            }
-            let old: Vec<_> = old.into_iter().filter(|old| *old != handle).collect();
-            if !old.is_empty() {
-                // A packet that has passed the new filter's place just before it was there, and whose CPU was held
-                // up, must have met the old one before that goes: else it meets neither.
-                sys::wait_for_readers();
-            }
-            for handle in old {
-                self.filter(ifindex, hook, handle).detach().map_err(fault)?;
-            }
-        }
-        Ok(())
-    }
-
+    /// A filter to be asked about or removed, for which its program does not matter.
     fn filter(&self, ifindex: u32, hook: &Hook, handle: u32) -> TcHook {
-        filter(self.program(hook), ifindex, hook, handle)
+        filter(self.plain.at(hook), ifindex, hook, handle)
     }
 
-    /// Removes whatever of ours is at the interface, of either kind. Nothing there, or no such interface,
-    /// is fine.
+    /// Removes whatever of ours is at the interface, of either kind, and the qdisc if limits needed one. Nothing there, or no
+    /// such interface, is fine.
     pub fn detach(&self, ifindex: u32) -> Result<()> {
+        if self.limits_of(ifindex)?.is_some_and(|found| found.flags & LimitsFlag::Shape as u8 != 0)
+        {
+            shaping::remove_fq(ifindex)?;
+        }
         let tcx = self.detach_tcx(ifindex);
         self.detach_clsact(&open_route(ifindex, "detach")?, ifindex)?;
         tcx
@@ -273,7 +270,7 @@ impl Gate {
     }
 
     fn detach_clsact(&self, route: &Netlink, ifindex: u32) -> Result<()> {
-        reroute_libbpf_log();
+        libbpf_log::reroute();
         for hook in &HOOKS {
             let fault = |reason: String| Error::Attach {
                 verb: "detach",
@@ -289,8 +286,8 @@ impl Gate {
         Ok(())
     }
 
-    /// The interfaces that pinned TCX links were made for, gone ones too.
-    pub fn linked(&self) -> Result<Vec<u32>> {
+    /// Interface numbers of all pinned TCX links, also of interfaces that are gone.
+    pub fn linked_interfaces(&self) -> Result<Vec<u32>> {
         let dir = self.root.dir().join("links");
         let fault = |e| Error::io("read", dir.display().to_string(), e);
         let mut found = Vec::new();
@@ -303,8 +300,8 @@ impl Gate {
         Ok(found)
     }
 
-    /// How the gate of an interface is attached, or what is wrong with it: a program that is missing, not ours
-    /// or not the first of its hook.
+    /// How the gate of an interface is attached, or what is wrong with it: a program that is missing, not ours, not the
+    /// first of its hook, or at a pod with limits not one for such pods.
     pub fn verify(&self, ifindex: u32) -> Result<Attached> {
         self.verify_over(&open_route(ifindex, "verify")?, ifindex)
     }
@@ -312,10 +309,15 @@ impl Gate {
     fn verify_over(&self, route: &Netlink, ifindex: u32) -> Result<Attached> {
         let fault = |reason: String| Error::Attach { verb: "verify", ifindex, reason };
         let io_fault = |e: io::Error| fault(e.to_string());
+        let programs = self.programs_for("verify", ifindex)?;
+        // see set_metered: it may be ahead of the limits, or behind them
+        let also = self.metered_if_loaded()?;
         let mut kinds = Vec::with_capacity(2);
         for hook in &HOOKS {
-            let name = hook.program;
-            let ours = sys::program_id(self.program(hook)).map_err(io_fault)?;
+            let name = programs.name(hook.direction);
+            let id = |programs: &Programs| sys::program_id(programs.at(hook)).map_err(io_fault);
+            let ours = [Some(id(programs)?), also.map(id).transpose()?];
+            let is_ours_id = |id: &u32| ours.contains(&Some(*id));
             let tcx = match sys::tcx_programs(ifindex, hook.tcx) {
                 Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => {
                     return Err(fault("no such interface".into()));
@@ -323,11 +325,12 @@ impl Gate {
                 programs => programs.map_err(io_fault)?,
             };
             if let Some(&first) = tcx.first() {
-                if first == ours {
+                if is_ours_id(&first) {
                     kinds.push(Attached::Tcx);
                     continue;
                 }
-                let place = if tcx.contains(&ours) { "behind" } else { "missing, and there is" };
+                let behind = tcx.iter().any(is_ours_id);
+                let place = if behind { "behind" } else { "missing, and there is" };
                 return Err(fault(format!("{name} is {place} TCX program {first}")));
             }
             let filters = filters::list(route, ifindex, hook.parent).map_err(io_fault)?;
@@ -341,7 +344,11 @@ impl Gate {
                     first.priority, first.handle
                 )));
             }
-            if self.filter_program(ifindex, hook, first.handle)? != ours {
+            let standing = self.filter_program(ifindex, hook, first.handle)?;
+            if standing == id(&self.plain)? && programs.name(hook.direction) != hook.program {
+                return Err(fault(format!("{name} is missing: {} is there", hook.program)));
+            }
+            if !is_ours_id(&standing) {
                 return Err(fault(format!("{name} is not this build's program")));
             }
             kinds.push(Attached::Clsact);
@@ -361,9 +368,22 @@ impl Gate {
         })
     }
 
-    /// Puts this build's programs into a gate that stands: links are updated, filters replaced, in place.
+    /// Replaces the programs of an attached gate by this build's, of the pair that its pod needs.
     pub(crate) fn renew(&self, ifindex: u32) -> Result<()> {
-        let route = &open_route(ifindex, "renew")?;
+        self.change_programs(ifindex, self.programs_for("renew", ifindex)?)
+    }
+
+    pub(crate) fn change_programs(&self, ifindex: u32, programs: &Programs) -> Result<()> {
+        self.change_programs_over(&open_route(ifindex, "renew")?, ifindex, programs)
+    }
+
+    /// Links are updated, filters replaced, in place.
+    fn change_programs_over(
+        &self,
+        route: &Netlink,
+        ifindex: u32,
+        programs: &Programs,
+    ) -> Result<()> {
         for hook in &HOOKS {
             let fault = |reason: String| Error::Attach {
                 verb: "renew",
@@ -371,104 +391,61 @@ impl Gate {
                 reason: format!("{}: {reason}", hook.program),
             };
             if let Ok(link) = sys::open_pin(&self.root.link(ifindex, hook.program)) {
-                sys::link_update(link.as_fd(), self.program(hook))
+                sys::link_update(link.as_fd(), programs.at(hook))
                     .map_err(|e| fault(e.to_string()))?;
             }
             for handle in our_filters(route, ifindex, hook).map_err(|e| fault(e.to_string()))? {
-                let mut filter = self.filter(ifindex, hook, handle);
-                filter.replace(true).attach().map_err(|e| fault(errno(&e).to_string()))?;
+                let mut standing = filter(programs.at(hook), ifindex, hook, handle);
+                standing.replace(true).attach().map_err(|e| fault(errno(&e).to_string()))?;
             }
         }
         Ok(())
     }
-}
 
-/// Whether a filter of ours is at the interface; also where no pin is left to open a [`Gate`] by.
-pub fn has_filters(ifindex: u32) -> Result<bool> {
-    let route = &open_route(ifindex, "look at")?;
-    for hook in &HOOKS {
-        let found = our_filters(route, ifindex, hook).map_err(|e| Error::Attach {
-            verb: "look at",
-            ifindex,
-            reason: e.to_string(),
-        })?;
-        if !found.is_empty() {
-            return Ok(true);
+    /// Whether the gate of an interface runs the metered pair, at both hooks.
+    pub fn is_metered(&self, ifindex: u32) -> Result<bool> {
+        let fault =
+            |e: io::Error| Error::Attach { verb: "look at", ifindex, reason: e.to_string() };
+        let Some(metered) = self.metered_if_loaded()? else { return Ok(false) };
+        let route = open_route(ifindex, "look at")?;
+        for hook in &HOOKS {
+            let wanted = sys::program_id(metered.at(hook)).map_err(fault)?;
+            let runs = match sys::tcx_programs(ifindex, hook.tcx) {
+                Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => false,
+                programs => programs.map_err(fault)?.contains(&wanted),
+            };
+            let mut filters = our_filters(&route, ifindex, hook).map_err(fault)?.into_iter();
+            let filter = |handle| self.filter_program(ifindex, hook, handle).ok() == Some(wanted);
+            if !runs && !filters.any(filter) {
+                return Ok(false);
+            }
         }
+        Ok(true)
     }
-    Ok(false)
-}
 
-pub(crate) fn filter(program: BorrowedFd<'_>, ifindex: u32, hook: &Hook, handle: u32) -> TcHook {
-    TcHookBuilder::new(program)
-        .ifindex(ifindex as i32)
-        .handle(handle)
-        .priority(FILTER_PRIORITY)
-        .hook(hook.clsact)
+    /// Whether a TCX program that is not podgate's is at the interface.
+    fn has_foreign_tcx(&self, ifindex: u32) -> Result<bool> {
+        let fault = |e: io::Error| Error::Attach { verb: "attach", ifindex, reason: e.to_string() };
+        let pairs = [Some(&self.plain), self.metered_if_loaded()?];
+        for hook in &HOOKS {
+            let ids = pairs.iter().flatten().map(|programs| sys::program_id(programs.at(hook)));
+            let ours: Vec<_> = ids.collect::<io::Result<_>>().map_err(fault)?;
+            let standing = sys::tcx_programs(ifindex, hook.tcx).map_err(fault)?;
+            if standing.iter().any(|id| !ours.contains(id)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }
 
 pub(crate) fn open_route(ifindex: u32, verb: &'static str) -> Result<Netlink> {
     filters::open().map_err(|e| Error::Attach { verb, ifindex, reason: e.to_string() })
 }
 
-/// Refuses an interface whose ingress hook another qdisc holds: filters for egress would land at ingress there.
-fn require_clsact(route: &Netlink, ifindex: u32, verb: &'static str) -> Result<()> {
-    let fault = |reason| Error::Attach { verb, ifindex, reason };
-    match filters::ingress_qdisc(route, ifindex).map_err(|e| fault(e.to_string()))?.as_deref() {
-        None | Some("clsact") => Ok(()),
-        Some(kind) => Err(fault(format!(
-            "clsact: there is a qdisc of kind {kind}, which has no egress hook (another plugin's, such as \
-             bandwidth; TCX does not need one)"
-        ))),
-    }
-}
-
-/// Why a filter cannot be attached. Before kernel 6.6 a priority belongs to one protocol: another's filter there makes
-/// the kernel answer EINVAL, which says nothing.
-fn refusal(route: &Netlink, ifindex: u32, hook: &Hook, error: &libbpf_rs::Error) -> String {
-    let error = errno(error);
-    let held = || {
-        let filters = filters::list(route, ifindex, hook.parent).unwrap_or_default();
-        filters.iter().any(|filter| filter.priority == FILTER_PRIORITY && !is_ours(filter))
-    };
-    if error.raw_os_error() == Some(nix::libc::EINVAL) && held() {
-        return format!(
-            "{error}: another's filter for another protocol holds priority {FILTER_PRIORITY}, ahead of which no gate can \
-             stand on this kernel (remove it, or move it to a later priority)"
-        );
-    }
-    error.to_string()
-}
-
-fn is_ours(filter: &Filter) -> bool {
-    filter.priority == FILTER_PRIORITY && FILTER_HANDLES.contains(&filter.handle)
-}
-
-/// The handles of our filters at a hook, in order. No such interface: none.
-pub(crate) fn our_filters(route: &Netlink, ifindex: u32, hook: &Hook) -> io::Result<Vec<u32>> {
-    match filters::list(route, ifindex, hook.parent) {
-        Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(Vec::new()),
-        found => {
-            Ok(found?.iter().filter(|filter| is_ours(filter)).map(|filter| filter.handle).collect())
-        }
-    }
-}
-
-/// Whether somebody else's TCX program is at the interface.
-fn has_foreign_tcx(gate: &Gate, ifindex: u32) -> Result<bool> {
-    let fault = |e: io::Error| Error::Attach { verb: "attach", ifindex, reason: e.to_string() };
-    for hook in &HOOKS {
-        let ours = sys::program_id(gate.program(hook)).map_err(fault)?;
-        if sys::tcx_programs(ifindex, hook.tcx).map_err(fault)?.iter().any(|&id| id != ours) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-impl Gate {
-    /// The program descriptors, for BPF_PROG_TEST_RUN: (from_pod, to_pod).
+impl Datapath {
+    /// The descriptors of the plain pair, for BPF_PROG_TEST_RUN: (from_pod, to_pod).
     pub fn programs(&self) -> (&OwnedFd, &OwnedFd) {
-        (&self.from_pod, &self.to_pod)
+        self.plain.both()
     }
 }

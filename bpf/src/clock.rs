@@ -1,4 +1,4 @@
-//! The programs' coarse clock (`c/clock.h`), as user space can tell it.
+//! The programs' coarse clock (`c/clock.h`), read from user space.
 
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_getres, clock_gettime};
@@ -16,8 +16,9 @@ pub(crate) fn tick_shift() -> u32 {
     (1e9 / tick() as f64).log2().round().clamp(0.0, 16.0) as u32
 }
 
-/// What the programs call now, to a few seconds: the time in which `expires` of a flow is counted. The kernel counts
-/// ticks from five minutes before the overflow of 32 bits, so that nobody forgets that they overflow.
+/// The programs' current time, in coarse seconds and exact to a few: the unit of a flow's `expires`. The kernel
+/// starts counting ticks five minutes before 32 bits overflow, so that code that does not expect the overflow is
+/// found early.
 pub fn coarse_now() -> u32 {
     let uptime = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.num_nanoseconds());
     let ticks = uptime.unsigned_abs() / tick();

@@ -3,9 +3,9 @@
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::abi::{COUNTER_COUNT, Counter, Direction, Mode, NOTE_BASE, Note, REASON_COUNT, Reason};
+use crate::abi::{COUNTER_COUNT, Counter, Direction, Mode, REASON_COUNT, Reason, STAT_BASE, Stat};
 use crate::sys::{ControlWord, SharedControl};
-use crate::typed::errno;
+use crate::typed_map::{errno, wrote};
 use crate::{Error, Result};
 
 /// The `control` map's record, shared with the programs.
@@ -24,9 +24,11 @@ impl Control {
         self.shared.load(ControlWord::Epoch)
     }
 
-    /// Has every flow judged once more at its next packet. Call it after the maps say what they should.
+    /// Has every flow revalidated at its next packet. Call it after the maps are written. Returns the new epoch.
     pub fn bump_epoch(&self) -> u32 {
-        self.shared.add(ControlWord::Epoch, 1)
+        let epoch = self.shared.add(ControlWord::Epoch, 1);
+        wrote("control", "bump the epoch", &[]);
+        epoch
     }
 
     /// What a denial does. A number this build does not know counts as `enforce`, as it does in the programs.
@@ -40,8 +42,8 @@ impl Control {
     }
 
     /// Whether new allowed flows raise events; denials always do.
-    pub fn tell_allowed(&self, tell: bool) {
-        self.shared.store(ControlWord::TellAllowed, u32::from(tell));
+    pub fn set_report_allowed(&self, report: bool) {
+        self.shared.store(ControlWord::TellAllowed, u32::from(report));
     }
 
     /// Fingerprint of the object that the pinned programs came from.
@@ -49,8 +51,8 @@ impl Control {
         self.shared.load(ControlWord::Build)
     }
 
-    /// Limits the events of each CPU.
-    pub fn events_per_second(&self, limit: u32) {
+    /// Sets the limit of events in a second that all endpoints share, beside their own tokens; 0: no events at all.
+    pub fn set_event_limit(&self, limit: u32) {
         self.shared.store(ControlWord::EventsPerSecond, limit);
     }
 }
@@ -86,7 +88,7 @@ impl Counters {
     }
 
     /// How often this happened.
-    pub fn note(&self, note: Note) -> u64 {
-        self.slots[(NOTE_BASE + note as u32) as usize].packets
+    pub fn stat(&self, stat: Stat) -> u64 {
+        self.slots[(STAT_BASE + stat as u32) as usize].packets
     }
 }

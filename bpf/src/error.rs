@@ -5,6 +5,8 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use nix::libc;
+
 /// This crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -63,9 +65,17 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// Loading or verifying the programs failed.
-    #[error("load programs: {0}")]
-    Load(String),
+    /// Loading or verifying the programs, or making their maps, failed.
+    #[error("load programs: {reason}")]
+    Load {
+        /// The kernel's errno, if the kernel refused.
+        errno: Option<i32>,
+        /// Kernel, cause and next step.
+        reason: String,
+    },
+    /// This kernel does not take the programs of pods with limits; it has taken the others.
+    #[error("load the programs of pods with limits (pods without are gated as ever): {0}")]
+    Metered(Box<Error>),
     /// A system call on a file or pin failed.
     #[error("{verb} {object}: {source}")]
     Io {
@@ -134,7 +144,66 @@ pub enum Error {
     },
 }
 
+/// What keeps the datapath from being used: few, so that it can be a label of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The kernel's verifier, or its map code, refuses the programs.
+    Kernel,
+    /// The process lacks a capability, or a security module or kernel lockdown forbids BPF.
+    Permission,
+    /// There is no memory for programs or maps.
+    Memory,
+    /// No BPF file system at `bpfRoot`, or one that cannot be written.
+    Bpffs,
+    /// Something else, or something of another size, is pinned under podgate's names.
+    Pins,
+    /// Anything else.
+    Other,
+}
+
+impl Obstacle {
+    /// Every one.
+    pub const ALL: [Self; 6] =
+        [Self::Kernel, Self::Permission, Self::Memory, Self::Bpffs, Self::Pins, Self::Other];
+
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Permission => "permission",
+            Self::Memory => "memory",
+            Self::Bpffs => "bpffs",
+            Self::Pins => "pins",
+            Self::Other => "other",
+        }
+    }
+
+    fn of_errno(errno: Option<i32>, otherwise: Self) -> Self {
+        match errno {
+            Some(libc::EPERM) => Self::Permission,
+            Some(libc::ENOMEM) => Self::Memory,
+            _ => otherwise,
+        }
+    }
+}
+
 impl Error {
+    /// What keeps the datapath from being used, of an error of opening or loading it.
+    pub fn obstacle(&self) -> Obstacle {
+        match self {
+            Self::Bpffs { .. } => Obstacle::Bpffs,
+            Self::Mismatch { .. } | Self::Foreign { .. } | Self::Layout { .. } => Obstacle::Pins,
+            // EACCES is the verifier's own word too
+            Self::Load { errno, .. } => Obstacle::of_errno(*errno, Obstacle::Kernel),
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::ReadOnlyFilesystem => Obstacle::Bpffs,
+                io::ErrorKind::PermissionDenied => Obstacle::Permission,
+                _ => Obstacle::of_errno(source.raw_os_error(), Obstacle::Other),
+            },
+            _ => Obstacle::Other,
+        }
+    }
+
     /// Wraps the last step of an operation on `object`.
     pub(crate) fn io(verb: &'static str, object: impl Into<String>, source: io::Error) -> Self {
         Self::Io { verb, object: object.into(), source }
@@ -162,6 +231,22 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("watch source")]
     struct Bare(#[source] Error);
+
+    #[test]
+    fn an_obstacle_is_told_by_the_kernels_answer() {
+        let load = |errno| Error::Load { errno: Some(errno), reason: String::new() }.obstacle();
+        assert_eq!(load(libc::EACCES), Obstacle::Kernel);
+        assert_eq!(load(libc::EINVAL), Obstacle::Kernel);
+        assert_eq!(load(libc::EPERM), Obstacle::Permission);
+        assert_eq!(load(libc::ENOMEM), Obstacle::Memory);
+        let io = |errno| Error::io("make", "x", io::Error::from_raw_os_error(errno)).obstacle();
+        assert_eq!(io(libc::EROFS), Obstacle::Bpffs);
+        assert_eq!(io(libc::EACCES), Obstacle::Permission);
+        assert_eq!(io(libc::ENOMEM), Obstacle::Memory);
+        assert_eq!(io(libc::EIO), Obstacle::Other);
+        let path = PathBuf::from("/x");
+        assert_eq!(Error::NotLoaded { path }.obstacle(), Obstacle::Other);
+    }
 
     #[test]
     fn a_chain_has_each_cause_once() {

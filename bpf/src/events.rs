@@ -1,4 +1,4 @@
-//! Verdicts as the programs tell them.
+//! Events that the programs raise for verdicts.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use libbpf_rs::{RingBuffer, RingBufferBuilder};
 use zerocopy::FromBytes;
 
-use crate::abi::{Direction, EventRecord, Reason, Verdict};
+use crate::abi::{Direction, EventFlag, EventRecord, Reason, Verdict};
 use crate::maps::Maps;
-use crate::typed::errno;
+use crate::typed_map::errno;
 use crate::{Error, Result};
 
 /// One verdict on one packet.
@@ -30,8 +30,10 @@ pub struct Event {
     pub direction: Direction,
     /// Why.
     pub reason: Reason,
-    /// What happened to the packet: in audit mode a denial passes.
+    /// What happened to the packet: in audit mode, and where the rule is only audited, a denial passes.
     pub verdict: Verdict,
+    /// Whether the rule's policy asks for its flows to be logged.
+    pub logged: bool,
     /// 4, 6, or 0 where the packet is no IP.
     pub family: u8,
     /// IP protocol.
@@ -57,6 +59,7 @@ impl Event {
             direction: Direction::from_number(record.direction)?,
             reason: Reason::from_number(record.reason)?,
             verdict: Verdict::from_number(record.verdict)?,
+            logged: record.flags & EventFlag::Logged as u8 != 0,
             family: record.family,
             protocol: record.protocol,
             pod: (record.pod.into(), u16::from_be_bytes(record.pod_port)),
@@ -67,21 +70,21 @@ impl Event {
     }
 }
 
-/// A reader of the ring. There can be only one: what it takes is gone.
+/// A reader of the ring. There can be only one: an event that it takes is gone for others.
 #[derive(Debug)]
 pub struct Events {
     ring: RingBuffer<'static>,
 }
 
 impl Events {
-    /// Gives every event to `tell`, which runs inside [`Events::poll`]. Make and poll it on one thread.
-    pub fn new(maps: &Maps, mut tell: impl FnMut(Event) + Send + 'static) -> Result<Self> {
+    /// Gives every event to `report`, which runs inside [`Events::poll`]. Make and poll it on one thread.
+    pub fn new(maps: &Maps, mut report: impl FnMut(Event) + Send + 'static) -> Result<Self> {
         let fault = |e: libbpf_rs::Error| Error::io("open ring", "events", errno(&e));
         let mut builder = RingBufferBuilder::new();
         builder
             .add(maps.events()?, move |bytes| {
                 if let Some(event) = Event::parse(bytes) {
-                    tell(event);
+                    report(event);
                 }
                 0
             })

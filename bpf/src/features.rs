@@ -1,13 +1,15 @@
 //! What this kernel lacks that podgate can do without, and what follows from the lack.
 //!
-//! Kernels are asked, never their version: distributions backport.
+//! Each feature is probed; the kernel's version says nothing, as distributions backport.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use libbpf_rs::btf::{Btf, types};
 use libbpf_rs::{MapHandle, MapType, libbpf_sys};
 
-use crate::typed::errno;
+use crate::libbpf_log;
+use crate::typed_map::errno;
 use crate::{current_netns_cookie, sys};
 
 /// Something that newer kernels have.
@@ -59,7 +61,7 @@ impl Feature {
         }
     }
 
-    /// Whether the running kernel has it. What cannot be asked (no right to) counts as missing.
+    /// Whether the running kernel has it. What cannot be probed, for lack of rights, counts as missing.
     pub fn is_present(self) -> bool {
         match self {
             Self::Tcx => sys::has_tcx(),
@@ -67,6 +69,17 @@ impl Feature {
             Self::NetnsCookie => current_netns_cookie() != 0,
         }
     }
+}
+
+/// Whether the running kernel knows TCX, by its BTF: for a process that may not make system calls of BPF. `None` if the
+/// BTF cannot be read.
+pub fn btf_has_tcx() -> Option<bool> {
+    libbpf_log::reroute();
+    let btf = Btf::from_vmlinux().ok()?;
+    let attach_types = btf.type_by_name::<types::Enum<'_>>("bpf_attach_type")?;
+    Some(attach_types.iter().any(|member| {
+        member.name.is_some_and(|name| name.as_encoded_bytes() == b"BPF_TCX_INGRESS")
+    }))
 }
 
 /// The running kernel.
@@ -87,7 +100,7 @@ impl Kernel {
 }
 
 /// The kernel's release, as `uname -r` says it.
-pub(crate) fn release() -> String {
+pub fn release() -> String {
     nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
         .unwrap_or_else(|_| "of unknown release".into())

@@ -1,12 +1,12 @@
-//! What stands at a device's TC hooks, asked over netlink: libbpf can make filters and qdiscs, not list them.
+//! Lists what is attached at a device's TC hooks, over netlink: libbpf can make filters and qdiscs, but not list
+//! them.
 
 use std::io;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
-
-use crate::netlink::Netlink;
+use podgate_link::netlink::Netlink;
 
 /// What names a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,8 +15,8 @@ pub(crate) struct Filter {
     pub(crate) handle: u32,
 }
 
-/// A socket to ask over. It is of the network namespace that the thread is in, so it is not kept beyond one question
-/// of the caller's.
+/// A netlink socket. It belongs to the network namespace that the thread is in, so it is not kept for longer than one
+/// query.
 pub(crate) fn open() -> io::Result<Netlink> {
     Netlink::open(NETLINK_ROUTE)
 }
@@ -40,17 +40,37 @@ pub(crate) fn list(route: &Netlink, ifindex: u32, parent: u32) -> io::Result<Vec
 /// egress hook, whatever the parent of a filter says), or none.
 pub(crate) fn ingress_qdisc(route: &Netlink, ifindex: u32) -> io::Result<Option<String>> {
     const INGRESS: u32 = 0xffff_0000;
+    let mut found = qdiscs(route, ifindex)?.into_iter();
+    Ok(found.find(|qdisc| qdisc.handle == INGRESS).map(|qdisc| qdisc.kind))
+}
+
+/// A queueing discipline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Qdisc {
+    pub(crate) parent: u32,
+    pub(crate) handle: u32,
+    pub(crate) kind: String,
+}
+
+/// Lists those of an interface; none if there is no such interface.
+pub(crate) fn qdiscs(route: &Netlink, ifindex: u32) -> io::Result<Vec<Qdisc>> {
     let message = TcMessage::with_index(ifindex as i32);
-    let found = dump(route, RouteNetlinkMessage::GetQueueDiscipline(message))?;
-    let held = found
-        .into_iter()
-        .find(|tc| tc.header.index == ifindex as i32 && u32::from(tc.header.handle) == INGRESS);
-    Ok(held.and_then(|tc| {
-        tc.attributes.into_iter().find_map(|attribute| match attribute {
-            TcAttribute::Kind(kind) => Some(kind),
-            _ => None,
-        })
-    }))
+    // the kernel lists those of all interfaces
+    let mut found = dump(route, RouteNetlinkMessage::GetQueueDiscipline(message))?;
+    found.retain(|tc| tc.header.index == ifindex as i32);
+    let qdisc = |tc: TcMessage| Qdisc {
+        parent: tc.header.parent.into(),
+        handle: tc.header.handle.into(),
+        kind: tc
+            .attributes
+            .into_iter()
+            .find_map(|attribute| match attribute {
+                TcAttribute::Kind(kind) => Some(kind),
+                _ => None,
+            })
+            .unwrap_or_default(),
+    };
+    Ok(found.into_iter().map(qdisc).collect())
 }
 
 fn dump(route: &Netlink, message: RouteNetlinkMessage) -> io::Result<Vec<TcMessage>> {

@@ -10,13 +10,13 @@ use libbpf_rs::{MapCore, MapType};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::abi::{Flow, Flow4Key, Flow6Key, FlowSlotKey, FlowUse, Share};
-use crate::mending::Seen;
+use crate::flow_table_repair::Seen;
 use crate::sys::SharedUse;
-use crate::typed::{PinnedMap, TypedMap};
+use crate::typed_map::{PinnedMap, TypedMap};
 use crate::{Error, PinRoot, Result};
 
-/// How long the end of a pod may take for its flows; policyd removes the rest (100,000 take about half a second).
-const PATIENCE: Duration = Duration::from_millis(200);
+/// How long removing a pod's flows may take when its endpoint is removed; policyd removes the rest (100,000 take about half a second).
+const CLEANUP_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How much of one family's table is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,11 +126,12 @@ impl FlowTable {
         Ok(shares)
     }
 
-    /// Makes the share of an endpoint that is being registered. What an earlier one of the same interface has left goes.
+    /// Makes the share of an endpoint that is being registered, in place of that of an earlier one at the same
+    /// interface.
     pub(crate) fn open_share(&self, ifindex: u32, owner: u32) -> Result<()> {
         match self.shares.get(&ifindex)? {
             Some(share) if share.owner == owner => return Ok(()),
-            Some(share) => drop(self.empty(ifindex, share, PATIENCE)?),
+            Some(share) => drop(self.empty(ifindex, share, CLEANUP_TIMEOUT)?),
             None => {}
         }
         let mut share = Share::new_zeroed();
@@ -138,11 +139,11 @@ impl FlowTable {
         self.shares.set(&ifindex, &share)
     }
 
-    /// Removes the share of an endpoint that is gone, and its flows, as far as there is time: of the rest the share stays,
-    /// for [`FlowTable::mend`].
+    /// Removes the share of an endpoint that is gone, and its flows, as far as time allows: the share stays while
+    /// flows are left, for [`crate::maps::Maps::repair_flow_table`].
     pub(crate) fn close_share(&self, ifindex: u32) -> Result<()> {
         let Some(share) = self.shares.get(&ifindex)? else { return Ok(()) };
-        self.close(ifindex, share, PATIENCE)
+        self.close(ifindex, share, CLEANUP_TIMEOUT)
     }
 
     pub(crate) fn close(&self, ifindex: u32, share: Share, patience: Duration) -> Result<()> {

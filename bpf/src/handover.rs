@@ -1,23 +1,23 @@
-//! Taking pods over from another layout, under traffic: an upgrade, or the way back.
+//! Taking pods over from another layout, under traffic: an upgrade, or a rollback.
 //!
-//! The other layout's maps are read by the names of their fields, so that any two builds that have this code can
-//! follow each other, and the first that had none. Its programs need not know of it. `c/handover.h` says what the
-//! programs do; the order, and what a packet meets if policyd dies after each step:
+//! The other layout's maps are read by the names of their fields, so that any two builds that have this code can take
+//! pods over from each other, and from the first one, which had none. The other layout's programs need not know of
+//! it. `c/handover.h` says what the programs do. The order, which a policyd that dies in between goes on with at step
+//! 3:
 //!
-//! 1. [`Gate::prepare_handover`]: the other programs are put into the map `previous`.
-//! 2. Register in this layout, as [`Startup::Previous`]. The other gate stands as before.
-//! 3. [`Gate::replace_gate`]: this layout's programs take the places of the others, hook by hook, atomically. They
-//!    call the others for every packet.
-//! 4. The pod's policies are put in force here. The others still judge every packet.
-//! 5. [`Startup::Opening`]: connections that begin are judged here, by the new policies.
-//! 6. [`Gate::copy_flows`]: what the others know of comes here, translations too.
-//! 7. [`Startup::Remainder`]: everything is judged here, and the others are asked before anything is denied, for the
-//!    sake of the flows that began there during 6; which [`Gate::copy_flows`] then brings.
-//! 8. `hold` or `open`: the others are asked no more.
+//! 1. [`Datapath::prepare_handover`]: the other programs are put into the map `previous`.
+//! 2. Register in this layout, as [`Startup::Previous`]. The other gate stays attached.
+//! 3. [`Datapath::replace_gate`]: this layout's programs replace the others, hook by hook, atomically. They call the
+//!    others for every packet.
+//! 4. The pod's policies are written here. The other programs still decide on every packet.
+//! 5. [`Startup::Opening`]: new TCP connections are decided on here, by the new policies.
+//! 6. [`Datapath::copy_flows`]: the flows of the other layout are copied, translated ones too.
+//! 7. [`Startup::Remainder`]: everything is decided on here, and the other programs are called before a denial, for
+//!    flows that began there during 6; [`Datapath::copy_flows`] then copies those.
+//! 8. `hold` or `open`: the other programs are called no more.
 //! 9. [`OtherLayout::forget`]; [`OtherLayout::remove`] when no pod is left there.
 //!
-//! At each moment one gate judges a packet, by a complete policy. A policyd that finds a pod in one of these states goes
-//! on with step 3.
+//! At each moment one gate decides on a packet, by a complete policy.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,17 +26,19 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use libbpf_rs::btf::Btf;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use podgate_contract::handshake::EndpointRef;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::abi::{EndpointRecord, FLOW_UNPLACED, Flow, Flow4Key, Flow6Key, Mode, Startup};
-use crate::attach::{AttachMode, Attached, HOOKS, filter, open_route, our_filters};
+use crate::abi::{EndpointRecord, FLOW_NO_SLOT, Flow, Flow4Key, Flow6Key, Mode, Startup};
+use crate::attach::{AttachMode, Attached, HOOKS, open_route};
 use crate::clock::coarse_now;
-use crate::handshake::EndpointRef;
+use crate::clsact::{filter, our_filters};
 use crate::maps::Registration;
 use crate::pins::{FROM_POD, TO_POD};
-use crate::record::{Conversion, Number, Shape, conversion};
-use crate::typed::errno;
-use crate::{Error, Gate, PinRoot, Result, sys};
+use crate::programs::Pair;
+use crate::record::{Conversion, Number, StructLayout, conversion};
+use crate::typed_map::errno;
+use crate::{Datapath, Error, PinRoot, Result, sys};
 
 impl Startup {
     /// Whether the pod is being taken over from another layout.
@@ -51,7 +53,8 @@ pub struct OtherLayout {
     pins: PinRoot,
     /// By direction.
     programs: [OwnedFd; 2],
-    ids: [u32; 2],
+    /// Of all programs that may be at a gate: those of metered pods too, where that layout has loaded any.
+    ids: Vec<u32>,
     contents: std::result::Result<Contents, String>,
 }
 
@@ -106,7 +109,12 @@ impl OtherLayout {
             sys::program_id(program.as_fd())
                 .map_err(|e| Error::io("look at program of", pins.dir().display().to_string(), e))
         };
-        let ids = [id(&programs[0])?, id(&programs[1])?];
+        let mut ids = vec![id(&programs[0])?, id(&programs[1])?];
+        for name in Pair::Metered.names() {
+            if let Ok(program) = program(name) {
+                ids.push(id(&program)?);
+            }
+        }
         Ok(Self { contents: Contents::open(pins, ids[0]), pins: pins.clone(), programs, ids })
     }
 
@@ -165,7 +173,7 @@ impl OtherLayout {
     }
 
     /// Whether one of its programs is at the interface.
-    pub fn stands_at(&self, ifindex: u32) -> Result<bool> {
+    pub fn is_attached(&self, ifindex: u32) -> Result<bool> {
         let route = open_route(ifindex, "look at")?;
         let fault =
             |e: io::Error| Error::Attach { verb: "look at", ifindex, reason: e.to_string() };
@@ -189,7 +197,7 @@ impl OtherLayout {
     }
 
     /// Removes its programs from an interface, and the registration there. A gate of another layout stays.
-    pub fn take_away(&self, endpoint: EndpointRef) -> Result<()> {
+    pub fn remove_endpoint(&self, endpoint: EndpointRef) -> Result<()> {
         let EndpointRef { ifindex, owner } = endpoint;
         if self.registration(ifindex)?.is_some_and(|found| found.owner != owner) {
             return Ok(());
@@ -235,7 +243,7 @@ impl OtherLayout {
         Ok(())
     }
 
-    /// Removes all of its pins. A TCX gate goes with the pin of its link.
+    /// Removes all of its pins. A TCX gate is detached with the pin of its link.
     pub fn remove(&self) -> Result<()> {
         let dir = self.pins.dir();
         match fs::remove_dir_all(&dir) {
@@ -264,7 +272,7 @@ impl Contents {
                 )),
             }
         };
-        let endpoint = Shape::of(&btf, "pg_endpoint")?;
+        let endpoint = StructLayout::of(&btf, "pg_endpoint")?;
         let endpoints = map("endpoints")?;
         fits(&endpoints, "endpoints", size_of::<u32>(), endpoint.size)?;
         let endpoint = conversion!(&endpoint => EndpointRecord {
@@ -273,16 +281,16 @@ impl Contents {
         })?;
         let (control, policies) = (map("control")?, map("policies")?);
         fits(&policies, "policies", size_of::<u32>(), size_of::<u32>())?;
-        let word = Shape::of(&btf, "pg_control")?;
+        let word = StructLayout::of(&btf, "pg_control")?;
         fits(&control, "control", size_of::<u32>(), word.size)?;
         let mode = word.number("mode")?;
-        let flow = Shape::of(&btf, "pg_flow")?;
+        let flow = StructLayout::of(&btf, "pg_flow")?;
         let owner = flow.number("owner")?;
         let flow_of = conversion!(&flow => Flow {
             expires, direction, state, flags, other, other_port, own_port,
         })?;
-        let key4 = Shape::of(&btf, "pg_flow4_key")?;
-        let key6 = Shape::of(&btf, "pg_flow6_key")?;
+        let key4 = StructLayout::of(&btf, "pg_flow4_key")?;
+        let key6 = StructLayout::of(&btf, "pg_flow6_key")?;
         let (map4, map6) = (map("flows4")?, map("flows6")?);
         fits(&map4, "flows4", key4.size, flow.size)?;
         fits(&map6, "flows6", key6.size, flow.size)?;
@@ -309,7 +317,7 @@ impl Contents {
 }
 
 impl<K: FromBytes + IntoBytes + Immutable> Flows<K> {
-    /// The living flows of these registrations, as this layout writes them: to be judged at their next packet.
+    /// The live flows of these registrations, as this layout writes them, to be revalidated at their next packet.
     fn of(&self, owners: &Owners, epoch: u32) -> std::result::Result<Vec<(K, Flow)>, String> {
         let now = coarse_now();
         let mut found = Vec::new();
@@ -322,7 +330,7 @@ impl<K: FromBytes + IntoBytes + Immutable> Flows<K> {
             }
             match (self.key.of(key), self.flow.of(value)) {
                 (Ok(key), Ok(flow)) if (flow.expires.wrapping_sub(now) as i32) >= 0 => {
-                    let flags = flow.flags | FLOW_UNPLACED;
+                    let flags = flow.flags | FLOW_NO_SLOT;
                     found.push((key, Flow { epoch, owner: *here, flags, ..flow }));
                 }
                 (Ok(_), Ok(_)) => {}
@@ -337,7 +345,7 @@ impl<K: FromBytes + IntoBytes + Immutable> Flows<K> {
     }
 }
 
-impl Gate {
+impl Datapath {
     /// Step 1. While pods are being taken over it must be the same layout all the time.
     pub fn prepare_handover(&self, from: &OtherLayout) -> Result<()> {
         let programs = [from.programs[0].as_fd(), from.programs[1].as_fd()];
@@ -355,7 +363,7 @@ impl Gate {
         self.maps.set_previous(None)
     }
 
-    /// Step 3: puts this layout's programs in the place of another's. An interface whose gate is gone gets one.
+    /// Step 3: replaces another layout's programs by this one's. An interface whose gate is gone gets one.
     pub fn replace_gate(
         &self,
         from: &OtherLayout,
@@ -370,7 +378,8 @@ impl Gate {
                 ifindex,
                 reason: format!("TCX {}: {e}", hook.program),
             };
-            sys::link_update(link.as_fd(), self.program(hook)).map_err(fault)?;
+            sys::link_update(link.as_fd(), self.programs_for("replace", ifindex)?.at(hook))
+                .map_err(fault)?;
             // one that is killed between the two finds the link here and updates it once more
             fs::rename(&pin, self.root.link(ifindex, hook.program)).map_err(fault)?;
         }

@@ -2,44 +2,46 @@
 //! BPF side: byte layouts, pins, typed maps, loading, attaching, events. The only crate with `unsafe`.
 //!
 //! ```text
-//!   plugin  -- Gate::open_or_load, Maps::register, Gate::attach -->  pins under <bpfRoot>/v2
-//!   policyd -- Gate::open_or_load, Maps::{policies, peers, nets, ..}, Control::bump_epoch, Events -->  the same pins
+//!   plugin  -- Datapath::open_or_load, Maps::register, Datapath::attach -->  pins under <bpfRoot>/v2
+//!   policyd -- Datapath::open_or_load, Maps::{policies, peers, nets, ..}, Control::bump_epoch, Events -->  the same pins
 //! ```
-//!
-//! [`handshake`] is the one line that plugin and daemon exchange about a registration.
 
 pub mod abi;
+mod accounts;
 pub mod attach;
 pub mod clock;
+pub mod clsact;
 mod control;
+pub mod endpoint;
 pub mod error;
 pub mod events;
 pub mod features;
 mod filters;
 pub mod flow_table;
-pub mod gating;
+pub mod flow_table_repair;
 pub mod handover;
-pub mod handshake;
-pub mod hostlink;
+mod libbpf_log;
+pub mod limits;
 pub mod loader;
 pub mod maps;
-pub mod mending;
-pub mod netlink;
-pub mod netns;
+pub mod open_count;
 pub mod pins;
+mod programs;
 mod record;
 mod registration;
 pub mod seeding;
 pub mod services;
+pub mod shaping;
 mod sys;
 pub mod testrun;
 pub mod timelimit;
+mod traffic;
 pub mod trust;
-mod typed;
+mod typed_map;
 mod verifier;
 
-pub use error::{Error, Result};
-pub use loader::Gate;
+pub use error::{Error, Obstacle, Result};
+pub use loader::Datapath;
 pub use pins::PinRoot;
 pub use sys::ProgramSize;
 

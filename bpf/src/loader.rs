@@ -1,30 +1,30 @@
 //! Loading the programs once per boot, and opening what is pinned ever after.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::OnceLock;
 
-use libbpf_rs::{
-    MapCore, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel, ProgramType, libbpf_sys,
-};
+use libbpf_rs::{MapCore, MapHandle, Object, ObjectBuilder, OpenObject, ProgramType, libbpf_sys};
 
 use crate::abi::Mode;
 use crate::clock::tick_shift;
 use crate::handover::OtherLayout;
 use crate::maps::{Maps, PINNED};
 use crate::pins::{FROM_POD, RootLock, TO_POD};
+use crate::programs::{Pair, Programs};
 use crate::sys::{ControlWord, SharedControl};
 use crate::trust::Kind;
-use crate::typed::errno;
-use crate::{Error, PinRoot, Result, sys, trust, verifier};
+use crate::typed_map::errno;
+use crate::{Error, PinRoot, Result, libbpf_log, sys, trust, verifier};
 
 /// The compiled programs.
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/podgate.bpf.o"));
 
-/// Events of one CPU in a second, until somebody sets another limit.
+/// Events in a second beside the endpoints' own, until another limit is set.
 const EVENTS_PER_SECOND: u32 = 1000;
 
 /// The fewest flows of a family: a table smaller than this has no room for the shares of some pods beside each other.
@@ -109,24 +109,25 @@ impl Sizes {
 
 /// The loaded programs and their maps.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Datapath {
     /// Every map.
     pub maps: Maps,
     pub(crate) root: PinRoot,
-    pub(crate) from_pod: OwnedFd,
-    pub(crate) to_pod: OwnedFd,
+    pub(crate) plain: Programs,
+    /// Opened at its first use, as most nodes do not have it.
+    pub(crate) metered: OnceLock<Programs>,
 }
 
-impl Gate {
+impl Datapath {
     /// Opens what is pinned; [`Error::NotLoaded`] if any of it is missing.
     pub fn open(root: &PinRoot) -> Result<Self> {
-        let gate = Self::open_as_needed(root)?;
-        gate.maps.open_all()?;
-        Ok(gate)
+        let datapath = Self::open_as_needed(root)?;
+        datapath.maps.open_all()?;
+        Ok(datapath)
     }
 
-    /// As [`Gate::open`], but most maps are opened, and looked at, when they are first asked for. For the plugin, each of
-    /// whose calls is a process of its own.
+    /// As [`Datapath::open`], but most maps are opened, and checked, when they are first used. For the plugin, of
+    /// which each call is a process.
     pub fn open_as_needed(root: &PinRoot) -> Result<Self> {
         // one look at the directory, instead of one at each of two dozen names
         let there: BTreeSet<_> = fs::read_dir(root.dir())
@@ -141,12 +142,11 @@ impl Gate {
             return Err(Error::NotLoaded { path: root.path(name) });
         }
         trust::check_owner(root)?;
-        let program = |name: &str| trust::open(&root.path(name), Kind::Program);
         Ok(Self {
             maps: Maps::pinned(root)?,
             root: root.clone(),
-            from_pod: program(FROM_POD)?,
-            to_pod: program(TO_POD)?,
+            plain: Programs::open(root, Pair::Plain)?,
+            metered: OnceLock::new(),
         })
     }
 
@@ -156,7 +156,7 @@ impl Gate {
         Self::or_load(root, sizes, Self::open)
     }
 
-    /// As [`Gate::open_or_load`], for the plugin: see [`Gate::open_as_needed`].
+    /// As [`Datapath::open_or_load`], for the plugin: see [`Datapath::open_as_needed`].
     pub fn open_as_needed_or_load(root: &PinRoot, sizes: &Sizes) -> Result<Self> {
         Self::or_load(root, sizes, Self::open_as_needed)
     }
@@ -176,13 +176,17 @@ impl Gate {
             opened => return opened,
         }
         load(root, sizes)?;
+        // they would go on with a map whose pin was missing; loaded again when needed
+        for name in Pair::Metered.names() {
+            remove_pin(&root.path(name))?;
+        }
         open(root)
     }
 
-    /// As [`Gate::open_or_load`], and where the pinned programs are another build's puts this one's in their place.
-    /// For the daemon, which comes with an upgrade; the plugin takes what is there.
+    /// As [`Datapath::open_or_load`], but programs of another build are replaced by this one's. For the daemon, which
+    /// comes with an upgrade; the plugin uses the programs that are loaded.
     pub fn open_current(root: &PinRoot, sizes: &Sizes) -> Result<Self> {
-        let gate = Self::open_or_load(root, sizes)?;
+        let datapath = Self::open_or_load(root, sizes)?;
         check_maps(root)?;
         for path in trust::foreign(root)? {
             tracing::error!(
@@ -191,15 +195,15 @@ impl Gate {
                  bpfRoot of its own"
             );
         }
-        if gate.is_current() {
-            return Ok(gate);
+        if datapath.is_current() {
+            return Ok(datapath);
         }
         let lock = root.lock()?;
-        // whoever was loading them at that moment is done by now
-        if let Ok(gate) = Self::open(root)
-            && gate.is_current()
+        // another process that was loading them has finished by now
+        if let Ok(datapath) = Self::open(root)
+            && datapath.is_current()
         {
-            return Ok(gate);
+            return Ok(datapath);
         }
         tracing::info!("pinned programs are another build's, replacing them");
         Self::replace_locked(root, sizes, &lock)
@@ -222,21 +226,41 @@ impl Gate {
         Self::replace_locked(root, sizes, &lock)
     }
 
-    fn replace_locked(root: &PinRoot, sizes: &Sizes, _lock: &RootLock) -> Result<Self> {
+    fn replace_locked(root: &PinRoot, sizes: &Sizes, lock: &RootLock) -> Result<Self> {
         let before = Self::open(root);
         load(root, sizes)?;
-        let gate = Self::open(root)?;
+        let datapath = Self::open(root)?;
+        if (Pair::Metered.is_pinned(root) || !datapath.maps.limits().all()?.is_empty())
+            && let Err(error) = load_metered(root, lock)
+        {
+            tracing::error!(%error, "pods with limits keep their earlier programs");
+        }
         if before.is_ok() {
-            for registration in gate.maps.registrations()? {
+            for registration in datapath.maps.registrations()? {
                 let ifindex = registration.ifindex;
-                // One whose interface is gone keeps no other from it. A gate that is left with the programs of
-                // before judges by the same maps, and fails the next verification.
-                if let Err(error) = gate.renew(ifindex) {
+                // An interface that is gone does not stop the others. A gate that keeps its earlier programs uses the
+                // same maps, and fails the next verification.
+                if let Err(error) = datapath.renew(ifindex) {
                     tracing::warn!(ifindex, %error, "a gate keeps its earlier programs");
                 }
             }
         }
-        Ok(gate)
+        Ok(datapath)
+    }
+
+    /// Instructions that the verifier walks of each program, from the statistics in its log: kernels before 5.16 keep no
+    /// count with the program. Loads the programs once more, with the maps that are pinned at `root`, and pins nothing.
+    pub fn count_verified(root: &PinRoot, sizes: &Sizes) -> Result<BTreeMap<String, u32>> {
+        /// BPF_LOG_STATS of linux/bpf_verifier.h.
+        const STATISTICS: u32 = 4;
+        let loaded = libbpf_log::with_statistics(|| {
+            let mut open = open_object(root, Some(sizes), &Pair::ALL, true)?;
+            for mut program in open.progs_mut() {
+                program.set_log_level(STATISTICS);
+            }
+            open.load().map_err(|e| verifier::refusal(&errno(&e)))
+        });
+        loaded.map(|_| verifier::take_statistics())
     }
 
     /// Removes every pin of this layout. Attached programs go with their links and filters: detach first.
@@ -264,45 +288,64 @@ fn remove_pin(path: &Path) -> Result<()> {
     }
 }
 
-/// libbpf's chatter goes to the log: the plugin's stdout and stderr belong to the protocol and the operator.
-fn log_libbpf(level: PrintLevel, text: String) {
-    let text = text.trim_end();
-    match level {
-        PrintLevel::Warn => {
-            verifier::keep(text);
-            tracing::debug!(target: "libbpf", "{text}");
-        }
-        PrintLevel::Info | PrintLevel::Debug => tracing::trace!(target: "libbpf", "{text}"),
-    }
-}
-
-pub(crate) fn reroute_libbpf_log() {
-    libbpf_rs::set_print(Some((PrintLevel::Warn, log_libbpf)));
-}
-
+/// Makes what maps are missing, and loads and pins the plain pair.
 fn load(root: &PinRoot, sizes: &Sizes) -> Result<()> {
     sizes.check()?;
-    reroute_libbpf_log();
     let fresh = !root.path("control").exists();
-    let object = load_object(root, sizes, true).or_else(|error| {
-        // a kernel that has no tail calls from programs with functions can do everything else
-        let object = load_object(root, sizes, false).map_err(|_| error)?;
-        tracing::warn!("this kernel cannot hand packets over to another layout's programs");
-        if let Some(previous) = object.maps().find(|map| map.name() == "previous") {
-            // so that nobody tries: Gate::prepare_handover fails
-            sys::freeze(previous.as_fd()).map_err(|e| Error::io("freeze map", "previous", e))?;
-        }
-        Ok(object)
-    })?;
+    let object = load_pair(root, Some(sizes), Pair::Plain)?;
     finish(&object, root, fresh)
 }
 
-fn load_object(root: &PinRoot, sizes: &Sizes, hands_over: bool) -> Result<Object> {
+/// Loads and pins the metered pair, with the maps that the plain one uses.
+pub(crate) fn load_metered(root: &PinRoot, _lock: &RootLock) -> Result<()> {
+    let object = load_pair(root, None, Pair::Metered).map_err(|e| Error::Metered(Box::new(e)))?;
+    pin_programs(&object, root)
+}
+
+fn load_pair(root: &PinRoot, sizes: Option<&Sizes>, pair: Pair) -> Result<Object> {
+    libbpf_log::reroute();
+    load_object(root, sizes, pair, true).or_else(|error| {
+        // a kernel that has no tail calls from programs with functions can do everything else
+        let object = load_object(root, sizes, pair, false).map_err(|_| error)?;
+        tracing::warn!("this kernel cannot hand packets over to another layout's programs");
+        if let Some(previous) = object.maps().find(|map| map.name() == "previous") {
+            // so that Datapath::prepare_handover fails, and no takeover is tried
+            sys::freeze(previous.as_fd()).map_err(|e| Error::io("freeze map", "previous", e))?;
+        }
+        Ok(object)
+    })
+}
+
+/// libbpf cannot read the object that is compiled in.
+fn unreadable(error: libbpf_rs::Error) -> Error {
+    Error::Load { errno: None, reason: format!("{error:#}") }
+}
+
+fn load_object(
+    root: &PinRoot,
+    sizes: Option<&Sizes>,
+    pair: Pair,
+    hands_over: bool,
+) -> Result<Object> {
+    let open = open_object(root, sizes, &[pair], hands_over)?;
+    open.load().map_err(|e| verifier::refusal(&errno(&e)))
+}
+
+fn open_object(
+    root: &PinRoot,
+    sizes: Option<&Sizes>,
+    pairs: &[Pair],
+    hands_over: bool,
+) -> Result<OpenObject> {
     let mut open = ObjectBuilder::default()
         .name("podgate")
         .and_then(|builder| builder.open_memory(OBJECT))
-        .map_err(|e| Error::Load(format!("{e:#}")))?;
+        .map_err(unreadable)?;
     prepare_maps(&mut open, root, sizes)?;
+    for mut program in open.progs_mut() {
+        let name = program.name().to_string_lossy().into_owned();
+        program.set_autoload(pairs.iter().any(|pair| pair.names().contains(&name.as_str())));
+    }
     for mut map in open.maps_mut() {
         if map.name() == ".rodata.handover"
             && let Some(constants) = map.initial_value_mut()
@@ -310,16 +353,17 @@ fn load_object(root: &PinRoot, sizes: &Sizes, hands_over: bool) -> Result<Object
             constants[..4].copy_from_slice(&u32::from(hands_over).to_ne_bytes());
         }
     }
-    open.load().map_err(|e| Error::Load(verifier::refusal(&errno(&e))))
+    Ok(open)
 }
 
 /// What the maps must hold before the programs are pinned, which is what makes the load complete to the plugin.
 fn finish(object: &Object, root: &PinRoot, fresh: bool) -> Result<()> {
     let control = object.maps().find(|map| map.name() == "control");
-    let control = control.ok_or_else(|| Error::Load("there is no map control".into()))?;
+    let control = control
+        .ok_or_else(|| Error::Load { errno: None, reason: "there is no map control".into() })?;
     let shared = SharedControl::map(control.as_fd())
         .map_err(|e| Error::io("map into memory", "control", e))?;
-    // Pins of two builds, which a loader that dies among them leaves, are nobody's build: they are replaced again.
+    // A loader that dies between the two pins leaves programs of two builds: with build 0 they are replaced again.
     shared.store(ControlWord::Build, 0);
     if fresh && let Some(mode) = mode_of_others(root)? {
         tracing::info!(mode = mode.name(), "the mode is the earlier layout's");
@@ -328,14 +372,19 @@ fn finish(object: &Object, root: &PinRoot, fresh: bool) -> Result<()> {
     if shared.load(ControlWord::EventsPerSecond) == 0 {
         shared.store(ControlWord::EventsPerSecond, EVENTS_PER_SECOND);
     }
-    for program in object.progs() {
+    pin_programs(object, root)?;
+    shared.store(ControlWord::Build, fingerprint());
+    Ok(())
+}
+
+fn pin_programs(object: &Object, root: &PinRoot) -> Result<()> {
+    for program in object.progs().filter(|program| program.autoload()) {
         let path = root.path(&program.name().to_string_lossy());
         // The other of the two may be left of a loader that was killed.
         remove_pin(&path)?;
         sys::pin(program.as_fd(), &path)
             .map_err(|e| Error::io("pin program", path.display().to_string(), e))?;
     }
-    shared.store(ControlWord::Build, fingerprint());
     Ok(())
 }
 
@@ -352,7 +401,7 @@ fn check_maps(root: &PinRoot) -> Result<()> {
     let open = ObjectBuilder::default()
         .name("podgate")
         .and_then(|builder| builder.open_memory(OBJECT))
-        .map_err(|e| Error::Load(format!("{e:#}")))?;
+        .map_err(unreadable)?;
     for map in open.maps() {
         let name = map.name().to_string_lossy().into_owned();
         if !PINNED.contains(&name.as_str()) {
@@ -370,7 +419,7 @@ fn check_maps(root: &PinRoot) -> Result<()> {
         }
         let info = pinned.info().map_err(fault)?.info;
         let (found, wanted) = (info.map_flags, map.map_flags());
-        // what a kernel adds by itself stands above
+        // flags that the kernel adds by itself are above these
         if found & FLAGS != wanted & FLAGS {
             return Err(Error::Mismatch { path, field: "flags", found, wanted });
         }
@@ -395,8 +444,11 @@ fn reads_kernel() -> bool {
     reads
 }
 
-fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<()> {
-    let mut flows = [sizes.flows4, sizes.flows6];
+/// `sizes` are of maps that are not there yet; `None` if all are.
+fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: Option<&Sizes>) -> Result<()> {
+    let size_of = |map: &str| sizes.and_then(|sizes| sizes.of(map));
+    // each is set below, as the two maps are pinned
+    let mut flows = [0; 2];
     for mut map in open.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
         if name == ".rodata.tick"
@@ -428,7 +480,7 @@ fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<
                     return Err(Error::Mismatch { path, field, found, wanted });
                 }
             }
-            if sizes.of(&name).is_some_and(|size| size != pinned.max_entries()) {
+            if size_of(&name).is_some_and(|size| size != pinned.max_entries()) {
                 tracing::info!(
                     map = name,
                     size = pinned.max_entries(),
@@ -436,7 +488,7 @@ fn prepare_maps(open: &mut OpenObject, root: &PinRoot, sizes: &Sizes) -> Result<
                 );
             }
             map.set_max_entries(pinned.max_entries()).map_err(fault)?;
-        } else if let Some(size) = sizes.of(&name) {
+        } else if let Some(size) = size_of(&name) {
             map.set_max_entries(size).map_err(fault)?;
         }
         match name.as_str() {

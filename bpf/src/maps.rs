@@ -1,4 +1,4 @@
-//! Typed access to every pinned map. Who may write which stands in `c/maps.h`.
+//! Typed access to every pinned map. `c/maps.h` says who may write which.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,12 +13,13 @@ use crate::abi::{
 };
 pub use crate::control::{Control, Counters};
 use crate::flow_table::FlowTable;
-use crate::handshake::EndpointRef;
+use crate::limits::LimitMaps;
 pub use crate::registration::{PodRef, Registration};
 use crate::services::ServiceMaps;
 use crate::sys::SharedControl;
-use crate::typed::{PinnedMap, TypedMap, errno, write_error};
+use crate::typed_map::{PinnedMap, TypedMap, errno, write_error, wrote};
 use crate::{Error, PinRoot, Result, sys};
+use podgate_contract::handshake::EndpointRef;
 
 /// Most entries one endpoint's policy map may hold; it grows as needed, so the bound costs nothing.
 pub const POLICY_MAP_MAX: u32 = 1 << 20;
@@ -45,6 +46,7 @@ pub struct Maps {
     frags: TypedMap<FragKey, Frag>,
     expected: TypedMap<ExpectKey, Expect>,
     services: ServiceMaps,
+    limits: LimitMaps,
     counters: PinnedMap,
     events: PinnedMap,
     previous: PinnedMap,
@@ -77,6 +79,11 @@ pub(crate) const PINNED: &[&str] = &[
     "control",
     "events",
     "previous",
+    "limits",
+    "meters",
+    "traffic",
+    "scopes",
+    "accounts",
 ];
 
 impl Maps {
@@ -99,6 +106,7 @@ impl Maps {
             frags: TypedMap::pinned(root, "frags", MapType::LruHash),
             expected: TypedMap::pinned(root, "expected", MapType::LruHash),
             services: ServiceMaps::pinned(root),
+            limits: LimitMaps::pinned(root),
             counters: pin("counters", MapType::PercpuArray, WORD, size_of::<Counter>()),
             events: pin("events", MapType::RingBuf, 0, 0),
             previous: pin("previous", MapType::ProgArray, WORD, WORD),
@@ -106,8 +114,7 @@ impl Maps {
         })
     }
 
-    /// Opens every one: what the programs and this build take a map for must be the same, also where nobody in user
-    /// space reads it.
+    /// Opens every map: the programs and this build must agree on each, also on those that user space does not read.
     pub(crate) fn open_all(&self) -> Result<()> {
         self.endpoints.handle()?;
         self.policies.handle()?;
@@ -120,13 +127,14 @@ impl Maps {
         self.frags.handle()?;
         self.expected.handle()?;
         self.services.open_all()?;
+        self.limits.open_all()?;
         self.counters.handle()?;
         self.events.handle()?;
         self.previous.handle().map(drop)
     }
 
-    /// Has the programs of another layout, by direction, judge what is handed over to them; `None`: nothing is any
-    /// more.
+    /// Puts the programs of another layout, by direction, into the map `previous`, from which they are called; `None`
+    /// empties it.
     pub(crate) fn set_previous(&self, programs: Option<[BorrowedFd<'_>; 2]>) -> Result<()> {
         let map = self.previous.handle()?;
         for slot in 0..2_u32 {
@@ -158,6 +166,11 @@ impl Maps {
         &self.services
     }
 
+    /// What metered pods may use, and how much of it they do.
+    pub fn limits(&self) -> &LimitMaps {
+        &self.limits
+    }
+
     /// Flows, and what each endpoint has of their tables.
     pub fn flow_table(&self) -> &FlowTable {
         &self.flow_table
@@ -178,6 +191,11 @@ impl Maps {
         // One left of an earlier pod would match nothing, which is not what "open" means.
         if self.policy_map_id(registration.ifindex)?.is_some() {
             self.remove_policy_maps(&[registration.ifindex])?;
+        }
+        if let Some(earlier) = self.registration(registration.ifindex)?
+            && earlier.owner != registration.owner
+        {
+            self.limits.remove_endpoint(registration.ifindex, earlier.owner)?;
         }
         self.endpoints.set(&registration.ifindex, &registration.to_record()?)?;
         self.flow_table.open_share(registration.ifindex, registration.owner)?;
@@ -202,8 +220,8 @@ impl Maps {
         Ok(added)
     }
 
-    /// Changes the startup state of a registration, from the next packet on, and has every flow judged again. False
-    /// if the interface has no registration, or another's.
+    /// Changes the startup state of a registration, from the next packet on, and has every flow revalidated. False if
+    /// the interface has no registration, or that of another owner.
     pub fn set_startup(&self, endpoint: EndpointRef, startup: Startup) -> Result<bool> {
         let Some(mut record) = self.endpoints.get(&endpoint.ifindex)? else { return Ok(false) };
         if record.owner != endpoint.owner {
@@ -230,8 +248,13 @@ impl Maps {
             .collect())
     }
 
-    /// Removes a registration, the policy map and the flows. An interface that still has its gate then passes nothing.
+    /// Removes a registration, the policy map, the flows, and what is known of its limits. An interface that still has its
+    /// gate then passes nothing.
     pub fn unregister(&self, ifindex: u32) -> Result<()> {
+        // before the registration, which alone says whose they are, also to a process that finishes what another began
+        if let Some(registration) = self.registration(ifindex)? {
+            self.limits.remove_endpoint(ifindex, registration.owner)?;
+        }
         self.endpoints.remove(&ifindex)?;
         self.remove_policy_maps(&[ifindex])?;
         self.flow_table.close_share(ifindex)?;
@@ -390,7 +413,10 @@ impl Maps {
         let done =
             policies.update_batch(&keys, &fds, maps.len() as u32, MapFlags::ANY, MapFlags::ANY);
         match done {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                keys.chunks(size_of::<u32>()).for_each(|key| wrote("policies", "set", key));
+                Ok(())
+            }
             Err(e) if errno(&e).raw_os_error() == Some(sys::ENOTSUPP) => {
                 maps.iter().try_for_each(|(ifindex, map)| self.install_policy_map(*ifindex, map))
             }
@@ -403,6 +429,7 @@ impl Maps {
         let policies = self.policies.handle()?;
         policies
             .update(&ifindex.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
+            .map(|()| wrote("policies", "set", ifindex.as_bytes()))
             .map_err(|e| write_error("policies", policies.max_entries(), &e))
     }
 
@@ -410,7 +437,7 @@ impl Maps {
     pub fn remove_policy_maps(&self, ifindexes: &[u32]) -> Result<()> {
         for ifindex in ifindexes {
             match self.policies.handle()?.delete(ifindex.as_bytes()).map_err(|e| errno(&e)) {
-                Ok(()) => {}
+                Ok(()) => wrote("policies", "remove", ifindex.as_bytes()),
                 Err(cause) if cause.raw_os_error() == Some(nix::libc::ENOENT) => {}
                 Err(cause) => return Err(Error::io("write map", "policies", cause)),
             }
@@ -465,6 +492,10 @@ pub struct PolicyMap {
 }
 
 impl PolicyMap {
+    pub(crate) fn handle(&self) -> Result<&MapHandle> {
+        self.map.handle()
+    }
+
     /// Adds or changes an entry, in place: about a microsecond, at once in force.
     pub fn set(&self, key: &PolicyKey, value: &PolicyValue) -> Result<()> {
         self.map.set(key, value)

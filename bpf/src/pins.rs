@@ -21,6 +21,10 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 pub const FROM_POD: &str = "from_pod";
 /// The pin of the program at the pod's TC egress hook.
 pub const TO_POD: &str = "to_pod";
+/// The pin of the program that stands there at metered pods; not there before a pod needs it.
+pub const FROM_POD_METERED: &str = "from_pod_metered";
+/// As [`FROM_POD_METERED`].
+pub const TO_POD_METERED: &str = "to_pod_metered";
 
 /// The pins of one layout: `<bpfRoot>/v<ABI_VERSION>/`, with the links of TCX gates in `links/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +88,7 @@ impl PinRoot {
 
     /// Makes the directories, on a mounted bpffs, where only root can.
     fn create(&self) -> Result<()> {
-        // Looked at before anything is made: a directory on another file system would be left behind.
+        // Checked before anything is made, as a directory on another file system would stay.
         let standing = self.root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
         let found = statfs::statfs(standing)
             .map_err(|e| Error::io("examine", standing.display().to_string(), e.into()))?;

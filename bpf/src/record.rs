@@ -9,20 +9,20 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A struct of another build.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
+pub(crate) struct StructLayout {
     name: &'static str,
     pub(crate) size: usize,
-    fields: Vec<(String, Place)>,
+    fields: Vec<(String, FieldLayout)>,
 }
 
 /// Where a field is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct FieldLayout {
     offset: usize,
     size: usize,
 }
 
-impl Shape {
+impl StructLayout {
     pub(crate) fn of(btf: &Btf<'_>, name: &'static str) -> Result<Self, String> {
         let found: Struct<'_> =
             btf.type_by_name(name).ok_or_else(|| format!("it has no struct {name}"))?;
@@ -32,13 +32,13 @@ impl Shape {
             let (Some(field), Some(size)) = (member.name, size_of_type(btf, member.ty)) else {
                 continue;
             };
-            let place = Place { offset: offset as usize / 8, size };
+            let place = FieldLayout { offset: offset as usize / 8, size };
             fields.push((field.to_string_lossy().into_owned(), place));
         }
         Ok(Self { name, size: found.size(), fields })
     }
 
-    fn place(&self, field: &str) -> Result<Place, String> {
+    fn place(&self, field: &str) -> Result<FieldLayout, String> {
         let found = self.fields.iter().find(|(name, _)| name == field);
         let place = found.map(|(_, place)| *place);
         place
@@ -48,7 +48,7 @@ impl Shape {
 
     /// Where a number of 32 bits is.
     pub(crate) fn number(&self, field: &str) -> Result<Number, String> {
-        let Place { offset, size } = self.place(field)?;
+        let FieldLayout { offset, size } = self.place(field)?;
         match size == size_of::<u32>() {
             true => Ok(Number(offset)),
             false => Err(format!("field {field} of its struct {} has {size} bytes", self.name)),
@@ -89,14 +89,14 @@ fn size_of_type(btf: &Btf<'_>, id: TypeId) -> Option<usize> {
 /// needs must be there.
 #[derive(Clone, Debug)]
 pub(crate) struct Conversion<T> {
-    moves: Vec<(&'static str, Place, Place)>,
+    moves: Vec<(&'static str, FieldLayout, FieldLayout)>,
     to: PhantomData<fn() -> T>,
 }
 
 impl<T: FromBytes + IntoBytes + Immutable> Conversion<T> {
     /// `fields`: name, and offset and size in this build's record.
     pub(crate) fn new(
-        from: &Shape,
+        from: &StructLayout,
         fields: &[(&'static str, usize, usize)],
     ) -> Result<Self, String> {
         let mut moves = Vec::with_capacity(fields.len());
@@ -104,13 +104,13 @@ impl<T: FromBytes + IntoBytes + Immutable> Conversion<T> {
             let place = from.place(name)?;
             // Text and lists may have another room; a number of another size would be another number.
             if place.size != size && place.size.min(size) <= size_of::<u64>() {
-                let Place { size: found, .. } = place;
+                let FieldLayout { size: found, .. } = place;
                 let name_of = from.name;
                 return Err(format!(
                     "field {name} of its struct {name_of} has {found} bytes, here {size}"
                 ));
             }
-            moves.push((name, place, Place { offset, size }));
+            moves.push((name, place, FieldLayout { offset, size }));
         }
         Ok(Self { moves, to: PhantomData })
     }
@@ -137,9 +137,9 @@ impl<T: FromBytes + IntoBytes + Immutable> Conversion<T> {
 
 /// A [`Conversion`] of the fields named.
 macro_rules! conversion {
-    ($shape:expr => $record:ident { $($field:ident),* $(,)? }) => {{
+    ($layout:expr => $record:ident { $($field:ident),* $(,)? }) => {{
         let zero: $record = zerocopy::FromZeros::new_zeroed();
-        $crate::record::Conversion::<$record>::new($shape, &[
+        $crate::record::Conversion::<$record>::new($layout, &[
             $((stringify!($field), std::mem::offset_of!($record, $field), size_of_val(&zero.$field)),)*
         ])
     }};

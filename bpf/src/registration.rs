@@ -1,4 +1,4 @@
-//! A registration in its readable form: who lives behind a host veth.
+//! A registration in its readable form: which pod is at a host veth.
 
 use std::net::IpAddr;
 
@@ -23,7 +23,7 @@ pub struct PodRef {
 pub struct Registration {
     /// The host veth.
     pub ifindex: u32,
-    /// Random, not 0: tells this registration from any other of the same ifindex.
+    /// Random, not 0: differs from that of any other registration with the same ifindex.
     pub owner: u32,
     /// What the endpoint does until policyd has programmed it.
     pub startup: Startup,

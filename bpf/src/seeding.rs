@@ -1,28 +1,24 @@
-//! Flows that were open before their pod had a gate, written as if the programs had seen them from their first packet.
+//! Flows that were open before their pod had a gate, written as if the programs had seen them from their first
+//! packet.
 //!
-//! An established connection's next packet may be a reply, and to a pod that is isolated for that direction a reply
-//! without its flow is a stranger. So the flow is there first, with its true direction and an epoch that is not
-//! the present one: its next packet has it judged, once, as everything else after a change of policy.
+//! An established connection's next packet may be a reply, and at a pod that is isolated for that direction a reply
+//! without its flow is a new flow, to be denied. So the flow is written first, with its true direction and an epoch
+//! that is not the current one: it is revalidated at its next packet, as every flow after a change of policy.
 
 use std::net::{IpAddr, SocketAddr};
 
+use podgate_contract::handshake::EndpointRef;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::abi::ip_protocol::{ICMP, ICMPV6, SCTP, TCP, UDP};
 use crate::abi::{
-    Direction, FLOW_BY_OWN_NODE, FLOW_ENDPOINT, FLOW_FOREIGN, FLOW_HAIRPIN, FLOW_SERVICE,
-    FLOW_UNPLACED, Flow, Flow4Key, Flow6Key, FlowKind, FlowState,
+    Direction, FLOW_BY_OWN_NODE, FLOW_DNAT, FLOW_EXTERNAL_NAT, FLOW_HAIRPIN, FLOW_NO_SLOT,
+    FLOW_REVNAT, Flow, Flow4Key, Flow6Key, FlowKind, FlowState,
 };
 use crate::clock::coarse_now;
-use crate::handshake::EndpointRef;
 use crate::maps::Maps;
-use crate::typed::TypedMap;
+use crate::typed_map::TypedMap;
 use crate::{Error, Result};
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const SCTP: u8 = 132;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
 
 /// A flow as the packets at the pod's veth show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,7 +39,7 @@ pub struct Seed {
     pub state: FlowState,
     /// Opened by the pod's own node.
     pub by_own_node: bool,
-    /// Where somebody else (kube-proxy) sends the pod's packets, if not to `peer`: that is what policy is about.
+    /// The backend to which kube-proxy translates the pod's packets, if not `peer`: policy is evaluated for it.
     pub translated_to: Option<SocketAddr>,
 }
 
@@ -107,8 +103,8 @@ impl Seed {
             Some(known) => {
                 let was_ours = known.owner == self.endpoint.owner;
                 // it keeps the slot that it has
-                let placed = was_ours && known.flags & FLOW_UNPLACED == 0;
-                let flags = if placed { flow.flags & !FLOW_UNPLACED } else { flow.flags };
+                let placed = was_ours && known.flags & FLOW_NO_SLOT == 0;
+                let flags = if placed { flow.flags & !FLOW_NO_SLOT } else { flow.flags };
                 flows.set(key, &Flow { flags, ..*flow })?;
                 Ok(if was_ours { Seeded::Corrected } else { Seeded::New })
             }
@@ -120,8 +116,8 @@ impl Seed {
     /// Whether an entry that the programs made says the same. One that they translate themselves is newer than
     /// anything that is known here.
     fn is_right(&self, known: &Flow) -> bool {
-        const OURS: u8 = FLOW_SERVICE | FLOW_ENDPOINT | FLOW_HAIRPIN;
-        let foreign = known.flags & FLOW_FOREIGN != 0;
+        const OURS: u8 = FLOW_DNAT | FLOW_REVNAT | FLOW_HAIRPIN;
+        let foreign = known.flags & FLOW_EXTERNAL_NAT != 0;
         known.owner == self.endpoint.owner
             && (known.flags & OURS != 0
                 || (known.direction == self.direction as u8
@@ -139,8 +135,8 @@ impl Seed {
             direction: self.direction as u8,
             state: self.state as u8,
             // which slot of the pod's ring it gets is up to the programs
-            flags: FLOW_UNPLACED | own_node | if other.is_some() { FLOW_FOREIGN } else { 0 },
-            pad: 0,
+            flags: FLOW_NO_SLOT | own_node | if other.is_some() { FLOW_EXTERNAL_NAT } else { 0 },
+            traffic_rule: 0,
             other: other.map_or(IpAddr::from([0; 16]), |other| other.ip()).into(),
             other_port: other.map_or(0, |other| other.port()).to_be_bytes(),
             own_port: match other {
@@ -148,7 +144,8 @@ impl Seed {
                 None => [0; 2],
             },
             direct_port: [0; 2],
-            pad2: [0; 2],
+            counted: 0,
+            scope: 0,
         }
     }
 

@@ -1,7 +1,7 @@
-//! The maps of services: where one listens, which endpoints stand behind it.
+//! The maps of services: service addresses and their backends.
 //!
-//! Every method is one operation on one map (the batches are many of the same kind). What makes a sequence of them
-//! safe at each moment stands at `services4` in `c/abi.h`.
+//! Every method is one operation on one map (the batches are many of the same kind). `services4` in `c/abi.h` says in
+//! which order they are safe at each moment.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use crate::abi::{
     AffinityKey, AffinityValue, BackendKey, BackendRecord, BackendState, BackendValue, Service4Key,
     Service6Key, ServiceValue, SlotKey,
 };
-use crate::typed::TypedMap;
+use crate::typed_map::TypedMap;
 use crate::{PinRoot, Result};
 
 /// Where a service listens.

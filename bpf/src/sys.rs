@@ -94,7 +94,7 @@ pub(crate) fn wait_for_readers() {
     }
 }
 
-/// Cuts a link from its device, whoever else holds it open.
+/// Detaches a link from its device, also if others hold it open.
 pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed for the call.
     check(unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) }).map(drop)
@@ -122,8 +122,8 @@ pub(crate) fn tcx_programs(ifindex: u32, hook: u32) -> io::Result<Vec<u32>> {
     }
 }
 
-/// The entries of a hash map, bucket by bucket: what is there all the time is seen, whatever comes and goes
-/// meanwhile. Kernel 5.6.
+/// The entries of a hash map, bucket by bucket: an entry that exists all the time is seen, also while others come and
+/// go. Kernel 5.6.
 pub(crate) fn each_entry(
     map: BorrowedFd<'_>,
     sizes: (usize, usize),
@@ -192,7 +192,7 @@ pub(crate) fn update_nothing(map: BorrowedFd<'_>) -> io::Result<()> {
     .map(drop)
 }
 
-/// Whether the kernel has TCX at all: a hook of the loopback device can be asked about.
+/// Whether the kernel has TCX at all, by a query of a hook of the loopback device.
 pub(crate) fn has_tcx() -> bool {
     const LOOPBACK: i32 = 1;
     let mut opts = libbpf_sys::bpf_prog_query_opts {
@@ -210,7 +210,7 @@ pub struct ProgramSize {
     pub instructions: u32,
     /// Bytes of machine code; 0 where programs are interpreted.
     pub jited_bytes: u32,
-    /// Instructions that the verifier walked; 0 before kernel 5.16, which does not tell.
+    /// Instructions that the verifier walked; 0 before kernel 5.16, which does not report it.
     pub verified: u32,
 }
 
@@ -240,25 +240,39 @@ fn program_info(program: BorrowedFd<'_>) -> io::Result<libbpf_sys::bpf_prog_info
     Ok(info)
 }
 
-/// Runs a TC program on a packet: its action, the average time in nanoseconds, the packet as it left it.
+/// What a TC program did to a packet.
+pub(crate) struct TestRun {
+    pub(crate) action: u32,
+    /// Average, nanoseconds.
+    pub(crate) duration: u32,
+    pub(crate) packet: Vec<u8>,
+    pub(crate) mark: u32,
+    pub(crate) priority: u32,
+}
+
+/// Runs a TC program on a packet with this mark.
 pub(crate) fn test_run(
     program: BorrowedFd<'_>,
-    ifindex: u32,
-    ingress_ifindex: u32,
+    (ifindex, ingress_ifindex): (u32, u32),
+    mark: u32,
     packet: &[u8],
     repeat: u32,
-) -> io::Result<(u32, u32, Vec<u8>)> {
-    /// `struct __sk_buff`, and where linux/bpf.h has the two fields that the kernel lets us set.
+) -> io::Result<TestRun> {
+    /// `struct __sk_buff`, and where linux/bpf.h has the fields that the kernel lets us set.
     const CONTEXT: usize = 192;
+    const MARK: usize = 8;
+    const PRIORITY: usize = 32;
     const INGRESS_IFINDEX: usize = 36;
     const IFINDEX: usize = 40;
     /// Room for what a program may put in front.
     const GROWTH: usize = 256;
 
     let mut context = [0_u8; CONTEXT];
+    context[MARK..][..4].copy_from_slice(&mark.to_ne_bytes());
     context[INGRESS_IFINDEX..][..4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
     context[IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
     let mut out = vec![0_u8; packet.len() + GROWTH];
+    let mut after = [0_u8; CONTEXT];
     let mut opts = libbpf_sys::bpf_test_run_opts {
         sz: size_of::<libbpf_sys::bpf_test_run_opts>() as _,
         data_in: packet.as_ptr().cast(),
@@ -267,13 +281,26 @@ pub(crate) fn test_run(
         data_size_out: out.len() as u32,
         ctx_in: context.as_ptr().cast(),
         ctx_size_in: context.len() as u32,
+        ctx_out: after.as_mut_ptr().cast(),
+        ctx_size_out: after.len() as u32,
         repeat: repeat as i32,
         ..Default::default()
     };
     // SAFETY: every pointer leads to as many bytes as its size says, all of which outlive the call.
     check(unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut opts) })?;
     out.truncate(opts.data_size_out as usize);
-    Ok((opts.retval, opts.duration, out))
+    let word = |at: usize| {
+        let mut word = [0; 4];
+        word.copy_from_slice(&after[at..at + 4]);
+        u32::from_ne_bytes(word)
+    };
+    Ok(TestRun {
+        action: opts.retval,
+        duration: opts.duration,
+        packet: out,
+        mark: word(MARK),
+        priority: word(PRIORITY),
+    })
 }
 
 /// SO_NETNS_COOKIE: the kernel's never-reused number of the calling thread's network namespace.

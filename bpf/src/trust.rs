@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::maps::PINNED;
 use crate::pins::{FROM_POD, TO_POD, version_of};
+use crate::programs::Pair;
 use crate::{Error, PinRoot, Result, sys};
 
 /// What can be pinned.
@@ -86,8 +87,8 @@ pub(crate) fn check_owner(root: &PinRoot) -> Result<()> {
         }
     }
     let standing = root.root().ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    // Up by "..": it is the kernel that says what is above, also through a link into another mount namespace
-    // (/proc/PID/root), of which canonicalize() tells the path as it is in there.
+    // Up by "..": the kernel resolves it, also through a link into another mount namespace (/proc/PID/root), of which
+    // canonicalize() gives the path as it is in there.
     let mut path = standing.to_owned();
     let mut below: Option<(u64, u64)> = None;
     loop {
@@ -136,7 +137,8 @@ pub fn foreign(root: &PinRoot) -> Result<Vec<PathBuf>> {
     let links = root.dir().join("links");
     let mut found = entries(root.root(), |name| version_of(name).is_some())?;
     found.extend(entries(&root.dir(), |name| {
-        PINNED.contains(&name) || [FROM_POD, TO_POD, "links"].contains(&name)
+        let program = Pair::ALL.into_iter().any(|pair| pair.names().contains(&name));
+        PINNED.contains(&name) || program || name == "links"
     })?);
     found.extend(entries(&links, is_link)?);
     found.sort();

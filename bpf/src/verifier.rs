@@ -1,11 +1,13 @@
 //! Why the kernel refuses the programs: its errno in words, and the end of what its verifier wrote.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::mem;
 use std::sync::{Mutex, PoisonError};
 
 use nix::libc;
 
+use crate::Error;
 use crate::features::release;
 
 /// How much of the verifier's text an error carries; the whole of it may be megabytes.
@@ -30,10 +32,31 @@ pub(crate) fn keep(message: &str) {
     *LOG.lock().unwrap_or_else(PoisonError::into_inner) = lines[last..].join(" | ");
 }
 
-/// The text of an error of loading: kernel, cause, the verifier's last lines, and what to do.
-pub(crate) fn refusal(cause: &io::Error) -> String {
+/// Instructions that the verifier has walked, by program: from the statistics that libbpf hands over where a program's log
+/// level asks for them.
+static WALKED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
+
+/// Keeps the statistics in a message of libbpf: "prog 'NAME': ... processed COUNT insns ...".
+pub(crate) fn keep_statistics(message: &str) {
+    let name = message.split_once("prog '").and_then(|(_, rest)| rest.split_once('\''));
+    let count = message.rsplit_once("processed ").and_then(|(_, rest)| rest.split_once(" insns"));
+    if let (Some((name, _)), Some((count, _))) = (name, count)
+        && let Ok(count) = count.parse()
+    {
+        let mut walked = WALKED.lock().unwrap_or_else(PoisonError::into_inner);
+        walked.insert(name.to_owned(), count);
+    }
+}
+
+/// What was kept since the last call.
+pub(crate) fn take_statistics() -> BTreeMap<String, u32> {
+    mem::take(&mut *WALKED.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// The error of loading: kernel, cause, the verifier's last lines, and what to do.
+pub(crate) fn refusal(cause: &io::Error) -> Error {
     let log = mem::take(&mut *LOG.lock().unwrap_or_else(PoisonError::into_inner));
-    explain(cause, &log, &release())
+    Error::Load { errno: cause.raw_os_error(), reason: explain(cause, &log, &release()) }
 }
 
 fn explain(cause: &io::Error, log: &str, kernel: &str) -> String {
@@ -73,7 +96,7 @@ mod tests {
             "libbpf: prog 'to_pod': -- BEGIN PROG LOAD LOG --\n0: R1=ctx()\n1: (b7) r0 = 0\n2: x\n3: y\n\
              R2 type=mem expected=fp, pkt, map_key\nprocessed 5245 insns (limit 1000000)\n-- END PROG LOAD LOG --",
         );
-        let text = refusal(&io::Error::from_raw_os_error(libc::EACCES));
+        let text = refusal(&io::Error::from_raw_os_error(libc::EACCES)).to_string();
         assert!(text.contains("does not take the programs: Permission denied"), "{text}");
         assert!(
             text.contains("says: 1: (b7) r0 = 0 | 2: x | 3: y | R2 type=mem expected"),
@@ -81,8 +104,19 @@ mod tests {
         );
         assert!(text.contains("Linux 5.10 or later") && !text.contains("5245"), "{text}");
         // once only: it is not of the next failure
-        let text = refusal(&io::Error::from_raw_os_error(libc::EACCES));
+        let text = refusal(&io::Error::from_raw_os_error(libc::EACCES)).to_string();
         assert!(text.contains("is forbidden") && !text.contains("says"), "{text}");
+    }
+
+    #[test]
+    fn the_count_of_a_program_is_read_from_its_statistics() {
+        keep_statistics("libbpf: map 'flows4': created successfully, fd=7");
+        keep_statistics(
+            "libbpf: prog 'to_pod': -- BEGIN PROG LOAD LOG --\nfunc#0 @0\nprocessed 70113 insns (limit 1000000) \
+             max_states_per_insn 4\n-- END PROG LOAD LOG --",
+        );
+        assert_eq!(take_statistics(), BTreeMap::from([("to_pod".to_owned(), 70113)]));
+        assert!(take_statistics().is_empty());
     }
 
     #[test]

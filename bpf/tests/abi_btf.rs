@@ -17,7 +17,9 @@ use podgate_bpf::abi::*;
 use zerocopy::FromZeros;
 
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/podgate.bpf.o"));
-static HEADER: &str = include_str!("../c/abi.h");
+static ABI: &str = include_str!("../c/abi.h");
+/// With what is about limits.
+static HEADER: &str = concat!(include_str!("../c/abi.h"), include_str!("../c/abi_limits.h"));
 
 /// Name, offset, size.
 type Field = (String, usize, usize);
@@ -53,7 +55,7 @@ fn mirrors() -> Vec<Layout> {
             container_id, interface, host_interface, network, pod_namespace, pod_name, pod_uid, netns,
         }),
         layout!(PolicyKey = "pg_policy_key" { prefixlen, owner, class, direction, protocol, port }),
-        layout!(PolicyValue = "pg_policy_value" { rule, verdict, pad, hits }),
+        layout!(PolicyValue = "pg_policy_value" { rule, verdict, flags, pad, hits }),
         layout!(Peer4Key = "pg_peer4_key" { addr }),
         layout!(Peer6Key = "pg_peer6_key" { addr }),
         layout!(Net4Key = "pg_net4_key" { prefixlen, addr }),
@@ -68,13 +70,13 @@ fn mirrors() -> Vec<Layout> {
             ifindex, pod, peer, pod_port, peer_port, protocol, kind, pad,
         }),
         layout!(Flow = "pg_flow" {
-            epoch, expires, owner, rule, direction, state, flags, pad, other, other_port, own_port,
-            direct_port, pad2,
+            epoch, expires, owner, rule, direction, state, flags, traffic_rule, other, other_port, own_port,
+            direct_port, counted, scope,
         }),
         layout!(FlowSlotKey = "pg_flow_slot_key" { owner, index }),
         layout!(Ring = "pg_ring" { high, hand, last, steps, evicted }),
         layout!(Share = "pg_share" {
-            lock, owner, rings, events_held, event_tokens, event_second, cut_evicted, pad,
+            lock, owner, rings, events_held, event_tokens, event_second, cut_evicted, answers,
         }),
         layout!(FlowUse = "pg_flow_use" { slots }),
         layout!(FragKey = "pg_frag_key" { ifindex, id, source, destination, protocol, direction, pad }),
@@ -98,8 +100,19 @@ fn mirrors() -> Vec<Layout> {
         }),
         layout!(EventRecord = "pg_event" {
             time, ifindex, owner, rule, peer_class, length, pod, peer, pod_port, peer_port, direction,
-            protocol, reason, verdict, family, pad, service_port, service,
+            protocol, reason, verdict, family, flags, service_port, service,
         }),
+        layout!(LimitsKey = "pg_limits_key" { owner, rule }),
+        layout!(Rate = "pg_rate" { cost, burst }),
+        layout!(LimitsRecord = "pg_limits" {
+            rates, origins, open_most, mark, mark_mask, priority, dscp, flags, pad,
+        }),
+        layout!(Meter = "pg_meter" {
+            lock, pad, open, next, next_sparse, refused_at, departs, passed, refused, marked, delayed,
+        }),
+        layout!(ScopeValue = "pg_scope" { kind }),
+        layout!(AccountKey = "pg_account_key" { owner, scope, direction, pad }),
+        layout!(Account = "pg_account" { packets, bytes, flows }),
     ]
 }
 
@@ -191,7 +204,14 @@ fn every_enum_has_the_numbers_of_the_header() {
     }
     let enums = enums();
     // marks, not values
-    let marks = ["PG_DENY_FIRST", "PG_REASON_UNUSED", "PG_REASON_COUNT", "PG_NOTE_COUNT"];
+    let marks = [
+        "PG_DENY_FIRST",
+        "PG_REASON_UNUSED",
+        "PG_REASON_COUNT",
+        "PG_STAT_COUNT",
+        "PG_LIMIT_COUNT",
+        "PG_SCOPE_COUNT",
+    ];
     let declared = |name: &str, prefix: &str| -> Vec<(String, u32)> {
         let values =
             enums.get(name).unwrap_or_else(|| panic!("no enum {name} in the header")).iter();
@@ -209,9 +229,14 @@ fn every_enum_has_the_numbers_of_the_header() {
     assert_eq!(of(Startup::ALL, |v| v as u32), declared("pg_startup", "PG_STARTUP_"));
     assert_eq!(of(Mode::ALL, |v| v as u32), declared("pg_mode", "PG_MODE_"));
     assert_eq!(of(Reason::ALL, |v| v as u32), declared("pg_reason", "PG_"));
-    assert_eq!(of(Note::ALL, |v| v as u32), declared("pg_note", "PG_NOTE_"));
+    assert_eq!(of(Stat::ALL, |v| v as u32), declared("pg_stat", "PG_STAT_"));
     assert_eq!(of(Verdict::ALL, |v| v as u32), declared("pg_verdict", "PG_VERDICT_"));
+    assert_eq!(of(PolicyFlag::ALL, |v| v as u32), declared("pg_policy_flag", "PG_POLICY_"));
+    assert_eq!(of(EventFlag::ALL, |v| v as u32), declared("pg_event_flag", "PG_EVENT_"));
     assert_eq!(of(FlowState::ALL, |v| v as u32), declared("pg_flow_state", "PG_FLOW_"));
+    assert_eq!(of(Limit::ALL, |v| v as u32), declared("pg_limit", "PG_LIMIT_"));
+    assert_eq!(of(LimitsFlag::ALL, |v| v as u32), declared("pg_limits_flag", "PG_LIMITS_"));
+    assert_eq!(of(Scope::ALL, |v| v as u32), declared("pg_scope_kind", "PG_SCOPE_"));
     assert_eq!(of(BackendState::ALL, |v| v as u32), declared("pg_backend_state", "PG_BACKEND_"));
 }
 
@@ -222,33 +247,48 @@ fn every_constant_is_that_of_the_header() {
         ("PG_ABI_VERSION", ABI_VERSION),
         ("PG_SOME_PORT", SOME_PORT.into()),
         ("PG_CLASS_ANY", CLASS_ANY),
+        ("PG_CLASS_SELF4", CLASS_SELF4),
+        ("PG_CLASS_SELF6", CLASS_SELF6),
         ("PG_ENDPOINT_ADDRS", ENDPOINT_ADDRS as u32),
         ("PG_POLICY_PREFIX_ANY", POLICY_PREFIX_ANY),
         ("PG_POLICY_PREFIX_PROTOCOL", POLICY_PREFIX_PROTOCOL),
         ("PG_POLICY_PREFIX_PORT", POLICY_PREFIX_PORT),
         ("PG_FLOW_BY_OWN_NODE", FLOW_BY_OWN_NODE.into()),
-        ("PG_FLOW_SERVICE", FLOW_SERVICE.into()),
-        ("PG_FLOW_ENDPOINT", FLOW_ENDPOINT.into()),
+        ("PG_FLOW_DNAT", FLOW_DNAT.into()),
+        ("PG_FLOW_REVNAT", FLOW_REVNAT.into()),
         ("PG_FLOW_HAIRPIN", FLOW_HAIRPIN.into()),
-        ("PG_FLOW_FOREIGN", FLOW_FOREIGN.into()),
-        ("PG_FLOW_UNPLACED", FLOW_UNPLACED.into()),
+        ("PG_FLOW_EXTERNAL_NAT", FLOW_EXTERNAL_NAT.into()),
+        ("PG_FLOW_NO_SLOT", FLOW_NO_SLOT.into()),
         ("PG_REASON_COUNT", REASON_COUNT),
         ("PG_DENY_FIRST", DENY_FIRST.into()),
-        ("PG_NOTE_COUNT", NOTE_COUNT),
+        ("PG_STAT_COUNT", STAT_COUNT),
+        ("PG_LIMIT_COUNT", LIMIT_COUNT as u32),
+        ("PG_RATE_COUNT", RATE_COUNT as u32),
+        ("PG_RATE_SHIFT", RATE_SHIFT),
+        ("PG_METER_QUEUES", METER_QUEUES as u32),
+        ("PG_OPEN_UNLIMITED", OPEN_UNLIMITED),
+        ("PG_TRAFFIC_RULES_MOST", TRAFFIC_RULES_MOST),
+        ("PG_SCOPE_COUNT", SCOPE_COUNT.into()),
+        ("PG_ORIGIN_RUNTIME", ORIGIN_RUNTIME),
     ] {
         assert_eq!(numbers.get(name), Some(&ours), "{name}");
     }
-    assert!(HEADER.contains("#define PG_NOTE_BASE (2 * PG_REASON_COUNT)"));
-    assert_eq!(NOTE_BASE, 2 * REASON_COUNT);
-    assert!(HEADER.contains("#define PG_COUNTER_COUNT (PG_NOTE_BASE + PG_NOTE_COUNT)"));
-    assert_eq!(COUNTER_COUNT, NOTE_BASE + NOTE_COUNT);
+    assert!(HEADER.contains("#define PG_STAT_BASE (2 * PG_REASON_COUNT)"));
+    assert_eq!(STAT_BASE, 2 * REASON_COUNT);
+    assert!(HEADER.contains("#define PG_COUNTER_COUNT (PG_STAT_BASE + PG_STAT_COUNT)"));
+    assert_eq!(COUNTER_COUNT, STAT_BASE + STAT_COUNT);
 }
 
 /// The header's plain numbers.
 fn defines() -> impl Iterator<Item = (String, u32)> {
     HEADER.lines().filter_map(|line| {
         let mut words = line.strip_prefix("#define ")?.split_whitespace();
-        Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+        let (name, number) = (words.next()?, words.next()?);
+        let parsed = match number.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16),
+            None => number.parse(),
+        };
+        Some((name.to_owned(), parsed.ok()?))
     })
 }
 
@@ -275,7 +315,7 @@ fn contract() -> String {
         .maps()
         .filter_map(|map| {
             let name = map.name().to_string_lossy().into_owned();
-            let pinned = name != "limiter" && name != "scratch" && !name.contains('.');
+            let pinned = name != "limiter" && name != "scratch_space" && !name.contains('.');
             let (kind, key, value) = (map.map_type(), map.key_size(), map.value_size());
             pinned.then(|| format!("map {name}: {kind:?}, key {key}, value {value}"))
         })
@@ -305,7 +345,8 @@ fn layouts_are_those_of_their_version() {
         old == new,
         "the contract changed but PG_ABI_VERSION is still {ABI_VERSION}; gone {gone:#?}, new {come:#?}\n\
          A released version: move PG_ABI_VERSION in c/abi.h and ABI_VERSION in src/abi.rs, then run this \
-         with PODGATE_WRITE_ABI=1. One that nobody has installed yet: delete {} and do the same.",
+         with PODGATE_WRITE_ABI=1. One that nobody has installed yet: delete {} and do the same. A number of \
+         pg_reason or pg_stat that was not used yet is no other layout, nor is an enumerator's new name: write its line.",
         file.display(),
     );
 }
@@ -313,7 +354,7 @@ fn layouts_are_those_of_their_version() {
 /// Compiles `abi.h` with one more struct in it. A struct is laid out where something has its type.
 fn compile_header_with(extra: &str) -> Result<(), String> {
     let guard = "#pragma clang diagnostic pop";
-    let (inside, end) = HEADER.rsplit_once(guard).expect("the header ends its -Wpadded region");
+    let (inside, end) = ABI.rsplit_once(guard).expect("the header ends its -Wpadded region");
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("guarded.c");
     let text = format!("{inside}\n{extra}\n{guard}{end}").replace("#pragma once", "");

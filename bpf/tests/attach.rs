@@ -4,21 +4,18 @@
 
 #[path = "attach/bench.rs"]
 mod bench;
-#[path = "../../tests/src/packet/mod.rs"]
-#[allow(dead_code, unused_imports, unreachable_pub)]
-mod packet;
-#[path = "../../tests/src/sandbox.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod sandbox;
+#[path = "attach/metered.rs"]
+mod metered;
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-use bench::{Bench, Kind, foreign_object};
 use podgate_bpf::Error;
 use podgate_bpf::attach::{AttachMode, Attached};
 use podgate_bpf::features::Feature;
-use sandbox::{command, trial};
+use podgate_testkit::sandbox::{self, command, trial};
+
+use bench::{Bench, Kind, foreign_object};
 
 /// Tests by their names.
 type Tests<T, const N: usize> = [(&'static str, fn(T)); N];
@@ -30,16 +27,20 @@ fn main() -> std::process::ExitCode {
         let mut trials = Vec::new();
         let kinds: &[Kind] = if has_tcx { &[Kind::Clsact, Kind::Tcx] } else { &[Kind::Clsact] };
         for &kind in kinds {
-            let tests: Tests<Kind, 9> = [
+            let tests: Tests<Kind, 13> = [
                 ("attached, verified, again, detached twice", lifecycle),
-                ("half of it missing is seen and mended", half),
+                ("half of it missing is seen and repaired", half),
                 ("the interface goes", interface_gone),
-                ("a program ahead is seen and mended", foreign_ahead),
-                ("no packet passes while that is mended", mending_has_no_gap),
+                ("a program ahead is seen and repaired", foreign_ahead),
+                ("no packet passes while that is repaired", repair_has_no_gap),
                 ("a program behind runs on what we allow", next_runs),
                 ("others' programs survive our detach", others_survive),
                 ("half an attach is undone", undone),
                 ("another build's program is seen and replaced", another_build),
+                ("a pod with limits has its own programs", metered::from_the_start),
+                ("those of other pods there are seen and replaced", metered::plain_is_repaired),
+                ("no packet passes while programs change", metered::change_has_no_gap),
+                ("packets wait where the kernel has fq, else that is said", metered::waiting),
             ];
             trials.extend(
                 tests.map(|(name, test)| {
@@ -47,8 +48,11 @@ fn main() -> std::process::ExitCode {
                 }),
             );
         }
-        let everywhere: [(&str, fn()); 2] =
-            [("auto: clsact where nobody is", auto_alone), ("modes: spelled and read", spelling)];
+        let everywhere: [(&str, fn()); 3] = [
+            ("auto: clsact where nobody is", auto_alone),
+            ("modes: spelled and read", spelling),
+            ("the kernel's BTF says whether it has TCX", btf_says),
+        ];
         let with_tcx: [(&str, fn()); 5] = [
             ("auto: TCX where somebody has TCX", auto_beside_tcx),
             (
@@ -76,6 +80,11 @@ fn main() -> std::process::ExitCode {
     })
 }
 
+fn btf_says() {
+    let by_call = Feature::Tcx.is_present();
+    assert_eq!(podgate_bpf::features::btf_has_tcx(), Some(by_call));
+}
+
 fn spelling() {
     for (text, mode) in
         [("auto", AttachMode::Auto), ("tcx", AttachMode::Tcx), ("clsact", AttachMode::Clsact)]
@@ -90,7 +99,7 @@ fn spelling() {
 
 #[track_caller]
 fn verify_says(bench: &Bench, words: &str) {
-    match bench.gate.verify(bench.ifindex()) {
+    match bench.datapath.verify(bench.ifindex()) {
         Err(Error::Attach { verb: "verify", reason, .. }) => {
             assert!(reason.contains(words), "{reason:?} does not say {words:?}");
         }
@@ -102,26 +111,26 @@ fn lifecycle(kind: Kind) {
     let bench = Bench::isolated();
     let at = bench.ifindex();
     verify_says(&bench, "from_pod is not attached");
-    bench.gate.detach(at).unwrap();
+    bench.datapath.detach(at).unwrap();
     bench.expect_passing(5, 5);
-    assert_eq!(bench.gate.attach(at, kind.mode()).unwrap(), kind.attached());
-    assert_eq!(bench.gate.verify(at).unwrap(), kind.attached());
-    assert_eq!(bench.gate.attach(at, kind.mode()).unwrap(), kind.attached());
+    assert_eq!(bench.datapath.attach(at, kind.mode()).unwrap(), kind.attached());
+    assert_eq!(bench.datapath.verify(at).unwrap(), kind.attached());
+    assert_eq!(bench.datapath.attach(at, kind.mode()).unwrap(), kind.attached());
     assert_eq!(bench.links().len(), if kind == Kind::Tcx { 2 } else { 0 });
     bench.expect_passing(5, 0);
-    bench.gate.detach(at).unwrap();
+    bench.datapath.detach(at).unwrap();
     verify_says(&bench, "from_pod is not attached");
     assert_eq!(bench.links(), [""; 0]);
-    bench.gate.detach(at).unwrap();
+    bench.datapath.detach(at).unwrap();
     bench.expect_passing(5, 5);
-    assert_eq!(bench.gate.attach(at, kind.mode()).unwrap(), kind.attached());
+    assert_eq!(bench.datapath.attach(at, kind.mode()).unwrap(), kind.attached());
     bench.expect_passing(5, 0);
 }
 
 fn half(kind: Kind) {
     let bench = Bench::isolated();
     let at = bench.ifindex();
-    bench.gate.attach(at, kind.mode()).unwrap();
+    bench.datapath.attach(at, kind.mode()).unwrap();
     match kind {
         Kind::Clsact => {
             command("tc", &format!("filter del dev {} egress", bench.veth.host)).unwrap();
@@ -130,20 +139,20 @@ fn half(kind: Kind) {
             fs::remove_file(bench.link("to_pod")).unwrap();
             // the kernel lets go of the link in its own time
             let until = Instant::now() + Duration::from_secs(5);
-            while bench.gate.verify(at).is_ok() && Instant::now() < until {
+            while bench.datapath.verify(at).is_ok() && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
     }
     verify_says(&bench, "to_pod");
-    assert_eq!(bench.gate.attach(at, kind.mode()).unwrap(), kind.attached());
+    assert_eq!(bench.datapath.attach(at, kind.mode()).unwrap(), kind.attached());
     bench.expect_passing(5, 0);
 }
 
 fn interface_gone(kind: Kind) {
     let bench = Bench::isolated();
     let at = bench.ifindex();
-    bench.gate.attach(at, kind.mode()).unwrap();
+    bench.datapath.attach(at, kind.mode()).unwrap();
     bench.veth.delete().unwrap();
     // a kernel without TCX does not look for the interface when it is asked for filters
     let said = match Feature::Tcx.is_present() {
@@ -151,10 +160,10 @@ fn interface_gone(kind: Kind) {
         false => "from_pod is not attached",
     };
     verify_says(&bench, said);
-    bench.gate.detach(at).unwrap();
+    bench.datapath.detach(at).unwrap();
     assert_eq!(bench.links(), [""; 0], "the pins of dead links are gone");
-    bench.gate.detach(at).unwrap();
-    let told = bench.gate.attach(at, kind.mode()).unwrap_err();
+    bench.datapath.detach(at).unwrap();
+    let told = bench.datapath.attach(at, kind.mode()).unwrap_err();
     assert!(matches!(told, Error::Attach { .. }), "{told}");
     assert_eq!(bench.links(), [""; 0], "and stay gone");
 }
@@ -162,27 +171,27 @@ fn interface_gone(kind: Kind) {
 fn foreign_ahead(kind: Kind) {
     let bench = Bench::isolated();
     let at = bench.ifindex();
-    bench.gate.attach(at, kind.mode()).unwrap();
+    bench.datapath.attach(at, kind.mode()).unwrap();
     let other = bench.attach_first(kind, "pass");
     // it says "ok", so our programs never run
     bench.expect_passing(5, 5);
     verify_says(&bench, "from_pod is");
-    assert_eq!(bench.gate.attach(at, kind.mode()).unwrap(), kind.attached());
+    assert_eq!(bench.datapath.attach(at, kind.mode()).unwrap(), kind.attached());
     bench.expect_passing(5, 0);
-    assert!(other.is_attached(&bench), "mending takes nobody's program away");
+    assert!(other.is_attached(&bench), "the repair removed another program");
 }
 
-fn mending_has_no_gap(kind: Kind) {
+fn repair_has_no_gap(kind: Kind) {
     let bench = Bench::isolated();
     let at = bench.ifindex();
-    bench.gate.attach(at, kind.mode()).unwrap();
+    bench.datapath.attach(at, kind.mode()).unwrap();
     let flood = bench.flood();
     // the gap to look for is some 20 microseconds wide with filters, two grace periods with links
     for _ in 0..if kind == Kind::Clsact { 200 } else { 5 } {
         // ahead of us, but it lets us run: so each packet must still meet us
         let other = bench.attach_first(kind, "next");
         verify_says(&bench, "from_pod is");
-        assert_eq!(bench.gate.attach(at, kind.mode()).unwrap(), kind.attached());
+        assert_eq!(bench.datapath.attach(at, kind.mode()).unwrap(), kind.attached());
         other.remove(&bench);
     }
     flood.expect_none();
@@ -190,11 +199,11 @@ fn mending_has_no_gap(kind: Kind) {
 
 fn next_runs(kind: Kind) {
     let bench = Bench::open();
-    bench.gate.attach(bench.ifindex(), kind.mode()).unwrap();
+    bench.datapath.attach(bench.ifindex(), kind.mode()).unwrap();
     bench.expect_passing(5, 5);
     let other = bench.attach_last(kind, "drop");
     bench.expect_passing(5, 0);
-    assert_eq!(bench.gate.verify(bench.ifindex()).unwrap(), kind.attached());
+    assert_eq!(bench.datapath.verify(bench.ifindex()).unwrap(), kind.attached());
     other.remove(&bench);
     bench.expect_passing(5, 5);
 }
@@ -202,9 +211,9 @@ fn next_runs(kind: Kind) {
 fn others_survive(kind: Kind) {
     let bench = Bench::open();
     let first = bench.attach_first(kind, "next");
-    bench.gate.attach(bench.ifindex(), kind.mode()).unwrap();
+    bench.datapath.attach(bench.ifindex(), kind.mode()).unwrap();
     let last = bench.attach_last(kind, "next");
-    bench.gate.detach(bench.ifindex()).unwrap();
+    bench.datapath.detach(bench.ifindex()).unwrap();
     assert!(first.is_attached(&bench) && last.is_attached(&bench));
     if kind == Kind::Clsact {
         assert!(bench.qdiscs().contains("clsact"), "{}", bench.qdiscs());
@@ -222,7 +231,7 @@ fn undone(kind: Kind) {
         // the second pin cannot be made
         Kind::Tcx => fs::create_dir(bench.link("to_pod")).unwrap(),
     }
-    let told = bench.gate.attach(at, kind.mode()).unwrap_err();
+    let told = bench.datapath.attach(at, kind.mode()).unwrap_err();
     assert!(matches!(told, Error::Attach { .. } | Error::Io { .. }), "{told}");
     if kind == Kind::Tcx {
         fs::remove_dir(bench.link("to_pod")).unwrap();
@@ -233,24 +242,24 @@ fn undone(kind: Kind) {
 
 fn another_build(kind: Kind) {
     let (bench, other) = (Bench::isolated(), Bench::isolated());
-    other.gate.attach(bench.ifindex(), kind.mode()).unwrap();
-    let told = bench.gate.verify(bench.ifindex()).unwrap_err();
+    other.datapath.attach(bench.ifindex(), kind.mode()).unwrap();
+    let told = bench.datapath.verify(bench.ifindex()).unwrap_err();
     assert!(matches!(told, Error::Attach { .. }), "{told}");
-    assert_eq!(bench.gate.attach(bench.ifindex(), kind.mode()).unwrap(), kind.attached());
-    assert_eq!(bench.gate.verify(bench.ifindex()).unwrap(), kind.attached());
+    assert_eq!(bench.datapath.attach(bench.ifindex(), kind.mode()).unwrap(), kind.attached());
+    assert_eq!(bench.datapath.verify(bench.ifindex()).unwrap(), kind.attached());
     bench.expect_passing(5, 0);
 }
 
 fn auto_alone() {
     let bench = Bench::isolated();
-    assert_eq!(bench.gate.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Clsact);
+    assert_eq!(bench.datapath.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Clsact);
     bench.expect_passing(5, 0);
 }
 
 fn auto_beside_tcx() {
     let bench = Bench::isolated();
     let other = bench.attach_first(Kind::Tcx, "pass");
-    assert_eq!(bench.gate.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Tcx);
+    assert_eq!(bench.datapath.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Tcx);
     bench.expect_passing(5, 0);
     assert!(other.is_attached(&bench));
 }
@@ -258,14 +267,14 @@ fn auto_beside_tcx() {
 fn auto_beside_ingress() {
     let bench = Bench::isolated();
     command("tc", &format!("qdisc add dev {} ingress", bench.veth.host)).unwrap();
-    assert_eq!(bench.gate.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Tcx);
+    assert_eq!(bench.datapath.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Tcx);
     bench.expect_passing(5, 0);
     assert!(bench.qdiscs().contains("ingress"), "{}", bench.qdiscs());
 }
 
 /// Kernels before 6.6: no gate, and why.
 fn refused(bench: &Bench, mode: AttachMode, words: &[&str]) {
-    let told = bench.gate.attach(bench.ifindex(), mode).unwrap_err().to_string();
+    let told = bench.datapath.attach(bench.ifindex(), mode).unwrap_err().to_string();
     assert!(words.iter().all(|word| told.contains(word)), "{told:?} does not say {words:?}");
     verify_says(bench, "from_pod is not");
 }
@@ -305,29 +314,35 @@ fn filters_of_ip(bench: &Bench) {
 fn auto_beside_filter() {
     let bench = Bench::isolated();
     filters_of_ip(&bench);
-    assert_eq!(bench.gate.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Tcx);
+    assert_eq!(bench.datapath.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Tcx);
     bench.expect_passing(5, 0);
 }
 
 fn auto_keeps() {
     let bench = Bench::isolated();
     for kind in [Kind::Tcx, Kind::Clsact] {
-        bench.gate.attach(bench.ifindex(), kind.mode()).unwrap();
-        assert_eq!(bench.gate.attach(bench.ifindex(), AttachMode::Auto).unwrap(), kind.attached());
+        bench.datapath.attach(bench.ifindex(), kind.mode()).unwrap();
+        assert_eq!(
+            bench.datapath.attach(bench.ifindex(), AttachMode::Auto).unwrap(),
+            kind.attached()
+        );
     }
     // a filter of somebody's behind a TCX gate is no reason to move
-    bench.gate.attach(bench.ifindex(), AttachMode::Tcx).unwrap();
+    bench.datapath.attach(bench.ifindex(), AttachMode::Tcx).unwrap();
     let _other = bench.attach_first(Kind::Clsact, "pass");
-    assert_eq!(bench.gate.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Tcx);
+    assert_eq!(bench.datapath.attach(bench.ifindex(), AttachMode::Auto).unwrap(), Attached::Tcx);
 }
 
 fn switch_has_no_gap() {
     let bench = Bench::isolated();
-    bench.gate.attach(bench.ifindex(), AttachMode::Clsact).unwrap();
+    bench.datapath.attach(bench.ifindex(), AttachMode::Clsact).unwrap();
     let flood = bench.flood();
     for _ in 0..20 {
         for kind in [Kind::Tcx, Kind::Clsact] {
-            assert_eq!(bench.gate.attach(bench.ifindex(), kind.mode()).unwrap(), kind.attached());
+            assert_eq!(
+                bench.datapath.attach(bench.ifindex(), kind.mode()).unwrap(),
+                kind.attached()
+            );
         }
     }
     flood.expect_none();

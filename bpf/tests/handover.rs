@@ -3,13 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
-#[path = "../../tests/src/packet/mod.rs"]
-#[allow(dead_code, unused_imports, unreachable_pub)]
-mod packet;
-#[path = "../../tests/src/sandbox.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod sandbox;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::{env, fs};
@@ -17,18 +10,19 @@ use std::{env, fs};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, ObjectBuilder};
 use podgate_bpf::abi::Direction::{Egress, Ingress};
 use podgate_bpf::abi::{
-    Addr, Direction, FLOW_ENDPOINT, FLOW_SERVICE, FLOW_UNPLACED, Flow, FlowState, Mode,
+    Addr, Direction, FLOW_DNAT, FLOW_NO_SLOT, FLOW_REVNAT, Flow, FlowState, Mode,
     POLICY_PREFIX_ANY, PolicyKey, PolicyValue, Startup, Verdict,
 };
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::clock::coarse_now;
 use podgate_bpf::handover::{OtherLayout, Owners};
-use podgate_bpf::handshake::EndpointRef;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::{PodRef, Registration};
 use podgate_bpf::testrun::Context;
-use podgate_bpf::{Gate, PinRoot};
-use sandbox::{Veth, pin_dir, trial};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_contract::handshake::EndpointRef;
+use podgate_testkit::packet;
+use podgate_testkit::sandbox::{self, Veth, pin_dir, trial};
 
 fn main() -> ExitCode {
     sandbox::run(|| {
@@ -282,9 +276,9 @@ impl Left {
         found.remove(0)
     }
 
-    fn gate(&self) -> Gate {
+    fn datapath(&self) -> Datapath {
         let sizes = Sizes { flows4: 1024, flows6: 1024, frags: 256, ..Sizes::default() };
-        Gate::open_or_load(&PinRoot::new(&self.root), &sizes).unwrap()
+        Datapath::open_or_load(&PinRoot::new(&self.root), &sizes).unwrap()
     }
 }
 
@@ -327,8 +321,8 @@ fn reads(other: &Other) {
     left.register(other, 5);
     left.flow(other, 5, 77, 1, &flow(Egress, 0));
     left.flow(other, 5, 77, 2, &flow(Ingress, 0));
-    left.flow(other, 5, 77, 3, &flow(Egress, FLOW_ENDPOINT));
-    left.flow(other, 5, 77, 4, &flow(Egress, FLOW_SERVICE));
+    left.flow(other, 5, 77, 3, &flow(Egress, FLOW_REVNAT));
+    left.flow(other, 5, 77, 4, &flow(Egress, FLOW_DNAT));
     // over, of an earlier pod, of another interface
     left.flow(other, 5, 77, 5, &Flow { expires: coarse_now() - 2, ..flow(Egress, 0) });
     left.flow(other, 5, 76, 6, &flow(Egress, 0));
@@ -341,36 +335,39 @@ fn reads(other: &Other) {
     layout.set_mode(Mode::Off).unwrap();
     assert_eq!(layout.mode().unwrap(), Mode::Off);
 
-    let gate = left.gate();
-    assert_eq!(gate.maps.control().mode(), Mode::Off, "a node keeps its mode");
+    let datapath = left.datapath();
+    assert_eq!(datapath.maps.control().mode(), Mode::Off, "a node keeps its mode");
     let owners = Owners::from([(5, (77, 99))]);
-    assert_eq!(gate.copy_flows(&layout, &owners).unwrap(), 4);
-    let mut copied = gate.maps.flow_table().flows4().unwrap();
+    assert_eq!(datapath.copy_flows(&layout, &owners).unwrap(), 4);
+    let mut copied = datapath.maps.flow_table().flows4().unwrap();
     copied.sort_by_key(|(key, _)| key.peer_port);
     let ports: Vec<_> = copied.iter().map(|(key, _)| u16::from_be_bytes(key.peer_port)).collect();
     assert_eq!(ports, [1, 2, 3, 4]);
-    for ((key, found), (direction, flags)) in copied.iter().zip([
-        (Egress, 0),
-        (Ingress, 0),
-        (Egress, FLOW_ENDPOINT),
-        (Egress, FLOW_SERVICE),
-    ]) {
+    for ((key, found), (direction, flags)) in
+        copied.iter().zip([(Egress, 0), (Ingress, 0), (Egress, FLOW_REVNAT), (Egress, FLOW_DNAT)])
+    {
         assert_eq!((key.ifindex, key.pod, key.peer), (5, [10, 0, 0, 5], [10, 0, 0, 9]));
         assert_eq!((key.pod_port, key.protocol), (4000_u16.to_be_bytes(), 6));
         assert_eq!((found.owner, found.direction), (99, direction as u8));
         // its next packet gives it a slot
-        assert_eq!(found.flags, flags | FLOW_UNPLACED);
+        assert_eq!(found.flags, flags | FLOW_NO_SLOT);
         assert_eq!(found.state, FlowState::Established as u8);
         assert_eq!(found.other, Addr::from(packet::addr("10.96.0.1")));
         let ports = (u16::from_be_bytes(found.other_port), u16::from_be_bytes(found.own_port));
         assert_eq!(ports, (80, 4001));
-        assert_ne!(found.epoch, gate.maps.control().epoch(), "it is judged at its next packet");
+        assert_ne!(found.epoch, datapath.maps.control().epoch(), "it is judged at its next packet");
     }
-    assert_eq!(gate.copy_flows(&layout, &owners).unwrap(), 0, "what is known stays");
+    assert_eq!(datapath.copy_flows(&layout, &owners).unwrap(), 0, "what is known stays");
 }
 
 /// What a TCP packet of the pod to 10.0.0.9 meets, and one from there.
-fn meets(gate: &Gate, ifindex: u32, direction: Direction, peer_port: u16, syn: bool) -> i32 {
+fn meets(
+    datapath: &Datapath,
+    ifindex: u32,
+    direction: Direction,
+    peer_port: u16,
+    syn: bool,
+) -> i32 {
     let (from, to) = match direction {
         Egress => ((4000, "10.0.0.5"), (peer_port, "10.0.0.9")),
         Ingress => ((peer_port, "10.0.0.9"), (4000, "10.0.0.5")),
@@ -379,7 +376,7 @@ fn meets(gate: &Gate, ifindex: u32, direction: Direction, peer_port: u16, syn: b
     let transport = if syn { transport.syn() } else { transport.ack() };
     let frame = transport.between(from.1, to.1).frame();
     let context = Context { ifindex, ingress_ifindex: 1 };
-    gate.test_run(direction, context, &frame, 1).unwrap().action
+    datapath.test_run(direction, context, &frame, 1).unwrap().action
 }
 
 const NEXT: i32 = -1;
@@ -438,17 +435,17 @@ fn states(mode: AttachMode) {
     left.flow(&RELEASED, ifindex, 77, 1, &flow(Egress, 0));
     left.flow(&RELEASED, ifindex, 77, 2, &flow(Ingress, 0));
     attach_old(&left, &veth, mode);
-    let (layout, gate) = (left.layout(), left.gate());
-    gate.maps.control().set_mode(Mode::Enforce);
-    assert!(layout.stands_at(ifindex).unwrap());
-    assert!(gate.verify(ifindex).is_err());
+    let (layout, datapath) = (left.layout(), left.datapath());
+    datapath.maps.control().set_mode(Mode::Enforce);
+    assert!(layout.is_attached(ifindex).unwrap());
+    assert!(datapath.verify(ifindex).is_err());
 
-    gate.prepare_handover(&layout).unwrap();
+    datapath.prepare_handover(&layout).unwrap();
     let here = Registration { owner: 99, startup: Startup::Previous, ..expected(ifindex) };
-    gate.maps.register(&here).unwrap();
-    gate.replace_gate(&layout, ifindex, mode).unwrap();
-    gate.verify(ifindex).unwrap();
-    assert!(!layout.stands_at(ifindex).unwrap());
+    datapath.maps.register(&here).unwrap();
+    datapath.replace_gate(&layout, ifindex, mode).unwrap();
+    datapath.verify(ifindex).unwrap();
+    assert!(!layout.is_attached(ifindex).unwrap());
     // all egress is allowed by the new policy, and no ingress
     let everything = PolicyKey {
         prefixlen: POLICY_PREFIX_ANY,
@@ -458,13 +455,14 @@ fn states(mode: AttachMode) {
         protocol: 0,
         port: [0; 2],
     };
-    let allow = PolicyValue { rule: 1, verdict: Verdict::Allow as u8, pad: [0; 3], hits: 0 };
-    let policy = gate.maps.new_policy_map(&[(everything, allow)]).unwrap();
-    gate.maps.install_policy_maps(&[(ifindex, &policy)]).unwrap();
-    gate.maps.control().bump_epoch();
+    let allow =
+        PolicyValue { rule: 1, verdict: Verdict::Allow as u8, flags: 0, pad: [0; 2], hits: 0 };
+    let policy = datapath.maps.new_policy_map(&[(everything, allow)]).unwrap();
+    datapath.maps.install_policy_maps(&[(ifindex, &policy)]).unwrap();
+    datapath.maps.control().bump_epoch();
     let endpoint = EndpointRef { ifindex, owner: 99 };
-    let meets = |direction, port, syn| meets(&gate, ifindex, direction, port, syn);
-    let flows = || gate.maps.flow_table().flows4().unwrap().len();
+    let meets = |direction, port, syn| meets(&datapath, ifindex, direction, port, syn);
+    let flows = || datapath.maps.flow_table().flows4().unwrap().len();
 
     // the others judge everything
     assert_eq!([meets(Egress, 1, false), meets(Ingress, 2, false)], [NEXT, NEXT]);
@@ -472,7 +470,7 @@ fn states(mode: AttachMode) {
     assert_eq!(flows(), 0);
 
     // but for what begins
-    gate.maps.set_startup(endpoint, Startup::Opening).unwrap();
+    datapath.maps.set_startup(endpoint, Startup::Opening).unwrap();
     assert_eq!([meets(Egress, 1, false), meets(Ingress, 2, false)], [NEXT, NEXT]);
     assert_eq!([meets(Egress, 4, false), meets(Ingress, 4, false)], [SHOT, SHOT]);
     assert_eq!(flows(), 0);
@@ -480,22 +478,22 @@ fn states(mode: AttachMode) {
     assert_eq!([meets(Ingress, 3, false), flows() as i32], [NEXT, 1], "its answer");
 
     // the others are asked before a denial
-    gate.maps.set_startup(endpoint, Startup::Remainder).unwrap();
+    datapath.maps.set_startup(endpoint, Startup::Remainder).unwrap();
     assert_eq!([meets(Egress, 4, false), meets(Ingress, 2, false)], [NEXT, NEXT]);
     assert_eq!(meets(Ingress, 5, false), SHOT);
 
     let owners = Owners::from([(ifindex, (77, 99))]);
-    assert_eq!(gate.copy_flows(&layout, &owners).unwrap(), 2);
-    gate.maps.set_startup(endpoint, Startup::Hold).unwrap();
+    assert_eq!(datapath.copy_flows(&layout, &owners).unwrap(), 2);
+    datapath.maps.set_startup(endpoint, Startup::Hold).unwrap();
     // what policy allows goes on, both ways; what it does not is cut
     assert_eq!([meets(Ingress, 1, false), meets(Egress, 1, false)], [NEXT, NEXT]);
     assert_eq!([meets(Ingress, 2, false), meets(Ingress, 5, true)], [SHOT, SHOT]);
 
     // with nobody to ask, what would be asked is denied
-    gate.end_handover().unwrap();
-    gate.maps.set_startup(endpoint, Startup::Previous).unwrap();
+    datapath.end_handover().unwrap();
+    datapath.maps.set_startup(endpoint, Startup::Previous).unwrap();
     assert_eq!([meets(Egress, 9, true), meets(Ingress, 9, true)], [SHOT, SHOT]);
-    gate.detach(ifindex).unwrap();
+    datapath.detach(ifindex).unwrap();
     veth.delete().unwrap();
 }
 
@@ -510,8 +508,8 @@ fn lacking() {
     assert!(told.contains("stay in force") && told.contains("policyd uninstall"), "{told}");
     assert!(layout.interfaces().is_err() && layout.mode().is_err());
     // where its gates are is known all the same
-    assert!(layout.stands_at(veth.ifindex).unwrap());
-    assert_eq!(left.gate().maps.control().mode(), Mode::Enforce);
+    assert!(layout.is_attached(veth.ifindex).unwrap());
+    assert_eq!(left.datapath().maps.control().mode(), Mode::Enforce);
     veth.delete().unwrap();
 }
 
@@ -524,13 +522,13 @@ fn taken_away() {
         let layout = left.layout();
         let endpoint = |owner| EndpointRef { ifindex: veth.ifindex, owner };
         // another pod's
-        layout.take_away(endpoint(78)).unwrap();
-        assert!(layout.stands_at(veth.ifindex).unwrap());
-        layout.take_away(endpoint(77)).unwrap();
-        assert!(!layout.stands_at(veth.ifindex).unwrap());
+        layout.remove_endpoint(endpoint(78)).unwrap();
+        assert!(layout.is_attached(veth.ifindex).unwrap());
+        layout.remove_endpoint(endpoint(77)).unwrap();
+        assert!(!layout.is_attached(veth.ifindex).unwrap());
         assert_eq!(layout.interfaces().unwrap(), [0; 0]);
         assert_eq!(fs::read_dir(left.pins.dir().join("links")).unwrap().count(), 0);
-        layout.take_away(endpoint(77)).unwrap();
+        layout.remove_endpoint(endpoint(77)).unwrap();
         veth.delete().unwrap();
     }
     left.layout().remove().unwrap();

@@ -1,82 +1,95 @@
-//! Standing and taking away gates: the registry entry and the programs belong together, and each order
-//! of the two is chosen for what a packet meets if the plugin dies between them.
+//! Attaching and removing gates. A gate is a registry entry and two programs; the order of the two steps is chosen for
+//! what a packet meets if the plugin dies between them.
 
+use podgate_bpf::abi::{LimitsKey, LimitsRecord};
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::error::chain;
 use podgate_bpf::handover::OtherLayout;
-use podgate_bpf::handshake::{EndpointRef, Request};
 use podgate_bpf::maps::Registration;
-use podgate_bpf::{Error as BpfError, Gate, PinRoot};
+use podgate_bpf::{Datapath, Error as BpfError, PinRoot};
+use podgate_contract::handshake::{EndpointRef, Request};
 use tracing::{debug, info, warn};
 
-use crate::daemon;
-use crate::spec::keys::Places;
+use crate::policyd_client::{self, NotEnforced, REMOVAL_TIMEOUT};
+use crate::spec::keys::PluginPaths;
 use crate::spec::{CniError, Code};
 
-/// The gates that one ADD has stood so far, to be taken away again if it fails.
+/// The gates that one ADD has attached so far, removed again if it fails.
 #[derive(Debug)]
-pub struct Standing<'a> {
-    gate: &'a Gate,
-    done: Vec<EndpointRef>,
+pub struct AttachTransaction<'a> {
+    datapath: &'a Datapath,
+    attached: Vec<EndpointRef>,
 }
 
-impl<'a> Standing<'a> {
-    /// None yet.
-    pub fn new(gate: &'a Gate) -> Self {
-        Self { gate, done: Vec::new() }
+impl<'a> AttachTransaction<'a> {
+    /// No gate is attached yet.
+    pub fn new(datapath: &'a Datapath) -> Self {
+        Self { datapath, attached: Vec::new() }
     }
 
-    /// What stands.
+    /// The endpoints that are registered and attached.
     pub fn endpoints(&self) -> &[EndpointRef] {
-        &self.done
+        &self.attached
     }
 
-    /// Registers, then attaches. In between the interface is open, but no container has started yet and
-    /// the runtime sends DEL for an ADD that has died; the other way round it would be closed to all,
-    /// also at a gate that stands already and is only being registered anew.
-    pub fn stand(&mut self, registration: &Registration, mode: AttachMode) -> Result<(), CniError> {
+    /// Registers the endpoint, then attaches the programs. In between the interface is open, but no container has
+    /// started yet, and the runtime sends DEL for an ADD that died. In the other order the programs would find no
+    /// registration and drop everything, also at the gate of a repeated ADD, whose containers may run.
+    pub fn attach_endpoint(
+        &mut self,
+        registration: &Registration,
+        mode: AttachMode,
+        limits: Option<&LimitsRecord>,
+    ) -> Result<(), CniError> {
         let ifindex = registration.ifindex;
         let failed = |code: Code, cause: BpfError| {
-            let what = format!("stand gate at {}", registration.host_interface);
+            let what = format!("attach gate at {}", registration.host_interface);
             CniError::new(code, what).because(chain(&cause))
         };
         self.clear(registration).map_err(|e| failed(Code::Register, e))?;
-        // noted first: a half-done one is undone too
-        self.done.push(EndpointRef { ifindex, owner: registration.owner });
-        self.gate.maps.register(registration).map_err(|e| failed(Code::Register, e))?;
-        let attached = self.gate.attach(ifindex, mode).map_err(|e| failed(Code::Attach, e))?;
-        // an earlier version's, of an earlier pod or of an ADD that is repeated: two gates would judge one packet
-        for layout in others(self.gate.pins()) {
+        // recorded first, so that `undo` also covers an endpoint that is registered but not attached
+        self.attached.push(EndpointRef { ifindex, owner: registration.owner });
+        self.datapath.maps.register(registration).map_err(|e| failed(Code::Register, e))?;
+        if let Some(limits) = limits {
+            self.datapath.load_metered().map_err(|e| failed(Code::Load, e))?;
+            // before the gate, which they decide the programs of
+            let pod = LimitsKey::of_pod(registration.owner);
+            let limited = self.datapath.maps.limits().set(pod, limits);
+            limited.map_err(|e| failed(Code::Register, e))?;
+        }
+        let attached = self.datapath.attach(ifindex, mode).map_err(|e| failed(Code::Attach, e))?;
+        // a gate of another version, from an earlier pod or a repeated ADD: both would judge each packet
+        for layout in others(self.datapath.pins()) {
             let cleared = layout.registration(ifindex).and_then(|found| {
                 let endpoint = |found: Registration| EndpointRef { ifindex, owner: found.owner };
-                found.map(endpoint).map_or(Ok(()), |endpoint| layout.take_away(endpoint))
+                found.map(endpoint).map_or(Ok(()), |endpoint| layout.remove_endpoint(endpoint))
             });
             if let Err(error) = cleared {
-                warn!(ifindex, error = chain(&error), "cannot take an earlier version's gate away");
+                warn!(ifindex, error = chain(&error), "cannot remove the gate of another version");
             }
         }
-        debug!(ifindex, host_interface = %registration.host_interface, ?attached, "gate stands");
+        debug!(ifindex, host_interface = %registration.host_interface, ?attached, "gate attached");
         Ok(())
     }
 
-    /// Makes room for a registration where an earlier one still is: its policy map must not meet the new
-    /// owner, for whom nothing in it matches.
+    /// Removes an earlier registration of the same ifindex with its policy map: no key of that map carries the new owner
+    /// number, so every packet would miss.
     fn clear(&self, registration: &Registration) -> podgate_bpf::Result<()> {
         let ifindex = registration.ifindex;
-        let Some(earlier) = self.gate.maps.registration(ifindex)? else { return Ok(()) };
+        let Some(earlier) = self.datapath.maps.registration(ifindex)? else { return Ok(()) };
         if earlier.container_id != registration.container_id {
-            // a reused ifindex; of the same container it is a repeated ADD, whose gate keeps standing
+            // The ifindex was reused. The same container means a repeated ADD: its programs stay attached.
             warn!(ifindex, earlier = %earlier.container_id, "remove registration of an earlier interface");
-            self.gate.detach(ifindex)?;
+            self.datapath.detach(ifindex)?;
         }
-        self.gate.maps.unregister(ifindex)
+        self.datapath.maps.unregister(ifindex)
     }
 
-    /// Takes everything away again; what could not be is returned as text.
+    /// Removes all of them, last first. Returns what could not be removed, as text.
     pub fn undo(self) -> Vec<String> {
         let mut errors = Vec::new();
-        for endpoint in self.done.iter().rev() {
-            if let Err(error) = self.gate.take_away(*endpoint) {
+        for endpoint in self.attached.iter().rev() {
+            if let Err(error) = self.datapath.remove_endpoint(*endpoint) {
                 errors.push(chain(&error));
             }
         }
@@ -84,19 +97,20 @@ impl<'a> Standing<'a> {
     }
 }
 
-/// Opens the pins if they are there. `None`: nobody has ever loaded the programs, so nothing stands.
-pub fn open(places: &Places) -> Result<Option<Gate>, CniError> {
-    match Gate::open_as_needed(&PinRoot::new(&places.bpf_root)) {
-        Ok(gate) => Ok(Some(gate)),
+/// Opens the pinned maps and programs. `None` if there are none: no gate was ever attached on this node.
+pub fn open(paths: &PluginPaths) -> Result<Option<Datapath>, CniError> {
+    match Datapath::open_as_needed(&PinRoot::new(&paths.bpf_root)) {
+        Ok(datapath) => Ok(Some(datapath)),
         Err(BpfError::NotLoaded { path }) => {
-            debug!(pin = %path.display(), "no gate has ever stood");
+            debug!(pin = %path.display(), "no gate was ever attached");
             Ok(None)
         }
         Err(error) => Err(CniError::new(Code::Load, "open gates").because(chain(&error))),
     }
 }
 
-/// The layouts of other versions that have pods here. One that cannot be opened is policyd's to report.
+/// The map layouts of other versions that have pods on this node. Those that cannot be opened are left out: policyd
+/// reports them.
 pub fn others(pins: &PinRoot) -> Vec<OtherLayout> {
     OtherLayout::all(pins).unwrap_or_else(|error| {
         warn!(error = chain(&error), "cannot look for the pins of other versions");
@@ -104,18 +118,19 @@ pub fn others(pins: &PinRoot) -> Vec<OtherLayout> {
     })
 }
 
-/// Takes away the gates of all registrations that `doomed` picks, those of other versions too, and tells policyd. Goes
-/// on after an error, and reports all of them at the end. No `gate`: none of this version has ever stood.
+/// Removes the gates of all registrations that `doomed` selects, in the layouts of other versions too, and notifies
+/// policyd. Continues after an error and reports all of them at the end. `datapath` is `None` if no gate of this version
+/// was ever attached.
 pub fn remove_all(
-    gate: Option<&Gate>,
-    places: &Places,
+    datapath: Option<&Datapath>,
+    paths: &PluginPaths,
     doomed: impl Fn(&Registration) -> bool,
 ) -> Result<(), CniError> {
     let mut errors = Vec::new();
-    if let Some(gate) = gate {
-        errors.extend(remove_here(gate, places, &doomed)?);
+    if let Some(datapath) = datapath {
+        errors.extend(remove_here(datapath, paths, &doomed)?);
     }
-    for layout in others(&PinRoot::new(&places.bpf_root)) {
+    for layout in others(&PinRoot::new(&paths.bpf_root)) {
         let registration = |ifindex: &u32| layout.registration(*ifindex).ok().flatten();
         let interfaces = layout.interfaces().unwrap_or_else(|error| {
             warn!(error = chain(&error), "cannot read the registrations of another version");
@@ -123,7 +138,7 @@ pub fn remove_all(
         });
         for registration in interfaces.iter().filter_map(registration).filter(|r| doomed(r)) {
             let endpoint = EndpointRef { ifindex: registration.ifindex, owner: registration.owner };
-            match layout.take_away(endpoint) {
+            match layout.remove_endpoint(endpoint) {
                 Ok(()) => info!(
                     ifindex = registration.ifindex, container = %registration.container_id,
                     "gate of another version removed"
@@ -140,13 +155,13 @@ pub fn remove_all(
     Err(CniError::new(Code::Remove, "remove gates").because(errors.join("; ")))
 }
 
-/// What could not be removed, as text.
+/// The same in this version's layout. Returns what could not be removed, as text.
 fn remove_here(
-    gate: &Gate,
-    places: &Places,
+    datapath: &Datapath,
+    paths: &PluginPaths,
     doomed: impl Fn(&Registration) -> bool,
 ) -> Result<Vec<String>, CniError> {
-    let registrations = gate
+    let registrations = datapath
         .maps
         .registrations()
         .map_err(|e| CniError::new(Code::Remove, "remove gates").because(chain(&e)))?;
@@ -154,7 +169,7 @@ fn remove_here(
     let mut errors = Vec::new();
     for registration in registrations.iter().filter(|r| doomed(r)) {
         let endpoint = EndpointRef { ifindex: registration.ifindex, owner: registration.owner };
-        match gate.take_away(endpoint) {
+        match datapath.remove_endpoint(endpoint) {
             Ok(()) => {
                 let (ifindex, host) = (registration.ifindex, &registration.host_interface);
                 info!(ifindex, container = %registration.container_id, host_interface = %host, "gate removed");
@@ -165,22 +180,24 @@ fn remove_here(
             }
         }
     }
-    tell_removed(places, removed);
+    notify_removed(paths, removed);
     Ok(errors)
 }
 
-/// One line per container. policyd reconciles with the registry by itself, so silence is only logged.
-fn tell_removed(places: &Places, mut removed: Vec<(String, EndpointRef)>) {
+/// Sends policyd one line per container. A line that gets no answer is only logged, because policyd compares its state
+/// with the registry by itself.
+fn notify_removed(paths: &PluginPaths, mut removed: Vec<(String, EndpointRef)>) {
     removed.sort();
     for group in removed.chunk_by(|a, b| a.0 == b.0) {
         let request = Request::Del {
             container_id: group[0].0.clone(),
             endpoints: group.iter().map(|(_, endpoint)| *endpoint).collect(),
         };
-        if let Err(cause) = daemon::confirm(&places.socket, &request, daemon::NOTICE) {
-            debug!(%cause, "policyd does not know of the removal yet");
-            if matches!(cause, daemon::NotEnforced::Silent(_)) {
-                return; // it will not be quicker for the next ones
+        let confirmed = policyd_client::confirm(&paths.socket, &request, REMOVAL_TIMEOUT);
+        if let Err(cause) = confirmed {
+            debug!(%cause, "policyd has not acknowledged the removal");
+            if matches!(cause, NotEnforced::NoAnswer(_)) {
+                return; // the next request would wait for the whole time-out as well
             }
         }
     }

@@ -1,22 +1,22 @@
-//! The chained CNI plugin: finds the host veth of each of a pod's interfaces and stands podgate's gate
+//! The chained CNI plugin: finds the host veth of each of a pod's interfaces and attaches podgate's gate
 //! there before the first container starts.
 //!
 //! ```text
-//!   spec/     the protocol: environment, configuration, results, errors; knows nothing of podgate's work
-//!   cmd/      one verb per file
-//!   gating    register + attach, and the way back
-//!   daemon    the one line to policyd
-//!   limits    how long each part of a call may take
+//!   spec/           the protocol: environment, configuration, results, errors; knows nothing of gates
+//!   cmd/            one verb per file
+//!   gating          register + attach, and the way back
+//!   policyd_client  requests to policyd
+//!   limits          how long each part of a call may take
 //! ```
 //!
-//! stdout belongs to the protocol alone. Nothing here is kept between two calls: what must last is in
-//! the pinned maps (`podgate_bpf`).
+//! stdout belongs to the protocol alone. No state is kept between two calls but that in the pinned maps
+//! (`podgate_bpf`).
 
 pub mod cmd;
-pub mod daemon;
 pub mod gating;
 pub mod limits;
 pub mod logging;
+pub mod policyd_client;
 pub mod spec;
 
 use std::io::{self, Read, Write};
@@ -36,8 +36,8 @@ pub fn run(
     run_within(env, stdin, stdout, stderr, &|_, _| {})
 }
 
-/// The same under a time limit: `bound` is called once with the limit of the verb and what is to be printed should it
-/// be exceeded, before anything is touched that a call may wait for.
+/// The same under a time limit: `bound` is called once, before anything that may block, with the limit of the verb and
+/// the text to print when it is exceeded.
 pub fn run_within(
     env: impl Fn(&str) -> Option<String>,
     stdin: &mut dyn Read,
@@ -48,7 +48,7 @@ pub fn run_within(
     let command = match Command::from_env(&env) {
         Ok(command) => command,
         Err(EnvError::NoCommand) => {
-            // a person, not a runtime: nothing on stdout, which is the protocol's
+            // run by hand, not by a runtime: stdout is for the protocol only
             let _ = writeln!(stderr, "{}", about());
             return ExitCode::FAILURE;
         }
@@ -67,7 +67,7 @@ pub fn run_within(
         return print(stdout, result, version);
     }
     let parsed = match read {
-        // whatever is missing of it, what can be taken away goes: the plugins before this one are called after it
+        // such a verb must not fail for its configuration: the plugins before this one are called after it
         _ if command.only_removes() => Ok(NetConf::parse_leniently(&input)),
         Ok(()) => NetConf::parse(&input),
         Err(error) => Err(error),
@@ -80,7 +80,7 @@ pub fn run_within(
     print(stdout, cmd::run(&command, &conf), conf.version)
 }
 
-/// Reads until the configuration is whole: a runtime that never closes its end must not be waited for.
+/// Reads until the JSON is complete: some runtimes never close their end of the pipe.
 fn read_configuration(stdin: &mut dyn Read, input: &mut Vec<u8>) -> Result<(), CniError> {
     let mut chunk = [0; 16 * 1024];
     loop {
@@ -91,7 +91,7 @@ fn read_configuration(stdin: &mut dyn Read, input: &mut Vec<u8>) -> Result<(), C
             Err(e) => {
                 let cause = match e.kind() {
                     io::ErrorKind::TimedOut => {
-                        format!("it is not whole after {} s", limits::INPUT.as_secs())
+                        format!("it is not whole after {} s", limits::INPUT_TIMEOUT.as_secs())
                     }
                     _ => e.to_string(),
                 };
@@ -123,12 +123,12 @@ fn print(
     };
     match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
         Ok(()) => code,
-        // a runtime that went away mid-call will send DEL; it must not take this for a success
+        // a runtime that did not get the result must not see exit code 0; it will send DEL
         Err(_) => ExitCode::FAILURE,
     }
 }
 
-/// What a person who runs the binary by hand reads.
+/// Help for running the binary by hand.
 fn about() -> String {
     let versions: Vec<_> = SpecVersion::ALL.iter().map(|v| v.text()).collect();
     format!(

@@ -1,5 +1,5 @@
-//! How long each part of a call may take. A runtime waits for its plugins, some of them for ever: whatever a call waits
-//! for (a configuration that does not end, a lock, a hanging file system, a log without a reader), it ends.
+//! How long each part of a call may take. Runtimes wait for their plugins, some without a limit, so a call ends in time
+//! even if it waits for a configuration that does not end, a lock, a hanging file system or a log without a reader.
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
@@ -12,30 +12,30 @@ use crate::spec::env::Command;
 use crate::spec::keys::Settings;
 use crate::spec::{CniError, Code, NetConf};
 
-/// For the configuration on stdin.
-pub const INPUT: Duration = Duration::from_secs(10);
-/// For everything after it, without what the configuration itself allows ADD to wait for policyd.
-const CHANGES: Duration = Duration::from_secs(60);
+/// For reading the configuration from stdin.
+pub const INPUT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For ADD (without its wait for policyd, which the configuration sets), DEL and GC, once the input is read.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same for CHECK, which only reads.
-const READS: Duration = Duration::from_secs(30);
-/// The same for verbs that a runtime asks every few seconds.
-const ANSWERS: Duration = Duration::from_secs(10);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for STATUS and VERSION, which a runtime may call every few seconds.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The time that a verb has once its configuration is read.
 pub fn of(command: &Command, conf: Option<&NetConf>) -> Duration {
     match command {
         Command::Add(..) => {
-            // what cannot be read is refused by ADD itself, at once
+            // ADD itself refuses an invalid configuration at once
             let settings = conf.and_then(|conf| Settings::read(conf).ok());
-            CHANGES + settings.map_or(Duration::ZERO, |settings| settings.policyd_timeout)
+            CHANGE_TIMEOUT + settings.map_or(Duration::ZERO, |settings| settings.policyd_timeout)
         }
-        Command::Del(_) | Command::Gc => CHANGES,
-        Command::Check(..) => READS,
-        Command::Status | Command::Version => ANSWERS,
+        Command::Del(_) | Command::Gc => CHANGE_TIMEOUT,
+        Command::Check(..) => CHECK_TIMEOUT,
+        Command::Status | Command::Version => STATUS_TIMEOUT,
     }
 }
 
-/// What the runtime reads if the time is over.
+/// The error that the runtime gets when the time is over.
 pub fn exceeded(command: &Command, limit: Duration) -> CniError {
     let code = match command {
         Command::Status => Code::NotAvailable,
@@ -43,26 +43,26 @@ pub fn exceeded(command: &Command, limit: Duration) -> CniError {
     };
     let verb = command.verb();
     CniError::new(code, format!("{verb} has not ended within {} s", limit.as_secs())).because(
-        "something on this node hangs (a lock or a file below bpfRoot, logFile, a log without a reader): what \
-         already stands is taken away by DEL",
+        "something on this node hangs (a lock or a file below bpfRoot, logFile, a log without a reader): DEL \
+         removes the gates that are attached already",
     )
 }
 
-/// Reads a descriptor until [`INPUT`] is over, then fails with `TimedOut`: a runtime may never close the other end.
+/// Reads a descriptor until [`INPUT_TIMEOUT`] is over, then fails with `TimedOut`: a runtime may never close the other end.
 #[derive(Debug)]
-pub struct InTime<'a> {
+pub struct TimedReader<'a> {
     from: BorrowedFd<'a>,
     until: Instant,
 }
 
-impl<'a> InTime<'a> {
-    /// The time starts now.
+impl<'a> TimedReader<'a> {
+    /// The time-out starts now.
     pub fn new(from: BorrowedFd<'a>) -> Self {
-        Self { from, until: Instant::now() + INPUT }
+        Self { from, until: Instant::now() + INPUT_TIMEOUT }
     }
 }
 
-impl Read for InTime<'_> {
+impl Read for TimedReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.until.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
@@ -107,7 +107,7 @@ mod tests {
         let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         theirs.write_all(b"half").unwrap();
         let until = Instant::now() + Duration::from_millis(50);
-        let mut input = InTime { from: ours.as_fd(), until };
+        let mut input = TimedReader { from: ours.as_fd(), until };
         let mut text = Vec::new();
         let error = input.read_to_end(&mut text).unwrap_err();
         assert_eq!((error.kind(), &*text), (io::ErrorKind::TimedOut, &b"half"[..]));

@@ -10,8 +10,8 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::spec::keys::Log;
 
-/// Runs `body` with its log going where the configuration says. A log file that cannot be opened costs
-/// the file, not the pod: the log goes to stderr instead and says why.
+/// Runs `body` with its log going where the configuration says. A log file that cannot be opened does not fail the
+/// verb: the log goes to stderr instead and says why.
 pub fn with<T>(log: &Log, body: impl FnOnce() -> T) -> T {
     let opened = log.file.as_ref().map(|path| (path, open(path)));
     let (writer, trouble) = match opened {
@@ -33,7 +33,7 @@ pub fn with<T>(log: &Log, body: impl FnOnce() -> T) -> T {
     })
 }
 
-/// Without blocking: a FIFO without a reader fails to open, one that is full loses lines, and neither costs the pod.
+/// Non-blocking: a FIFO without a reader fails to open and one that is full loses lines, instead of holding up the pod.
 fn open(path: &std::path::Path) -> io::Result<File> {
     let flags = nix::libc::O_NONBLOCK;
     OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)

@@ -4,12 +4,12 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use podgate_bpf::timelimit::end_process_after;
-use podgate_cni::limits::InTime;
+use podgate_cni::limits::TimedReader;
 
 fn main() -> ExitCode {
     podgate_cni::run_within(
         |name| std::env::var(name).ok(),
-        &mut InTime::new(std::io::stdin().as_fd()),
+        &mut TimedReader::new(std::io::stdin().as_fd()),
         &mut std::io::stdout().lock(),
         &mut std::io::stderr().lock(),
         &|limit, answer| {

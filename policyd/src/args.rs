@@ -11,6 +11,7 @@ use podgate_bpf::loader::{LEAST_FLOWS, Sizes};
 
 use crate::check::Check;
 use crate::install::{Install, MountBpffs, Uninstall};
+use crate::logging::Log;
 use crate::node_addresses::NodeAddress;
 use crate::sources::SourceSpec;
 use crate::sync::services::ServiceMode;
@@ -19,7 +20,7 @@ use crate::sync::services::ServiceMode;
 #[derive(Debug, Parser)]
 #[command(name = "policyd", version, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -28,32 +29,33 @@ const AFTER_HELP: &str = "\
 Every option of `run` can be given as an environment variable too, see `policyd run --help`.
 
 Examples: policyd run --source kubernetes
-          policyd run --source dir:/etc/podgate/manifests";
+          policyd run --source dir:/etc/podgate/manifests
+          policyd run --source local";
 
-/// What to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon, in the foreground, until SIGTERM or SIGINT
     ///
-    /// Loads and pins the BPF programs if the plugin has not done so yet, takes over what an earlier policyd put in
-    /// force, and changes nothing until every source has been read once. When it stops, forwarding and the
-    /// policies in force go on.
+    /// Loads and pins the BPF programs if the plugin has not done so yet. The policies that an earlier policyd put in
+    /// force stay unchanged until every source has been read once. When it stops, forwarding goes on and the policies
+    /// stay in force.
     Run(Run),
-    /// Say whether podgate works on this kernel, and what it lacks
+    /// Test whether podgate works on this kernel, and which features it lacks
     ///
-    /// Loads and runs the programs, attaches them to a scratch interface in each way, and asks for every feature
+    /// Loads and runs the programs, attaches them to a scratch interface in each way, and probes every feature
     /// that has a fallback. Changes nothing: all of it happens in namespaces that end with the process. Exit status 1
     /// if podgate cannot run here.
     Check(Check),
-    /// Put podgate into the node's CNI configuration: the plugin's binary, and its entry in the conflist
+    /// Add podgate to the node's CNI configuration: the plugin's binary, and its entry in the conflist
     ///
-    /// The entry goes to the end of the list that new pods get, by the rule of the node's runtime; a single plugin's
-    /// .conf becomes a .conflist. What is not podgate's keeps its bytes. What cannot take podgate is refused by name.
+    /// The entry is appended to the list that new pods get, by the rule of the node's runtime; a single plugin's .conf
+    /// is converted to a .conflist. All other bytes stay. A file to which podgate cannot be added is reported by name.
     Install(Install),
-    /// Take podgate out of the node: its entry, its gates, its pins, its binary
+    /// Remove podgate from the node: its entry, its gates, its pins, its binary
     ///
-    /// Open connections go on, and from then on everything is allowed. policyd must not run. May be run again at any
-    /// time, also after having been killed half way.
+    /// Open connections go on, and from then on everything is allowed. policyd must not run. It may be run again at any
+    /// time, also after it was killed.
     Uninstall(Uninstall),
     /// Mount a BPF file system, where the init system has mounted none
     MountBpffs(MountBpffs),
@@ -68,8 +70,9 @@ pub struct Run {
     /// kubernetes:PATH the one of this kubeconfig. dir:PATH is a directory of manifests (*.yaml, *.yml,
     /// *.json), watched; there a service without EndpointSlices gets its endpoints from the pods of the same
     /// directory that it selects and whose status says their addresses, and one without a clusterIP an address of
-    /// 10.96.0.0/16. Of two sources that give the same pod, namespace or service the first is believed; policies of
-    /// all sources apply. Policies given to the API are one more source.
+    /// 10.96.0.0/16. If several sources have the same pod, namespace or service, the first one's is used; policies of
+    /// all sources apply. Policies given to the API are one more source. local is no source at all: a pod is what the
+    /// plugin says of it, and policies and rules are those given to the API, on a host without Kubernetes.
     #[arg(
         long = "source",
         required = true,
@@ -84,11 +87,11 @@ pub struct Run {
     pub bpf_root: PathBuf,
 
     /// Socket for the plugin; the same as `socket` of the plugin
-    #[arg(long, env = "PODGATE_CNI_SOCKET", default_value = podgate_bpf::handshake::DEFAULT_SOCKET, value_name = "PATH")]
+    #[arg(long, env = "PODGATE_CNI_SOCKET", default_value = podgate_contract::handshake::DEFAULT_SOCKET, value_name = "PATH")]
     pub cni_socket: PathBuf,
 
     /// Socket of the API, for podgatectl
-    #[arg(long, env = "PODGATE_API_SOCKET", default_value = crate::api::DEFAULT_SOCKET, value_name = "PATH")]
+    #[arg(long, env = "PODGATE_API_SOCKET", default_value = podgate_contract::api::DEFAULT_SOCKET, value_name = "PATH")]
     pub api_socket: PathBuf,
 
     /// Where /metrics, /healthz and /readyz are served, or `off`
@@ -100,6 +103,10 @@ pub struct Run {
     )]
     pub metrics_addr: MetricsAddr,
 
+    /// How many accounted pods have metrics of their own, those with the most bytes; the sum of all others is that of `other`
+    #[arg(long, env = "PODGATE_ACCOUNTED_PODS", default_value_t = 50, value_name = "N")]
+    pub accounted_pods: usize,
+
     /// This node's name [default: the host name]
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
@@ -108,33 +115,33 @@ pub struct Run {
     #[arg(long, env = "PODGATE_STATE_DIR", default_value = "/run/podgate", value_name = "DIR")]
     pub state_dir: PathBuf,
 
-    /// How programs that somebody removed or overtook are attached again: auto, tcx or clsact
+    /// How programs that were removed, or are no longer first, are attached again: auto, tcx or clsact
     #[arg(long, env = "PODGATE_ATTACH", default_value = "auto", value_name = "KIND")]
     pub attach: AttachMode,
 
-    /// What becomes of services
+    /// Whether services are translated by podgate
     ///
-    /// translate: a pod's packet to a service goes to an endpoint that its gate picks, and policy judges that one.
-    /// leave: kube-proxy picks, behind the gate. Then a service's address is allowed only if every ready endpoint
-    /// behind it is, which is approximate: a service with mixed endpoints is denied whole.
+    /// translate: the gate selects the endpoint for a pod's packet to a service, and policy decides about that endpoint.
+    /// leave: kube-proxy selects it after the gate. Then a service's address is allowed only if all its ready endpoints
+    /// are, which is approximate: a service of which policy allows only some endpoints is denied.
     #[arg(long, env = "PODGATE_SERVICES", value_enum, default_value_t)]
     pub services: ServiceMode,
 
-    /// How long an ADD waits for its policy before the plugin is told "pending"; keep it below the
+    /// How long an ADD waits for its policy before the plugin gets "pending" as the answer; keep it below the
     /// plugin's `policydTimeoutMs`
     #[arg(long, env = "PODGATE_CNI_WAIT_MS", default_value_t = 1500, value_name = "MS")]
     pub cni_wait_ms: u64,
 
-    /// How often links, addresses and gates are compared with what they should be, without an event
+    /// Interval at which links, addresses and gates are compared with the expected state without an event
     #[arg(long, env = "PODGATE_RECONCILE_SECONDS", default_value_t = 60, value_name = "S")]
     pub reconcile_seconds: u64,
 
-    /// A further address, or CIDR, that something on this node sends to its pods from and that counts as the node's own;
+    /// An additional address or CIDR that counts as the node's own, because something on this node sends from it to pods;
     /// may be given several times
     ///
-    /// Packets from it pass the gates of this node's pods as the node's own do, if the node itself sends them: what it
-    /// forwards never does, whatever its source. istio-ambient stands for the addresses to which Istio's ambient mode
-    /// rewrites the kubelet's probes: 169.254.7.127 and fd16:9254:7127:1337:ffff:ffff:ffff:ffff.
+    /// Packets from it pass the gates of this node's pods as those from the node's own addresses do, if the node itself sends
+    /// them; forwarded packets never do. istio-ambient means the addresses to which Istio's ambient mode translates the
+    /// kubelet's probes: 169.254.7.127 and fd16:9254:7127:1337:ffff:ffff:ffff:ffff.
     #[arg(
         long = "node-address",
         env = "PODGATE_NODE_ADDRESSES",
@@ -160,7 +167,7 @@ pub struct Run {
     pub log: Log,
 }
 
-/// How the API server is asked.
+/// Requests to the API server.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "API server, for --source kubernetes")]
 pub struct Server {
@@ -172,7 +179,7 @@ pub struct Server {
     /// pods wait, it lists at once
     #[arg(long, env = "PODGATE_START_JITTER_SECONDS", default_value_t = 5, value_name = "S")]
     pub start_jitter_seconds: u64,
-    /// Whether Kubernetes Events tell, on pods, policies and the node, whether policy is in force
+    /// Whether Kubernetes Events on pods, policies and the node report whether policy is in force
     #[arg(long, env = "PODGATE_EVENTS", value_enum, default_value_t = Events::On, value_name = "on|off")]
     pub events: Events,
 }
@@ -180,27 +187,26 @@ pub struct Server {
 /// Whether Kubernetes Events are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Events {
-    /// They are.
+    /// Events are sent.
     On,
-    /// They are not.
+    /// No events are sent.
     Off,
 }
 
-/// Pods that run without a gate: from before podgate came, or from a moment when it was not in the runtime's
-/// configuration.
+/// Running pods without a gate: from before podgate was installed, or while it was not in the runtime's configuration.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Pods that run without a gate")]
 pub struct Adopt {
-    /// Whether they are gated, without a restart and with their open connections known
+    /// Whether they get a gate, without a restart and without breaking open connections
     #[arg(long, env = "PODGATE_ADOPT", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     pub adopt: bool,
-    /// Whether they may only send from their own addresses, as `antiSpoofing` of the plugin says for new ones
+    /// Whether they may only send from their own addresses; `antiSpoofing` of the plugin decides this for new ones
     #[arg(long, env = "PODGATE_ADOPT_ANTI_SPOOFING", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     pub adopt_anti_spoofing: bool,
-    /// libcni's cache, which names them
+    /// libcni's cache, which has their names
     #[arg(long, env = "PODGATE_CNI_CACHE", default_value = "/var/lib/cni", value_name = "DIR")]
     pub cni_cache: PathBuf,
-    /// Directories where the runtime keeps network namespaces; those of visible processes are looked at too
+    /// Directories where the runtime keeps network namespaces; those of visible processes are searched as well
     #[arg(
         long,
         env = "PODGATE_NETNS_DIRS",
@@ -211,9 +217,9 @@ pub struct Adopt {
     pub netns_dirs: Vec<PathBuf>,
 }
 
-/// Sizes of the kernel's maps, where policyd is the first to make them; maps that are there keep theirs.
+/// Sizes of the kernel's maps, if policyd creates them; existing maps keep their sizes.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Map sizes, for maps that are not there yet")]
+#[command(next_help_heading = "Map sizes, for maps that do not exist yet")]
 pub struct MapSizes {
     /// Gated interfaces of the node
     #[arg(long, env = "PODGATE_MAX_ENDPOINTS", default_value_t = Sizes::default().endpoints, value_parser = at_least_one(), value_name = "N")]
@@ -291,33 +297,12 @@ impl From<&MapSizes> for Sizes {
     }
 }
 
-/// Logging, to stderr.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Logging, to stderr")]
-pub struct Log {
-    /// How log lines look
-    #[arg(long, env = "PODGATE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
-    pub log_format: LogFormat,
-    /// error, warn, info, debug, trace, or directives like `info,policyd=debug`
-    #[arg(long, env = "PODGATE_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
-    pub log_level: String,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
 /// Where metrics are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricsAddr {
-    /// Nowhere.
+    /// No metrics are served.
     Off,
-    /// Here.
+    /// At this address.
     At(SocketAddr),
 }
 
@@ -356,9 +341,10 @@ mod tests {
     }
 
     #[test]
-    fn an_api_server_is_named_or_found() {
+    fn an_api_server_is_named_or_found_and_local_is_none() {
         for (source, spec) in [
             ("kubernetes", SourceSpec::Kubernetes(None)),
+            ("local", SourceSpec::Local),
             (
                 "kubernetes:/etc/kube:config",
                 SourceSpec::Kubernetes(Some("/etc/kube:config".into())),

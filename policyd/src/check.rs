@@ -1,6 +1,7 @@
-//! `policyd check`: does podgate work on this kernel, and what is missing? Everything is tried with the real
-//! programs, in a mount and a network namespace that end with the process.
+//! `policyd check`: tests whether podgate works on this kernel and which features it lacks. Everything is tried with the
+//! real programs, in a mount and a network namespace that end with the process.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -13,13 +14,13 @@ use podgate_bpf::attach::{AttachMode, Attached};
 use podgate_bpf::features::{Feature, Kernel};
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::testrun::Context;
-use podgate_bpf::{Gate, PinRoot, ProgramSize};
+use podgate_bpf::{Datapath, PinRoot, ProgramSize};
 use rtnetlink::LinkVeth;
 use serde::Serialize;
 
-use crate::args::Log;
+use crate::logging::Log;
 
-/// Where the namespace of the check has a BPF file system of its own.
+/// Mount point of a BPF file system in the check's own mount namespace.
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// TC_ACT_SHOT.
@@ -36,46 +37,46 @@ pub struct Check {
     pub log: Log,
 }
 
-/// How the answer is written.
+/// Output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// A table for users.
     Table,
-    /// For programs.
+    /// One JSON object.
     Json,
 }
 
-/// The check itself could not be made, or this kernel cannot run podgate.
+/// The check failed, or this kernel cannot run podgate.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// A namespace or a mount of its own.
+    /// The check's own namespaces or mounts cannot be made.
     #[error("{what}: {source} (the check needs root, with CAP_SYS_ADMIN and CAP_NET_ADMIN)")]
     Isolate {
         /// "verb object".
         what: &'static str,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A veth pair to attach to.
+    /// The veth pair for the test cannot be made.
     #[error("make a veth pair: {0} (CONFIG_VETH)")]
     Veth(String),
-    /// The programs.
+    /// The programs cannot be loaded.
     #[error(transparent)]
     Bpf(#[from] podgate_bpf::Error),
     /// Neither kind of gate can be attached.
     #[error("attach gates: {0}")]
     NoGate(String),
-    /// The programs run, and do not do what they must.
+    /// A program returned a wrong action.
     #[error("run {program}: it answered {action} to a packet that it must drop")]
     Verdict {
-        /// Which.
+        /// The program.
         program: &'static str,
         /// The TC action.
         action: i32,
     },
 }
 
-/// What was found.
+/// Result of the check.
 #[derive(Debug, Serialize)]
 struct Findings {
     kernel: String,
@@ -92,7 +93,7 @@ struct Program {
     verified_instructions: u32,
 }
 
-/// One thing that this kernel has or lacks, and what follows from a lack.
+/// A feature, whether this kernel has it, and the consequence if not.
 #[derive(Debug, Serialize)]
 struct Line {
     name: String,
@@ -101,8 +102,8 @@ struct Line {
     without: Option<String>,
 }
 
-/// Tries everything, prints what was found; an error if podgate cannot run here. Must be called before any thread
-/// exists: the namespaces are the calling thread's.
+/// Runs the check and prints the result; an error if podgate cannot run on this kernel. Must be called before any other
+/// thread is started, because the namespaces belong to the calling thread.
 pub fn check(args: &Check) -> Result<(), CheckError> {
     isolate()?;
     let findings = try_all()?;
@@ -128,12 +129,18 @@ fn isolate() -> Result<(), CheckError> {
 
 fn try_all() -> Result<Findings, CheckError> {
     let root = PinRoot::new(format!("{BPFFS}/podgate"));
-    let gate = Gate::open_or_load(&root, &Sizes::default())?;
+    let datapath = Datapath::open_or_load(&root, &Sizes::default())?;
     let ifindex = veth()?;
-    run_programs(&gate, ifindex)?;
-    let gates = try_gates(&gate, ifindex)?;
+    let limits = datapath.load_metered().err().map(|error| error.to_string());
+    run_programs(&datapath, ifindex)?;
+    let gates = try_gates(&datapath, ifindex)?;
     let Kernel { release, missing } = Kernel::probe();
-    let (from_pod, to_pod) = gate.program_sizes()?;
+    let sizes = datapath.program_sizes()?;
+    // a kernel that keeps no count may still print one; without either, everything else holds all the same
+    let counted = match sizes.iter().any(|(_, size)| size.verified == 0) {
+        true => Datapath::count_verified(&root, &Sizes::default()).unwrap_or_default(),
+        false => BTreeMap::new(),
+    };
     let features = Feature::ALL.into_iter().map(|feature| {
         let present = !missing.contains(&feature);
         Line {
@@ -142,21 +149,23 @@ fn try_all() -> Result<Findings, CheckError> {
             without: (!present).then(|| feature.without().to_owned()),
         }
     });
+    let limits = Line { name: "limits of pods".into(), present: limits.is_none(), without: limits };
     Ok(Findings {
         kernel: release,
-        programs: vec![program("from_pod", from_pod), program("to_pod", to_pod)],
+        programs: sizes.into_iter().map(|(name, size)| program(name, size, &counted)).collect(),
         gates,
-        features: features.collect(),
+        features: [limits].into_iter().chain(features).collect(),
     })
 }
 
-fn program(name: &'static str, size: ProgramSize) -> Program {
+fn program(name: &'static str, size: ProgramSize, counted: &BTreeMap<String, u32>) -> Program {
     let ProgramSize { instructions, jited_bytes, verified } = size;
-    Program { name, instructions, jited_bytes, verified_instructions: verified }
+    let verified_instructions = counted.get(name).copied().unwrap_or(verified);
+    Program { name, instructions, jited_bytes, verified_instructions }
 }
 
 /// An interface that is not registered passes nothing: the programs run, and read their maps.
-fn run_programs(gate: &Gate, ifindex: u32) -> Result<(), CheckError> {
+fn run_programs(datapath: &Datapath, ifindex: u32) -> Result<(), CheckError> {
     // Ethernet, IPv4, UDP: as short as one can be
     let mut frame = [0_u8; 14 + 20 + 8];
     frame[12..16].copy_from_slice(&[0x08, 0x00, 0x45, 0x00]);
@@ -166,25 +175,26 @@ fn run_programs(gate: &Gate, ifindex: u32) -> Result<(), CheckError> {
     frame[38..40].copy_from_slice(&8_u16.to_be_bytes());
     // ingress_ifindex stays 0: kernel 5.10 takes no other
     let context = Context { ifindex, ingress_ifindex: 0 };
-    for (direction, program) in [(Direction::Egress, "from_pod"), (Direction::Ingress, "to_pod")] {
-        let action = gate.test_run(direction, context, &frame, 1)?.action;
-        if action != DROP {
-            return Err(CheckError::Verdict { program, action });
+    for direction in [Direction::Egress, Direction::Ingress] {
+        for (program, action) in datapath.test_run_all(direction, context, &frame)? {
+            if action != DROP {
+                return Err(CheckError::Verdict { program, action });
+            }
         }
     }
     Ok(())
 }
 
-fn try_gates(gate: &Gate, ifindex: u32) -> Result<Vec<Line>, CheckError> {
+fn try_gates(datapath: &Datapath, ifindex: u32) -> Result<Vec<Line>, CheckError> {
     let mut lines = Vec::new();
     for (mode, kind) in [(AttachMode::Clsact, Attached::Clsact), (AttachMode::Tcx, Attached::Tcx)] {
-        let attached = gate.attach(ifindex, mode).and_then(|_| gate.verify(ifindex));
+        let attached = datapath.attach(ifindex, mode).and_then(|_| datapath.verify(ifindex));
         let failure = match attached {
             Ok(found) if found == kind => None,
             Ok(found) => Some(format!("verified as {found:?}")),
             Err(error) => Some(error.to_string()),
         };
-        gate.detach(ifindex)?;
+        datapath.detach(ifindex)?;
         lines.push(Line {
             name: format!("gate by {mode}"),
             present: failure.is_none(),

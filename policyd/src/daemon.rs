@@ -1,108 +1,68 @@
-//! `policyd run`: puts the parts together and takes them apart again.
+//! `policyd run`: starts the parts of the daemon and stops them in order.
 
-use std::fs::{self, File};
-use std::io;
-use std::net::SocketAddr;
+use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use nix::fcntl::{Flock, FlockArg};
+use podgate_bpf::PinRoot;
 use podgate_bpf::loader::Sizes;
-use podgate_bpf::{Gate, PinRoot};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::adopt::{Adopter, Places, Takeover};
+use crate::adopt::{Adopter, SearchPaths, Takeover};
 use crate::api::Api;
 use crate::args::{Events, MetricsAddr, Run, Server};
+use crate::cannot_enforce::{EventServer, NodeSide};
 use crate::cni::CniServer;
 use crate::events;
 use crate::install::STATE_FILE;
 use crate::listen::{API_STREAMS, descriptors};
+use crate::local_rules::LocalRuleBook;
 use crate::metrics::{self, Metrics};
 use crate::reconcile::Reconciler;
 use crate::report::Reporter;
+use crate::run_error::{RunError, io};
+use crate::snapshot::NodeState;
 use crate::socket;
 use crate::sources::dir::DirSource;
-use crate::sources::kubernetes::{self, ConnectError, Health, KubernetesSource, Pacing};
-use crate::sources::local::{LOCAL_SOURCE, LocalError, LocalPolicies};
+use crate::sources::kubernetes::{self, Health, KubernetesSource, Pacing};
+use crate::sources::local::{LOCAL_SOURCE, LocalPolicies};
 use crate::sources::{Rank, SourceSpec};
-use crate::ungated::Lookout;
-use crate::view::Shared;
-use crate::writer::{Message, StartError, Writer};
+use crate::start::{Start, Started};
+use crate::ungated::AdoptionStatus;
+use crate::writer::{Message, Writer};
 
-/// How often to look whether another policyd has stopped.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long blocking work (reading counters, attaching a gate) may take at the end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// policyd cannot run, or cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The kernel's side.
-    #[error(transparent)]
-    Bpf(#[from] podgate_bpf::Error),
-    /// The writer.
-    #[error(transparent)]
-    Writer(#[from] StartError),
-    /// A socket.
-    #[error(transparent)]
-    Listen(#[from] socket::ListenError),
-    /// The API's policies.
-    #[error(transparent)]
-    Local(#[from] LocalError),
-    /// The metrics' port.
-    #[error("serve metrics on {addr}: {source}")]
-    Metrics {
-        /// Where.
-        addr: SocketAddr,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A source's directory.
-    #[error("watch source {name}: {source}")]
-    Source {
-        /// Which.
-        name: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A source's API server.
-    #[error("watch source {name}: {source}")]
-    Connect {
-        /// Which.
-        name: String,
-        /// Why not.
-        source: ConnectError,
-    },
-    /// Some call of the system.
-    #[error("{what}: {source}")]
-    Io {
-        /// "verb object".
-        what: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A part that runs as long as policyd does has ended.
-    #[error("run policyd: {0}; the policies in force stay, start it again")]
-    Ended(String),
+/// Runs until SIGTERM or SIGINT, on a runtime of its own.
+///
+/// The runtime is here and not in `main`: an `async fn` is compiled where it is polled, so a binary that did would compile
+/// the daemon once more.
+pub fn run(args: Run) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(io("start the runtime"))?;
+    let result = runtime.block_on(serve(args));
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    result
 }
 
-fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
-    let what = what.into();
-    move |source| RunError::Io { what, source }
-}
-
-/// Runs until a signal says stop.
-pub async fn run(args: Run) -> Result<(), RunError> {
+async fn serve(args: Run) -> Result<(), RunError> {
     let Run {
         sources,
         bpf_root,
         cni_socket,
         api_socket,
         metrics_addr,
+        accounted_pods,
         node_name,
         state_dir,
         attach,
@@ -119,26 +79,46 @@ pub async fn run(args: Run) -> Result<(), RunError> {
     descriptors::raise();
     let node = node_name.map_or_else(host_name, Ok)?;
     let root = PinRoot::new(bpf_root);
-    let gate = Arc::new(Gate::open_current(&root, &Sizes::from(&sizes))?);
-    // in the order of their numbers, so that two that wait for each other cannot be
-    let mut only = Vec::new();
-    for layout in root.layouts()? {
-        only.push(only_one(&layout.dir()).await?);
-    }
     make_state_dir(&state_dir)?;
-
-    let shared = Arc::new(Shared::new(gate, node, services, state_dir.join(STATE_FILE)));
+    let node_side = NodeSide {
+        node: node.clone(),
+        install_state: state_dir.join(STATE_FILE),
+        cni_socket: cni_socket.clone(),
+        api_socket: api_socket.clone(),
+        metrics_addr,
+        events: event_server(&sources, &server),
+    };
     let durations = metrics::durations();
-    let names: Vec<String> = sources.iter().map(ToString::to_string).collect();
-    let all = names.iter().cloned().chain([LOCAL_SOURCE.to_owned()]);
-    let observed = durations.clone();
-    let mut writer =
-        Writer::start(shared.clone(), all, move |took| observed.observe(took.as_secs_f64()))?;
+    if sources.len() > 1 && sources.contains(&SourceSpec::Local) {
+        return Err(RunError::NotAlone);
+    }
+    let watched = sources.iter().filter(|source| **source != SourceSpec::Local);
+    let names: Vec<String> = watched.map(ToString::to_string).collect();
+    let start = Start {
+        root: root.clone(),
+        sizes: Sizes::from(&sizes),
+        node,
+        services,
+        install_state: state_dir.join(STATE_FILE),
+        sources: names.iter().cloned().chain([LOCAL_SOURCE.to_owned()]).collect(),
+        commits: durations.clone(),
+    };
+    let mut stop = pin!(stop);
+    let Started { only, shared, mut writer } = tokio::select! {
+        started = start.until_it_can(node_side) => started?,
+        signal = &mut stop => {
+            tracing::info!(signal, "stopping");
+            return Ok(());
+        }
+    };
     let handle = writer.handle();
+    // before the last source is synced, so that the first commit has them
+    let local_rules =
+        Arc::new(LocalRuleBook::open(&state_dir, SystemTime::now(), handle.local_sink())?);
     let local = Arc::new(LocalPolicies::open(&state_dir, handle.sink(Rank(names.len())))?);
     let mut parts = JoinSet::new();
     let watched = watch_sources(sources, &writer, &shared, &server, &mut parts).await?;
-    let (reader, listeners) =
+    let (reader, subscriptions) =
         events::Reader::start(shared.clone()).map_err(io("start the thread of events"))?;
 
     let reconciler = Reconciler {
@@ -153,18 +133,19 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         shared: shared.clone(),
         writer: handle.clone(),
         attach,
-        places: Places { cni_cache: adopt.cni_cache, netns: adopt.netns_dirs },
+        paths: SearchPaths { cni_cache: adopt.cni_cache, netns: adopt.netns_dirs },
         root: root.clone(),
         anti_spoofing: adopt.adopt_anti_spoofing,
     });
     if adopter.is_none() {
-        shared.set_lookout(Lookout::off());
+        shared.set_adoption(AdoptionStatus::off());
     }
     let takeover =
         Takeover { shared: shared.clone(), writer: handle.clone(), attach, root: root.clone() };
     if let MetricsAddr::At(addr) = metrics_addr {
         let reattached = reconciler.reattached.clone();
-        let metrics = Metrics::new(shared.clone(), handle.clone(), reattached, durations);
+        let metrics =
+            Metrics::new(shared.clone(), handle.clone(), reattached, durations, accounted_pods);
         let fault = |source| RunError::Metrics { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(fault)?;
         parts.spawn(async move {
@@ -184,7 +165,15 @@ pub async fn run(args: Run) -> Result<(), RunError> {
     });
     let listener = socket::listen(&api_socket)?;
     let streams = Arc::new(Semaphore::new(API_STREAMS));
-    let api = Api { shared: shared.clone(), writer: handle, local, listeners, streams };
+    parts.spawn({
+        let rules = local_rules.clone();
+        async move {
+            rules.end_in_time().await;
+            "the end of local rules' lifetimes is not watched any more".to_owned()
+        }
+    });
+    let api =
+        Api { shared: shared.clone(), writer: handle, local, local_rules, subscriptions, streams };
     parts.spawn(async move {
         api.serve(listener).await;
         "the API's server ended".to_owned()
@@ -209,7 +198,7 @@ pub async fn run(args: Run) -> Result<(), RunError> {
     );
 
     let ended = tokio::select! {
-        signal = stop => {
+        signal = &mut stop => {
             tracing::info!(signal, "stopping; the policies in force stay");
             None
         }
@@ -220,11 +209,11 @@ pub async fn run(args: Run) -> Result<(), RunError> {
         }),
         () = writer.ended() => Some("the writer has ended, see the log".to_owned()),
     };
-    // no new work, then the writer finishes what it has begun, then the sockets go
+    // no new work, then the writer finishes its commit, then the sockets are removed
     parts.shutdown().await;
     drop((watched, reader, writer, only));
     for path in [&cni_socket, &api_socket] {
-        // another may have removed it; a left one is replaced at the next start
+        // it may be gone already; one that stays is replaced at the next start
         let _ = fs::remove_file(path);
     }
     match ended {
@@ -233,11 +222,20 @@ pub async fn run(args: Run) -> Result<(), RunError> {
     }
 }
 
-/// Watches all sources: API servers among `parts`, directories for as long as what is returned is held.
+/// The API server that Events go to: that of the first cluster, which is the one this node belongs to.
+fn event_server(sources: &[SourceSpec], server: &Server) -> Option<EventServer> {
+    let first = sources.iter().find_map(|source| match source {
+        SourceSpec::Kubernetes(kubeconfig) => Some(EventServer { kubeconfig: kubeconfig.clone() }),
+        SourceSpec::Dir(_) | SourceSpec::Local => None,
+    });
+    first.filter(|_| server.events == Events::On)
+}
+
+/// Watches all sources: API servers in tasks of `parts`, directories until the returned sources are dropped.
 async fn watch_sources(
     sources: Vec<SourceSpec>,
     writer: &Writer,
-    shared: &Arc<Shared>,
+    shared: &Arc<NodeState>,
     server: &Server,
     parts: &mut JoinSet<String>,
 ) -> Result<Vec<DirSource>, RunError> {
@@ -245,6 +243,8 @@ async fn watch_sources(
     for (rank, spec) in sources.into_iter().enumerate() {
         let (rank, name) = (Rank(rank), spec.to_string());
         match spec {
+            // the API is a source already, and stands alone
+            SourceSpec::Local => {}
             SourceSpec::Dir(dir) => {
                 let source = DirSource::start(dir, writer.handle().sink(rank));
                 watched.push(source.map_err(|source| RunError::Source { name, source })?);
@@ -266,7 +266,7 @@ async fn watch_sources(
                 let unenforced = kubernetes::follow_unenforced(client.clone(), sink(writer, rank));
                 parts.spawn(async move {
                     unenforced.await;
-                    "the look for kinds that are not enforced ended".to_owned()
+                    "the count of kinds that are not enforced ended".to_owned()
                 });
                 let source = KubernetesSource::start(
                     client,
@@ -283,7 +283,7 @@ async fn watch_sources(
     Ok(watched)
 }
 
-/// Where the watches of an API server, several at a time, put their updates.
+/// Sends the updates of an API server's watches to the writer.
 fn sink(writer: &Writer, rank: Rank) -> kubernetes::Sink {
     let handle = writer.handle();
     Arc::new(move |update| {
@@ -292,10 +292,11 @@ fn sink(writer: &Writer, rank: Rank) -> kubernetes::Sink {
     })
 }
 
-/// A restart can wait a little: what was in force stays so. Without that, pods wait for us.
-fn pacing(server: &Server, shared: &Shared) -> Pacing {
+/// After a restart the lists are spread over time, because the policies from before stay in force. Without such policies
+/// pods wait for the first list, so it starts at once.
+fn pacing(server: &Server, shared: &NodeState) -> Pacing {
     let Server { list_page_size, start_jitter_seconds, events: _ } = *server;
-    let jitter = match shared.view().rules {
+    let jitter = match shared.snapshot().rules {
         0 => Duration::ZERO,
         _ => Duration::from_secs(start_jitter_seconds),
     };
@@ -319,29 +320,6 @@ fn stop_signal() -> Result<impl Future<Output = &'static str>, RunError> {
         });
         first
     })
-}
-
-/// One policyd per pin root. The kernel releases the lock when the process ends, however it ends.
-async fn only_one(dir: &Path) -> Result<Flock<File>, RunError> {
-    let mut told = false;
-    loop {
-        let opened = File::open(dir).map_err(io(format!("open {}", dir.display())))?;
-        match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            // However long it takes: one that was killed may stay in the kernel for a while, and a
-            // supervisor that starts this one again gains nothing.
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-                if !told {
-                    tracing::warn!(dir = %dir.display(), "another policyd is still running: waiting for it to stop");
-                    told = true;
-                }
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
-            Err((_, error)) => {
-                return Err(io(format!("lock {}", dir.display()))(error.into()));
-            }
-        }
-    }
 }
 
 fn make_state_dir(dir: &Path) -> Result<(), RunError> {

@@ -1,9 +1,29 @@
 //! Logging to stderr.
 
+use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-use crate::args::{Log, LogFormat};
+/// Logging, to stderr.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging, to stderr")]
+pub struct Log {
+    /// How log lines look
+    #[arg(long, env = "PODGATE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+    /// error, warn, info, debug, trace, or directives like `info,policyd=debug`
+    #[arg(long, env = "PODGATE_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub log_level: String,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 /// kube's client calls every failed request an error. The source says once that it cannot watch and why, and again
 /// when it can; a directive that names `kube_client` brings the lines back.

@@ -8,9 +8,6 @@ use podgate_bpf::error::chain;
 use policyd::args::{Cli, Command};
 use policyd::{check, daemon, install, logging};
 
-/// Waits for blocking work (reading counters, attaching a gate) at the end.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
-
 fn main() -> ExitCode {
     match start() {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,12 +39,5 @@ fn start() -> anyhow::Result<()> {
         }
     };
     logging::start(&args.log).context("read --log-level")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
-    let result = runtime.block_on(daemon::run(args));
-    runtime.shutdown_timeout(PATIENCE);
-    Ok(result?)
+    Ok(daemon::run(args)?)
 }

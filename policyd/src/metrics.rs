@@ -1,4 +1,7 @@
-//! Metrics and health over HTTP. Everything is read when it is asked for; labels are bounded.
+//! Metrics and health over HTTP. Everything is read at the request; the number of label values is bounded.
+
+pub(crate) mod families;
+mod limited;
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,86 +13,97 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use podgate_bpf::abi::Note;
+use podgate_bpf::Obstacle;
+use podgate_bpf::abi::Stat;
 use podgate_bpf::features::Feature;
+use podgate_contract::api::NewPods;
+use podgate_contract::api::PacketCount;
+use podgate_manifests::unenforced::UnenforcedKind;
+use podgate_policy::index::Sort;
 use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore};
 
-use crate::api::types::PacketCount;
-use crate::api::{count_endpoints, count_entries, count_objects, packets};
-use crate::install::{NewPods, new_pods};
-use crate::listen::{self, Limits, METRICS_FROM_NODE, METRICS_FROM_ONE, METRICS_FROM_OTHERS, Room};
+use crate::api::packets;
+use crate::audit::audited_policies;
+use crate::install::new_pods;
+use crate::listen::{
+    self, ConnectionLimit, Limits, METRICS_FROM_NODE, METRICS_FROM_ONE, METRICS_FROM_OTHERS,
+};
 use crate::shares;
+use crate::snapshot::NodeState;
 use crate::sources::kubernetes;
-use crate::sources::unenforced::UnenforcedKind;
 use crate::ungated::Gating;
-use crate::view::Shared;
+use crate::usage;
 use crate::writer::Handle;
+use families::*;
 
 /// How long a health check waits for the writer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long its answer counts.
-const FRESH: Duration = Duration::from_millis(500);
+const MAX_AGE: Duration = Duration::from_millis(500);
 
 /// Serves /metrics, /healthz and /readyz.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
-    shared: Arc<Shared>,
+    shared: Arc<NodeState>,
     writer: Handle,
-    room: Room,
+    connections: ConnectionLimit,
     /// One scrape is written at a time: it reads maps of all CPUs, and the plugin's socket shares our threads.
     scrapes: Arc<Semaphore>,
     /// The last answer of the writer. Each look has it publish its state: clients that ask often share one.
     looked: Arc<Mutex<Option<Look>>>,
 }
 
-/// When the writer was asked, and what is wrong.
+/// The last health check of the writer: when, and its problems.
 type Look = (Instant, Result<(), &'static str>);
 
 impl Metrics {
-    /// Metrics of this node. `reattached` counts gates attached again; `commits` is [`durations`].
+    /// Metrics of this node. `reattached` counts gates attached again; `commits` is [`durations`]. Accounted
+    /// pods have samples of their own up to this number, `accounted_pods`.
     pub fn new(
-        shared: Arc<Shared>,
+        shared: Arc<NodeState>,
         writer: Handle,
         reattached: Arc<AtomicU64>,
         commits: Histogram,
+        accounted_pods: usize,
     ) -> Self {
-        let mut registry = Registry::with_prefix("podgate");
-        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "Which policyd this is", build);
-        registry.register_with_unit(
-            "commit_duration",
-            "From a change to its being in force, compilation included",
-            Unit::Seconds,
-            commits,
-        );
-        let room = Room::new(METRICS_FROM_NODE, METRICS_FROM_OTHERS, METRICS_FROM_ONE);
-        let at_scrape = AtScrape { shared: shared.clone(), reattached, room: room.clone() };
+        let mut registry = registry();
+        let Family { name, help, unit, .. } = &COMMIT_DURATION;
+        match unit {
+            Some(unit) => registry.register_with_unit(*name, *help, unit.clone(), commits),
+            None => registry.register(*name, *help, commits),
+        }
+        let connections =
+            ConnectionLimit::new(METRICS_FROM_NODE, METRICS_FROM_OTHERS, METRICS_FROM_ONE);
+        let at_scrape = AtScrape {
+            shared: shared.clone(),
+            reattached,
+            connections: connections.clone(),
+            accounted_pods,
+        };
         registry.register_collector(Box::new(at_scrape));
         let scrapes = Arc::new(Semaphore::new(1));
         let looked = Arc::default();
-        Self { registry: Arc::new(registry), shared, writer, room, scrapes, looked }
+        Self { registry: Arc::new(registry), shared, writer, connections, scrapes, looked }
     }
 
     /// Serves until the task is dropped.
     pub async fn serve(self, listener: TcpListener) {
-        let room = self.room.clone();
+        let connections = self.connections.clone();
         let router = Router::new()
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
             .with_state(self);
-        listen::serve_tcp(listener, room, router, Limits::METRICS).await;
+        listen::serve_tcp(listener, connections, router, Limits::METRICS).await;
     }
 }
 
@@ -100,7 +114,19 @@ pub fn durations() -> Histogram {
 
 async fn metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
     let _turn = metrics.scrapes.acquire().await;
-    let registry = metrics.registry.clone();
+    encoded(metrics.registry.clone()).await
+}
+
+/// A registry that says which policyd this is.
+pub(crate) fn registry() -> Registry {
+    let mut registry = Registry::with_prefix(PREFIX);
+    let build = Info::new(vec![(BUILD.labels[0].0, env!("CARGO_PKG_VERSION"))]);
+    registry.register(BUILD.name, BUILD.help, build);
+    registry
+}
+
+/// The answer to a scrape.
+pub(crate) async fn encoded(registry: Arc<Registry>) -> impl IntoResponse + use<> {
     let encoded = tokio::task::spawn_blocking(move || {
         let mut text = String::new();
         encode(&mut text, &registry).map(|()| text)
@@ -122,9 +148,10 @@ async fn metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
 async fn healthz(State(metrics): State<Metrics>) -> (StatusCode, &'static str) {
     let mut looked = metrics.looked.lock().await;
     let health = match *looked {
-        Some((at, health)) if at.elapsed() < FRESH => health,
+        Some((at, health)) if at.elapsed() < MAX_AGE => health,
         _ => {
-            let health = match tokio::time::timeout(PATIENCE, metrics.writer.settled()).await {
+            let health = match tokio::time::timeout(SETTLE_TIMEOUT, metrics.writer.settled()).await
+            {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(_)) => Err("the writer has stopped\n"),
                 Err(_) => Err("the writer has not answered for 5 s\n"),
@@ -140,19 +167,20 @@ async fn healthz(State(metrics): State<Metrics>) -> (StatusCode, &'static str) {
 }
 
 async fn readyz(State(metrics): State<Metrics>) -> (StatusCode, String) {
-    let Gating { view, unenforced, ready } = metrics.shared.gating();
+    let Gating { snapshot, unenforced, ready } = metrics.shared.gating();
     if ready {
         return (StatusCode::OK, "ok\n".to_owned());
     }
-    let mut reasons = view.problems();
+    let mut reasons = snapshot.problems();
     reasons.extend(unenforced.into_iter().map(|each| format!("{}: {}", each.pod, each.reason)));
     (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n")
 }
 
 struct AtScrape {
-    shared: Arc<Shared>,
+    shared: Arc<NodeState>,
     reattached: Arc<AtomicU64>,
-    room: Room,
+    connections: ConnectionLimit,
+    accounted_pods: usize,
 }
 
 impl fmt::Debug for AtScrape {
@@ -163,219 +191,141 @@ impl fmt::Debug for AtScrape {
 
 impl Collector for AtScrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Gating { view, unenforced, ready } = self.shared.gating();
-        let objects = count_objects(&self.shared);
-        let endpoints = count_endpoints(&view);
-        let entries = count_entries(&view);
-        self.packets(&mut encoder)?;
-        shares::encode(&self.shared, &mut encoder)?;
-        gauges(
-            &mut encoder,
-            "endpoints",
-            "Gated interfaces, by whether their policy is in force",
-            "state",
-            &[
+        let encoder = &mut encoder;
+        let Gating { snapshot, unenforced, ready } = self.shared.gating();
+        let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        self.packets(encoder)?;
+        self.audited(encoder)?;
+        limited::encode(&self.shared, encoder)?;
+        shares::encode(&self.shared, encoder)?;
+        usage::encode(&self.shared, self.accounted_pods, encoder)?;
+        let endpoints = snapshot.endpoint_counts();
+        ENDPOINTS.gauges(
+            encoder,
+            [
                 ("enforced", endpoints.enforced),
                 ("pending", endpoints.pending),
                 ("degraded", endpoints.degraded),
-            ],
+            ]
+            .map(|(state, count)| (state, number(count))),
         )?;
-        gauges(
-            &mut encoder,
-            "objects",
-            "Objects known from all sources",
-            "kind",
-            &[
+        let objects = self.shared.object_counts();
+        OBJECTS.gauges(
+            encoder,
+            [
                 ("pod", objects.pods),
                 ("namespace", objects.namespaces),
                 ("policy", objects.policies),
-            ],
+                ("cluster_policy", objects.cluster_policies),
+                ("pod_traffic_policy", objects.pod_traffic_policies),
+            ]
+            .map(|(kind, count)| (kind, number(count))),
         )?;
-        gauges(
-            &mut encoder,
-            "map_entries",
-            "Entries that policyd wrote",
-            "map",
-            &[("peers", entries.peers), ("nets", entries.nets), ("policies", entries.rules)],
+        let entries = snapshot.map_counts();
+        MAP_ENTRIES.gauges(
+            encoder,
+            [("peers", entries.peers), ("nets", entries.nets), ("policies", entries.rules)]
+                .map(|(map, count)| (map, number(count))),
         )?;
         let missing = &self.shared.kernel.missing;
-        gauges(
-            &mut encoder,
-            "kernel_feature",
-            "Whether this kernel has what podgate can do without, see `policyd check`",
-            "feature",
-            &Feature::ALL.map(|feature| (feature.name(), usize::from(!missing.contains(&feature)))),
-        )?;
-        let services = view.services;
-        gauges(
-            &mut encoder,
-            "services",
-            "Services that are translated: they, their addresses and ports, the endpoints behind those, and what could not be written",
-            "kind",
-            &[
+        let has = |feature: Feature| (feature.name(), u64::from(!missing.contains(&feature)));
+        KERNEL_FEATURE.gauges(encoder, Feature::ALL.map(has))?;
+        let services = snapshot.services;
+        SERVICES.gauges(
+            encoder,
+            [
                 ("service", services.services),
                 ("frontend", services.frontends),
                 ("backend", services.backends),
                 ("degraded", services.degraded),
+            ]
+            .map(|(kind, count)| (kind, number(count))),
+        )?;
+        let problems =
+            snapshot.sources.iter().map(|source| (&*source.name, number(source.problems.len())));
+        SOURCE_PROBLEMS.gauges(encoder, problems)?;
+        let synced =
+            snapshot.sources.iter().map(|source| (&*source.name, u64::from(source.synced)));
+        SOURCE_SYNCED.gauges(encoder, synced)?;
+        for server in self.shared.servers() {
+            kubernetes::metrics::encode(&server, encoder)?;
+        }
+        self.shared.reports.encode(encoder)?;
+        let problems = self.shared.index().problems();
+        let of =
+            |sort: Sort| number(problems.iter().filter(|problem| problem.sort == sort).count());
+        POLICY_PROBLEMS.gauges(
+            encoder,
+            [
+                ("not_understood", of(Sort::NotUnderstood)),
+                ("equal_priority", of(Sort::EqualPriority)),
             ],
         )?;
-        let sources: Vec<_> = view
-            .sources
-            .iter()
-            .map(|source| (source.name.as_str(), source.problems.len()))
-            .collect();
-        gauges(
-            &mut encoder,
-            "source_problems",
-            "Things a source could not read",
-            "source",
-            &sources,
+        let kinds = snapshot.unenforced();
+        OBJECTS_UNENFORCED.gauges(
+            encoder,
+            UnenforcedKind::ALL
+                .iter()
+                .map(|kind| (kind.name(), number(kinds.get(kind).copied().unwrap_or_default()))),
         )?;
-        let synced: Vec<_> = view
-            .sources
-            .iter()
-            .map(|source| (source.name.as_str(), usize::from(source.synced)))
-            .collect();
-        gauges(
-            &mut encoder,
-            "source_synced",
-            "Whether a source has been read whole",
-            "source",
-            &synced,
-        )?;
-        for server in self.shared.servers() {
-            kubernetes::metrics::encode(&server, &mut encoder)?;
-        }
-        self.shared.reports.encode(&mut encoder)?;
-        let kinds = view.unenforced();
-        let kinds: Vec<_> = UnenforcedKind::ALL
-            .iter()
-            .map(|kind| (kind.name(), kinds.get(kind).copied().unwrap_or_default()))
-            .collect();
-        gauges(
-            &mut encoder,
-            "objects_unenforced",
-            "Policies of kinds that podgate knows of and does not enforce",
-            "kind",
-            &kinds,
-        )?;
-        let gated = match new_pods(&self.shared.install_state) {
-            NewPods::Yes { .. } => Some(1),
-            NewPods::No { .. } => Some(0),
-            NewPods::Unknown { .. } => None,
-        };
-        if let Some(gated) = gated {
-            one_gauge(
-                &mut encoder,
-                "new_pods_gated",
-                "Whether the node's CNI configuration gives new pods a gate; missing where no `policyd install` says",
-                gated,
-            )?;
-        }
-        one_gauge(
-            &mut encoder,
-            "local_pods_unenforced",
-            "Pods of this node that no gate stands at",
-            i64::try_from(unenforced.len()).unwrap_or(i64::MAX),
-        )?;
-        one_gauge(
-            &mut encoder,
-            "ready",
-            "Whether the sources' policies are in force, for every pod that ran before too unless it is known why not",
-            ready.into(),
-        )?;
-        one_gauge(
-            &mut encoder,
-            "classes_stopped",
-            "Whether the classes of addresses could not all be written",
-            view.stopped.is_some().into(),
-        )?;
-        counter(&mut encoder, "commits", "Changes put in force", view.commits.count)?;
-        counter(
-            &mut encoder,
-            "commits_incomplete",
-            "Commits that left something undone",
-            view.commits.incomplete,
-        )?;
-        counter(
-            &mut encoder,
-            "connections_refused",
-            "Connections to the metrics port that found no place: too many at once, of all or of one address",
-            self.room.refused(),
-        )?;
-        counter(
-            &mut encoder,
-            "gates_reattached",
-            "Gates that somebody removed or overtook, attached again",
-            self.reattached.load(Ordering::Relaxed),
-        )
+        new_pods_gated(encoder, &new_pods(&self.shared.install_state))?;
+        cannot_enforce(encoder, None)?;
+        LOCAL_PODS_UNENFORCED.gauge(encoder, number(unenforced.len()))?;
+        READY.gauge(encoder, ready.into())?;
+        CLASSES_STOPPED.gauge(encoder, snapshot.stopped.is_some().into())?;
+        COMMITS.counter(encoder, snapshot.commits.count)?;
+        COMMITS_INCOMPLETE.counter(encoder, snapshot.commits.incomplete)?;
+        CONNECTIONS_REFUSED.counter(encoder, self.connections.refused())?;
+        GATES_REATTACHED.counter(encoder, self.reattached.load(Ordering::Relaxed))
     }
 }
 
 impl AtScrape {
+    /// One sample for each policy that is audited now: a policy that is enforced says nothing here.
+    fn audited(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let counts = self.shared.audit.flows_by_policy();
+        let names = audited_policies(&self.shared.index());
+        let samples = names.into_iter().map(|name| {
+            let flows = counts.get(&name).copied().unwrap_or_default();
+            ([name.namespace.to_string(), name.name.to_string()], ConstCounter::new(flows))
+        });
+        AUDITED_FLOWS.samples(encoder, samples)
+    }
+
     fn packets(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let counters = self.shared.gate.maps.counters().map_err(|error| {
+        let counters = self.shared.datapath.maps.counters().map_err(|error| {
             tracing::error!(%error, "cannot read the counters");
             fmt::Error
         })?;
-        let mut each =
-            |name: &str, help: &str, unit: Option<&Unit>, of: fn(&PacketCount) -> u64| {
-                let mut family =
-                    encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
-                for count in packets(&counters) {
-                    let labels = [
-                        ("direction", count.direction.as_str()),
-                        ("verdict", count.verdict.as_str()),
-                        ("reason", count.reason.as_str()),
-                    ];
-                    ConstCounter::new(of(&count)).encode(family.encode_family(&labels)?)?;
-                }
-                Ok(())
-            };
-        each("packets", "Packets by verdict", None, |count| count.packets)?;
-        let bytes = Some(&Unit::Bytes);
-        each("packet", "Bytes of packets by verdict", bytes, |count| count.bytes)?;
-        let mut family = encoder.encode_descriptor(
-            "datapath_notes",
-            "What the programs met that is no verdict",
-            None,
-            MetricType::Counter,
-        )?;
-        for note in Note::ALL {
-            let labels = [("note", note.name())];
-            ConstCounter::new(counters.note(*note)).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
+        let samples = |of: fn(&PacketCount) -> u64| {
+            packets(&counters).map(move |count| {
+                let value = ConstCounter::new(of(&count));
+                ([count.direction.to_string(), count.verdict.to_string(), count.reason], value)
+            })
+        };
+        PACKETS.samples(encoder, samples(|count| count.packets))?;
+        PACKET_BYTES.samples(encoder, samples(|count| count.bytes))?;
+        let stats = Stat::ALL.iter().map(|stat| (stat.name(), counters.stat(*stat)));
+        DATAPATH_NOTES.counters(encoder, stats)
     }
 }
 
-fn gauges(
+/// Whether policyd cannot enforce on this node at all, by what keeps it from that.
+pub(crate) fn cannot_enforce(
     encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    label: &str,
-    values: &[(&str, usize)],
+    obstacle: Option<Obstacle>,
 ) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for (value, count) in values {
-        let labels = [(label, *value)];
-        let count = i64::try_from(*count).unwrap_or(i64::MAX);
-        ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
+    CANNOT_ENFORCE
+        .gauges(encoder, Obstacle::ALL.map(|each| (each.name(), u64::from(obstacle == Some(each)))))
+}
+
+pub(crate) fn new_pods_gated(
+    encoder: &mut DescriptorEncoder<'_>,
+    new_pods: &NewPods,
+) -> fmt::Result {
+    match new_pods {
+        NewPods::Yes { .. } => NEW_PODS_GATED.gauge(encoder, 1),
+        NewPods::No { .. } | NewPods::Refused { .. } => NEW_PODS_GATED.gauge(encoder, 0),
+        NewPods::Unknown { .. } => Ok(()),
     }
-    Ok(())
-}
-
-fn one_gauge(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    value: i64,
-) -> fmt::Result {
-    let gauge = ConstGauge::new(value);
-    gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
-}
-
-fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
-    let counter = ConstCounter::new(value);
-    counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
 }

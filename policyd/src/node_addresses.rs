@@ -1,5 +1,5 @@
-//! Which addresses count as the node's own: those of its interfaces, and others that are named because something on the
-//! node sends from them.
+//! Addresses that count as the node's own although no interface has them, because the node sends from them:
+//! `--node-address`.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use podgate_bpf::maps::Net;
 
-/// What Istio's ambient mode rewrites the kubelet's probes to.
+/// The source addresses to which Istio's ambient mode translates the kubelet's probes.
 const ISTIO_AMBIENT: [&str; 2] = ["169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"];
 
 /// A value of `--node-address`: an address, a CIDR, the name of a preset, or nothing.
@@ -16,7 +16,7 @@ const ISTIO_AMBIENT: [&str; 2] = ["169.254.7.127", "fd16:9254:7127:1337:ffff:fff
 pub struct NodeAddress(Vec<Net>);
 
 impl NodeAddress {
-    /// The prefixes that it stands for.
+    /// Its prefixes.
     pub fn nets(&self) -> &[Net] {
         &self.0
     }
@@ -25,9 +25,9 @@ impl NodeAddress {
 impl FromStr for NodeAddress {
     type Err = String;
 
-    /// Fails with what to write instead.
+    /// The error says what to write instead.
     fn from_str(text: &str) -> Result<Self, String> {
-        // an empty variable
+        // an empty environment variable
         if text.is_empty() {
             return Ok(Self(Vec::new()));
         }

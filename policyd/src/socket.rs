@@ -15,10 +15,10 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// Listens on `path`, mode 0600, in place of whatever socket an earlier process left there.
+/// Listens on `path`, mode 0600. Replaces a socket that an earlier process left there.
 ///
-/// Bound under another name, restricted, then renamed: nobody meets a socket that is open to all,
-/// and a client that connects meanwhile meets the old one or the new one, never none.
+/// The socket is bound under another name, restricted, then renamed: no client can connect before it is restricted, and
+/// one that connects meanwhile finds the old socket or the new one.
 pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
     let bind = || {
         if let Some(dir) = path.parent() {

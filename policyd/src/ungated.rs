@@ -1,32 +1,33 @@
-//! The pods of this node that no gate stands at: what adoption last found, held against what is registered now.
+//! The pods of this node without a gate: what adoption found last, compared with the present registrations.
 //!
-//! Adoption looks every two seconds. What it found is never shown as it was: a pod that got its gate since, or that the
-//! sources no longer know, is left out at the moment of reading.
+//! Adoption searches every two seconds. Pods that have a gate since then, or that the sources no longer know, are left out
+//! when its findings are read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use podgate_policy::model::ObjectKey;
 
-use crate::view::{Shared, View};
+use crate::pod_key::pod_key;
+use crate::snapshot::{NodeState, Snapshot};
 
-/// A pod of this node that no gate stands at.
+/// A pod of this node without a gate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unenforced {
-    /// Which.
+pub struct UngatedPod {
+    /// The pod.
     pub pod: ObjectKey,
-    /// Whether that is about to change.
+    /// Whether it is about to get one.
     pub stage: Stage,
-    /// Why there is none.
+    /// Why it has none.
     pub reason: String,
 }
 
 /// Whether a pod is about to get its gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// It is being looked for or gated.
+    /// Its interface is being searched for or gated.
     Pending,
-    /// It cannot be gated as things are; that is tried again and again.
+    /// It cannot be gated at present; adoption keeps trying.
     Ungated,
 }
 
@@ -37,21 +38,21 @@ pub(crate) enum Finding {
     Pending(String),
     /// It cannot be, for this reason.
     Ungated(String),
-    /// It does not run here (any more), so there is nothing to gate.
+    /// It does not run on this node, or not any more.
     Absent,
 }
 
-/// What adoption found when it last looked.
+/// What adoption found at its last search.
 #[derive(Debug, Default)]
-pub(crate) struct Lookout {
-    /// Whether each pod that ran when policyd started is gated, or was given up for a reason.
+pub(crate) struct AdoptionStatus {
+    /// Whether each pod that ran when policyd started has a gate, or a reason why not.
     pub(crate) settled: bool,
-    /// Of pods that the sources say are on this node.
+    /// Findings of pods that are on this node by the sources.
     pub(crate) local: BTreeMap<ObjectKey, Finding>,
-    /// Of pods whose veth was found, whether the sources know them or not.
+    /// Findings of pods whose veth was found, whether the sources have them or not.
     pub(crate) veths: BTreeMap<ObjectKey, Finding>,
-    /// Of pods that it does not look for.
-    pub(crate) unsought: Option<String>,
+    /// Why pods are not adopted, if that is switched off.
+    pub(crate) not_adopted: Option<String>,
 }
 
 impl Finding {
@@ -64,11 +65,11 @@ impl Finding {
     }
 }
 
-impl Lookout {
-    /// Nobody looks.
+impl AdoptionStatus {
+    /// Adoption is switched off.
     pub(crate) fn off() -> Self {
         let reason = "it has no gate, and pods that run are not adopted (--adopt=false)".to_owned();
-        Self { settled: true, unsought: Some(reason), ..Self::default() }
+        Self { settled: true, not_adopted: Some(reason), ..Self::default() }
     }
 
     /// Whether any pod is about to be gated.
@@ -77,67 +78,68 @@ impl Lookout {
         findings.any(|finding| matches!(finding, Finding::Pending(_)))
     }
 
-    /// The pods at which no gate stands, for the log.
+    /// The pods without a gate, for the log.
     pub(crate) fn without_gate(&self) -> String {
         let all = self.local.iter().chain(&self.veths);
         let without = all.filter(|(_, finding)| finding.stage().is_some());
         without.map(|(pod, _)| pod.to_string()).collect::<Vec<_>>().join(", ")
     }
 
-    /// What is to be said of a pod that it has not looked for yet. Once settled, nothing: a new pod's own plugin is about
-    /// to gate it, and if not, the next look finds it.
+    /// What to report of a pod that it has not searched for yet. Nothing once it is settled: a new pod is gated by its
+    /// plugin, and if not, the next search finds it.
     fn unseen(&self) -> Option<(Stage, &str)> {
-        match &self.unsought {
+        match &self.not_adopted {
             Some(reason) => Some((Stage::Ungated, reason)),
             None if self.settled => None,
-            None => Some((Stage::Pending, "policyd has not looked for its interface yet")),
+            None => Some((Stage::Pending, "policyd has not searched for its interface yet")),
         }
     }
 }
 
-/// How the pods of this node stand, at one moment.
+/// Which pods of this node have a gate, at one moment.
 #[derive(Clone, Debug)]
 pub struct Gating {
-    /// Those with a gate.
-    pub view: Arc<View>,
-    /// Those without; sorted.
-    pub unenforced: Vec<Unenforced>,
+    /// Has the pods with a gate.
+    pub snapshot: Arc<Snapshot>,
+    /// Pods without a gate, sorted.
+    pub unenforced: Vec<UngatedPod>,
     /// Whether the policies of every pod that ran when policyd started are in force, or it is known why not.
     pub ready: bool,
 }
 
-impl Shared {
-    /// How the pods of this node stand.
+impl NodeState {
+    /// The pods of this node with and without a gate.
     pub fn gating(&self) -> Gating {
-        // in this order: a pod that is gated in between is in the view
-        let lookout = self.lookout();
-        let view = self.view();
-        let ready = view.ready && lookout.settled;
-        let unenforced = self.without_gate(&lookout, &view);
-        Gating { view, unenforced, ready }
+        // in this order, so that a pod that gets its gate in between is in the snapshot
+        let adoption = self.adoption();
+        let snapshot = self.snapshot();
+        let ready = snapshot.ready && adoption.settled;
+        let unenforced = self.without_gate(&adoption, &snapshot);
+        Gating { snapshot, unenforced, ready }
     }
 
-    fn without_gate(&self, lookout: &Lookout, view: &View) -> Vec<Unenforced> {
-        let registered = registered(view);
+    fn without_gate(&self, adoption: &AdoptionStatus, snapshot: &Snapshot) -> Vec<UngatedPod> {
+        let registered = registered(snapshot);
         let mut found: BTreeMap<ObjectKey, Option<(Stage, &str)>> = BTreeMap::new();
         for pod in self.index().local_pods() {
-            let finding = lookout.local.get(&pod.key);
-            let said = finding.map_or_else(|| lookout.unseen(), Finding::stage);
-            found.insert(pod.key.clone(), said);
+            let finding = adoption.local.get(&pod.key);
+            let reported = finding.map_or_else(|| adoption.unseen(), Finding::stage);
+            found.insert(pod.key.clone(), reported);
         }
-        // a veth that leads to the pod says more
-        found.extend(lookout.veths.iter().map(|(pod, finding)| (pod.clone(), finding.stage())));
+        // the finding of a veth is more specific
+        found.extend(adoption.veths.iter().map(|(pod, finding)| (pod.clone(), finding.stage())));
         let without = found.into_iter().filter(|(pod, _)| !registered.contains(pod));
-        let unenforced = without.filter_map(|(pod, said)| {
-            let (stage, reason) = said?;
-            Some(Unenforced { pod, stage, reason: reason.to_owned() })
+        let unenforced = without.filter_map(|(pod, reported)| {
+            let (stage, reason) = reported?;
+            Some(UngatedPod { pod, stage, reason: reason.to_owned() })
         });
         unenforced.collect()
     }
 }
 
-/// The pods that have a registered interface: how they stand, the view says.
-pub(crate) fn registered(view: &View) -> BTreeSet<ObjectKey> {
-    let pods = view.endpoints.values().filter_map(|endpoint| endpoint.registration.pod.as_ref());
-    pods.map(|pod| ObjectKey::new(pod.namespace.as_str(), pod.name.as_str())).collect()
+/// The pods with a registered interface.
+pub(crate) fn registered(snapshot: &Snapshot) -> BTreeSet<ObjectKey> {
+    let pods =
+        snapshot.endpoints.values().filter_map(|endpoint| endpoint.registration.pod.as_ref());
+    pods.map(pod_key).collect()
 }

@@ -155,7 +155,7 @@ fn call(plugin: &str, verb: &str, pod: &Made) -> Result<()> {
 }
 
 fn run(plugin: &str, verb: &str, pod: &Made, conf: &Value) -> Result<Vec<u8>> {
-    let Pod { namespace, name, uid } = Pod::new(&format!("b{}", pod.number));
+    let Pod { namespace, name, uid, .. } = Pod::new(&format!("b{}", pod.number));
     let mut child = Command::new(Path::new(PLUGINS).join(plugin))
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", format!("bench-{}", pod.number))

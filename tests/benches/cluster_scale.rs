@@ -16,12 +16,12 @@ use futures::stream::{self, TryStreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Pod as PodObject};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use podgate_testkit::wait::until;
 use podgate_tests::cluster::control::{Control, Controllers};
 use podgate_tests::cluster::{api::Admin, network};
 use podgate_tests::runtime::node::built;
 use podgate_tests::runtime::policyd;
 use podgate_tests::runtime::program::Daemon;
-use podgate_tests::runtime::wait::until;
 use podgate_tests::runtime::{Conflist, Node, Pod};
 use serde_json::json;
 
@@ -36,7 +36,7 @@ const EVENTS: usize = 200;
 /// Requests under way at once while objects are made.
 const AT_ONCE: usize = 48;
 /// Longest that policyd may take to have everything in force.
-const PATIENCE: Duration = Duration::from_secs(120);
+const IN_FORCE_TIMEOUT: Duration = Duration::from_secs(120);
 
 fn main() -> Result<()> {
     let sizes = env::var("PODGATE_BENCH_PODS").unwrap_or_else(|_| "5000,20000".into());
@@ -111,7 +111,7 @@ fn measure(pods: usize, policies: usize) -> Result<Cost> {
         .arg(format!("--source=kubernetes:{}", config.display()));
     let daemon = node.start_daemon("policyd", command)?;
     let socket = node.path(policyd::API);
-    let in_force = until(PATIENCE, || {
+    let in_force = until(IN_FORCE_TIMEOUT, || {
         policyd::get(&socket, "/v1/status")
             .is_ok_and(|status| status["ready"] == true && status["endpoints"]["enforced"] == LOCAL)
     });
@@ -246,7 +246,7 @@ fn make_local_pods(admin: &Admin, node: &Node) -> Result<Vec<String>> {
 /// Moves one pod after the other out of a group that the node's policies allow, and in again.
 /// Returns, sorted, the times from sending the change to the entry, and to the API server's answer.
 fn time_events(admin: &Admin, node: &Node, pods: usize) -> Result<(Vec<Duration>, Vec<Duration>)> {
-    let gate = node.gate()?;
+    let datapath = node.datapath()?;
     let mut times = (Vec::new(), Vec::new());
     admin.call(async |client| {
         for event in 0..EVENTS {
@@ -257,14 +257,14 @@ fn time_events(admin: &Admin, node: &Node, pods: usize) -> Result<(Vec<Duration>
             let api: Api<PodObject> = Api::namespaced(client.clone(), &namespace(number));
             let patch = json!({ "metadata": { "labels": { "group": group } } });
             let ip = IpAddr::from(address(number));
-            let known = gate.maps.peer(ip)?.is_some();
+            let known = datapath.maps.peer(ip)?.is_some();
             ensure!(known == leaves, "pod {number} is in the wrong group before event {event}");
             let sent = Instant::now();
             api.patch(&format!("p{number}"), &PatchParams::default(), &Patch::Merge(&patch))
                 .await?;
             times.1.push(sent.elapsed());
             let changed = until(Duration::from_secs(10), || {
-                gate.maps.peer(ip).is_ok_and(|class| class.is_some() != leaves)
+                datapath.maps.peer(ip).is_ok_and(|class| class.is_some() != leaves)
             });
             ensure!(changed, "event {event} has not reached the map");
             times.0.push(sent.elapsed());

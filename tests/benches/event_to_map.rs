@@ -1,6 +1,6 @@
 //! How long an event takes to be in the kernel's maps: 10,000 pods, 1,000 policies, 110 endpoints; the real writer,
-//! real maps. A lone event is sent, and the answer awaited that what was sent before is in force. Then a burst.
-//! Needs root.
+//! real maps. A lone event is sent, and the answer awaited that what was sent before is in force. Then a burst, then
+//! changes of single ClusterNetworkPolicies, first among 10, then among 500. Needs root.
 //!
 //! cargo bench -p podgate-tests --bench event_to_map
 
@@ -15,24 +15,26 @@ use anyhow::{Context, Result, ensure};
 use podgate_bpf::abi::Startup;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::{PodRef, Registration};
-use podgate_bpf::{Gate, PinRoot};
-use podgate_policy::model::{Namespace, Policy};
-use podgate_tests::sandbox;
-use policyd::sources::{Object, ObjectId, Rank, Update};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_policy::model::Namespace;
+use podgate_policy::object::{Object, ObjectId};
+use podgate_testkit::sandbox;
+use policyd::snapshot::NodeState;
+use policyd::sources::{Rank, Update};
 use policyd::sync::services::ServiceMode;
-use policyd::view::Shared;
 use policyd::writer::{Handle, Message, Writer};
 
-use cluster::Cluster;
+use cluster::{CLUSTER_POLICIES, Cluster, cluster_policy, edited_cluster_policy};
 
 /// Events of each kind.
 const EVENTS: usize = 500;
 
 fn main() -> Result<()> {
     let root = PinRoot::new(sandbox::pin_dir());
-    let gate = Arc::new(Gate::open_or_load(&root, &Sizes::default()).context("load the programs")?);
-    let measured = measure(gate);
-    Gate::unload(&root).context("unload the programs")?;
+    let datapath =
+        Arc::new(Datapath::open_or_load(&root, &Sizes::default()).context("load the programs")?);
+    let measured = measure(datapath);
+    Datapath::unload(&root).context("unload the programs")?;
     measured
 }
 
@@ -62,7 +64,7 @@ impl Timed {
         }
         times.sort_unstable();
         let at = |percent: usize| times[(times.len() - 1) * percent / 100];
-        println!("  {kind:<22} p50 {:>9.1?}  p99 {:>9.1?}  max {:>9.1?}", at(50), at(99), at(100));
+        println!("  {kind:<30} p50 {:>9.1?}  p99 {:>9.1?}  max {:>9.1?}", at(50), at(99), at(100));
         Ok(())
     }
 }
@@ -71,14 +73,14 @@ fn set(object: Object) -> Update {
     Update::Change { set: vec![object], gone: Vec::new() }
 }
 
-fn measure(gate: Arc<Gate>) -> Result<()> {
+fn measure(datapath: Arc<Datapath>) -> Result<()> {
     let (pods, policies) = (10_000, 1_000);
     let cluster = Cluster::new(pods, policies);
     for endpoint in &cluster.endpoints {
         let pod = endpoint.pod.clone().context("an endpoint without a pod")?;
         // no interface has these numbers: nothing is attached, only maps are written
         let ifindex = 1_000_000 + endpoint.id.0;
-        gate.maps.register(&Registration {
+        datapath.maps.register(&Registration {
             ifindex,
             owner: ifindex,
             startup: Startup::Hold,
@@ -98,8 +100,8 @@ fn measure(gate: Arc<Gate>) -> Result<()> {
             netns: String::new(),
         })?;
     }
-    let shared = Arc::new(Shared::new(
-        gate.clone(),
+    let shared = Arc::new(NodeState::new(
+        datapath.clone(),
         "bench".into(),
         ServiceMode::default(),
         "/nowhere/install.json".into(),
@@ -115,16 +117,20 @@ fn measure(gate: Arc<Gate>) -> Result<()> {
     let started = Instant::now();
     timed.send(Update::Replace(all))?;
     timed.settle()?;
-    let view = shared.view();
-    ensure!(view.ready && view.problems().is_empty(), "not in force: {:?}", view.problems());
+    let snapshot = shared.snapshot();
+    ensure!(
+        snapshot.ready && snapshot.problems().is_empty(),
+        "not in force: {:?}",
+        snapshot.problems()
+    );
     println!(
         "{pods} pods, {policies} policies, {} endpoints: in force after {:.1?}; {} addresses, {} prefixes, {} classes, {} map entries; {} MiB at most",
-        view.endpoints.len(),
+        snapshot.endpoints.len(),
         started.elapsed(),
-        view.peers,
-        view.nets,
-        view.classes,
-        view.rules,
+        snapshot.peers,
+        snapshot.nets,
+        snapshot.classes,
+        snapshot.rules,
         peak()? / 1024,
     );
 
@@ -137,7 +143,7 @@ fn measure(gate: Arc<Gate>) -> Result<()> {
     timed.each("a pod goes", gone)?;
     let relabelled = (0..EVENTS).map(|number| set(Object::Pod(cluster.relabelled(number))));
     timed.each("a pod's label changes", relabelled.collect())?;
-    let edited = (0..EVENTS).map(|number| set(policy(cluster.edited(number))));
+    let edited = (0..EVENTS).map(|number| set(Object::Policy(cluster.edited(number))));
     timed.each("a policy changes", edited.collect())?;
     let namespaces = (0..EVENTS).map(|number| {
         let namespace = cluster.namespaces[number * 31 % cluster.namespaces.len()].clone();
@@ -147,7 +153,7 @@ fn measure(gate: Arc<Gate>) -> Result<()> {
     });
     timed.each("a namespace relabelled", namespaces.collect())?;
 
-    let commits = shared.view().commits.count;
+    let commits = shared.snapshot().commits.count;
     let burst: Vec<_> =
         (2_000..3_000).map(|number| set(Object::Pod(cluster.new_pod(number)))).collect();
     let started = Instant::now();
@@ -158,13 +164,20 @@ fn measure(gate: Arc<Gate>) -> Result<()> {
     println!(
         "  1,000 pods in one burst: {:.1?}, {} commits",
         started.elapsed(),
-        shared.view().commits.count - commits
+        shared.snapshot().commits.count - commits
     );
-    Ok(())
-}
 
-fn policy(policy: Policy) -> Object {
-    Object::Policy(policy)
+    for count in CLUSTER_POLICIES.into_iter().filter(|count| *count > 0) {
+        let policies = (0..count).map(|number| Object::ClusterPolicy(cluster_policy(number)));
+        timed.send(Update::Change { set: policies.collect(), gone: Vec::new() })?;
+        timed.settle()?;
+        let edited = (0..EVENTS)
+            .map(|number| set(Object::ClusterPolicy(edited_cluster_policy(count, number))));
+        timed.each(&format!("one of {count} cluster policies"), edited.collect())?;
+        let snapshot = shared.snapshot();
+        ensure!(snapshot.problems().is_empty(), "not in force: {:?}", snapshot.problems());
+    }
+    Ok(())
 }
 
 /// The most memory this process ever had, KiB.

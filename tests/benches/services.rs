@@ -26,8 +26,9 @@ use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::services::{Backend, Frontend};
-use podgate_tests::netlab::{Lab, Net, Pod, Policy};
-use podgate_tests::sandbox;
+use podgate_testkit::net::Net;
+use podgate_testkit::sandbox;
+use podgate_tests::netlab::{Lab, Pod, Policy};
 
 /// How long each number is taken for, in each round.
 const TIME: Duration = Duration::from_millis(250);

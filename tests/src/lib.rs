@@ -1,4 +1,5 @@
-//! What the tests share: the oracle, random worlds, the packet builder.
+//! Shared parts of the tests of the whole: the oracle, random worlds, and the surroundings of real programs, a runtime and a
+//! cluster.
 
 pub mod cluster;
 pub mod compiling;
@@ -8,8 +9,6 @@ pub mod kernel;
 pub mod mutator;
 pub mod netlab;
 pub mod oracle;
-pub mod packet;
 pub mod runtime;
-pub mod sandbox;
 pub mod world_loader;
 pub mod worlds;

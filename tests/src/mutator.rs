@@ -7,10 +7,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// How long one input may take. Nothing here takes a second on an idle machine; tests run on busy ones.
-const PATIENCE: Duration = Duration::from_secs(60);
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The longest input, bytes.
-const LONGEST: usize = 64 * 1024;
+const MAX_INPUT: usize = 64 * 1024;
 
 /// Makes variations.
 pub struct Mutator {
@@ -30,7 +30,7 @@ impl Mutator {
         for _ in 0..self.random.usize(1..=8) {
             self.change(&mut input, inputs);
         }
-        input.truncate(LONGEST);
+        input.truncate(MAX_INPUT);
         input
     }
 
@@ -133,7 +133,7 @@ pub fn fuzz(number: u64, words: &'static [&'static str], inputs: &[Vec<u8>], rea
         let read = catch_unwind(AssertUnwindSafe(|| read(&input)));
         let took = began.elapsed();
         assert!(
-            read.is_ok() && took < PATIENCE,
+            read.is_ok() && took < READ_TIMEOUT,
             "seed {seed:?} failed after {took:?}; the input:\n{}",
             input.escape_ascii()
         );

@@ -11,27 +11,9 @@
 //! Nothing outlives the handles: a namespace goes with the last descriptor and takes its links along.
 
 mod lab;
-mod net;
 mod policy;
 mod tap;
 
 pub use lab::{Family, Lab, Pod};
-pub use net::Net;
 pub use policy::Policy;
 pub use tap::Tap;
-
-use std::thread;
-use std::time::{Duration, Instant};
-
-/// How long anything may take that should happen at once; generous, for a machine under load.
-pub const SOON: Duration = Duration::from_secs(10);
-
-/// Waits until `happened` is true, [`SOON`] at most. Panics with `what` otherwise.
-#[track_caller]
-pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !happened() {
-        assert!(Instant::now() < deadline, "still not after {SOON:?}: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
-}

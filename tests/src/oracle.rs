@@ -1,23 +1,32 @@
 //! The oracle: what the policies of a world allow, worked out in the most naive way from the raw
-//! Kubernetes objects and from `semantics.md` alone.
+//! Kubernetes objects and from `docs/semantics.md` alone.
 //!
 //! It shares no code with `podgate-policy`, on purpose: no model, no selector, no CIDR type, no defaulting. What the
 //! compiled tables, and the kernel with those tables in its maps, say of a world is compared with it.
-//! Numbers in comments are sections of `semantics.md`.
+//! Numbers in comments are sections of `docs/semantics.md`.
 //!
 //! Objects must be valid (13); the oracle panics on those that the API server would reject.
+
+mod addresses;
+mod local;
+mod tiers;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, Namespace, Pod};
+use k8s_openapi::api::core::v1::{Container, Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::{
-    IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+    NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use addresses::{block_holds, cidr_holds, read_address};
+
+pub use local::LocalRules;
+pub use tiers::ClusterPolicy;
 
 /// A cluster, as its objects tell it, and one node's interfaces.
 #[derive(Clone, Default)]
@@ -28,6 +37,12 @@ pub struct World {
     pub pods: Vec<Pod>,
     /// Policies.
     pub policies: Vec<NetworkPolicy>,
+    /// ClusterNetworkPolicies.
+    pub cluster_policies: Vec<ClusterPolicy>,
+    /// What the node's operator says: of each pod at most once, and of the node.
+    pub local_rules: Vec<LocalRules>,
+    /// Nodes.
+    pub nodes: Vec<Node>,
     /// The pods that have an interface on the node, by their places in `pods`, and the addresses there.
     pub interfaces: Vec<(usize, Vec<IpAddr>)>,
 }
@@ -39,6 +54,9 @@ impl fmt::Debug for World {
             "namespaces": self.namespaces,
             "pods": self.pods,
             "policies": self.policies,
+            "clusterPolicies": self.cluster_policies.iter().map(|of| &of.object).collect::<Vec<_>>(),
+            "localRules": self.local_rules.iter().map(|of| &of.object).collect::<Vec<_>>(),
+            "nodes": self.nodes,
             "interfaces": self.interfaces,
         });
         write!(f, "{world:#}")
@@ -63,39 +81,169 @@ pub enum L4 {
     NoPorts,
 }
 
-/// Whether the policies let a new flow through one gate of `pod`. `peer` is the other end's address. The flows
+/// Which policies are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policies {
+    /// Those in force: all that are not audited.
+    InForce,
+    /// All, as if the audited ones were in force.
+    AndAudited,
+}
+
+/// What becomes of a new flow, and who decides it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    /// Whether it passes.
+    pub passes: bool,
+    /// Whether its sender is told that it does not.
+    pub rejects: bool,
+    /// Who decides.
+    pub by: Decider,
+}
+
+/// Who decides on a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decider {
+    /// No policy: what is not forbidden is allowed.
+    Nobody,
+    /// The NetworkPolicies that isolate the pod, all together.
+    NetworkPolicies,
+    /// A local rule of the pod, by its number.
+    LocalRule(u64),
+    /// A default mode.
+    LocalDefault {
+        /// The pod's own, and not the node's.
+        of_pod: bool,
+    },
+    /// A rule of a ClusterNetworkPolicy.
+    Cluster {
+        /// The policy's name.
+        policy: String,
+        /// The place of the rule in the list of its direction, from 0.
+        rule: usize,
+    },
+}
+
+/// A new flow at one gate of a pod.
+#[derive(Clone, Copy, Debug)]
+struct Flow<'a> {
+    pod: &'a Pod,
+    gate: Gate,
+    /// The other end's address.
+    peer: IpAddr,
+    l4: L4,
+    /// The pod sends it to itself, through a service (10).
+    to_itself: bool,
+}
+
+impl Flow<'_> {
+    /// The pod whose port names count (6).
+    fn destination<'w>(&self, world: &'w World) -> Option<&'w Pod>
+    where
+        Self: 'w,
+    {
+        match self.gate {
+            Gate::Ingress => Some(self.pod),
+            Gate::Egress => owner_of(world, self.peer),
+        }
+    }
+}
+
+/// Whether the policies in force let a new flow through one gate of `pod`. `peer` is the other end's address. The flows
 /// that no policy can forbid (1.5: the pod's own address, its node) are not looked at here.
 ///
 /// A finished pod (11) that still has an interface is policed there as before: what is asked about is the
-/// gate of this pod, and never an address that may be somebody else's.
+/// gate of this pod, and never an address that may belong to another pod.
 pub fn policies_allow(world: &World, pod: &Pod, gate: Gate, peer: IpAddr, l4: L4) -> bool {
-    if pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
-        return true; // 9: its node, never a subject
+    ruling(world, pod, gate, peer, l4, Policies::InForce).passes
+}
+
+/// What policies say of a new flow at one gate of `pod`, as [`policies_allow`].
+pub fn ruling(
+    world: &World,
+    pod: &Pod,
+    gate: Gate,
+    peer: IpAddr,
+    l4: L4,
+    policies: Policies,
+) -> Ruling {
+    decide(world, Flow { pod, gate, peer, l4, to_itself: false }, policies)
+}
+
+/// What policies say, at one gate of `pod`, of what it sends to itself through a service: `own` is the address that it
+/// meets itself under (10, 15).
+pub fn ruling_on_itself(
+    world: &World,
+    pod: &Pod,
+    gate: Gate,
+    own: IpAddr,
+    l4: L4,
+    policies: Policies,
+) -> Ruling {
+    decide(world, Flow { pod, gate, peer: own, l4, to_itself: true }, policies)
+}
+
+/// 15, 16: the order of evaluation.
+fn decide(world: &World, flow: Flow<'_>, policies: Policies) -> Ruling {
+    let nobody = Ruling { passes: true, rejects: false, by: Decider::Nobody };
+    if flow.pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
+        return nobody; // 9: its node, never a subject
     }
+    if let Some(ruling) = local::rules(world, flow) {
+        return ruling;
+    }
+    if let Some(ruling) = tiers::tier(world, "Admin", flow, policies) {
+        return ruling;
+    }
+    if let Some(passes) = network_policies(world, flow, policies) {
+        return Ruling { passes, rejects: false, by: Decider::NetworkPolicies };
+    }
+    let baseline = tiers::tier(world, "Baseline", flow, policies);
+    baseline.or_else(|| local::default(world, flow)).unwrap_or(nobody)
+}
+
+/// What the NetworkPolicies say, if any isolates the pod.
+fn network_policies(world: &World, flow: Flow<'_>, policies: Policies) -> Option<bool> {
     let mut isolated = false;
     for policy in &world.policies {
         let spec = policy.spec.clone().unwrap_or_default();
-        let selects = namespace_of(&policy.metadata) == namespace_of(&pod.metadata)
-            && matches(&spec.pod_selector.clone().unwrap_or_default(), &labels(&pod.metadata));
-        if !selects || !isolates(&spec, gate) {
+        let selects = namespace_of(&policy.metadata) == namespace_of(&flow.pod.metadata)
+            && matches(&spec.pod_selector.clone().unwrap_or_default(), &labels(&flow.pod.metadata));
+        let audited = is_audited(&policy.metadata) || namespace_is_audited(world, policy);
+        let asked = policies == Policies::AndAudited || !audited;
+        if !selects || !asked || !isolates(&spec, flow.gate) {
             continue;
         }
         isolated = true;
         // 1.2: the union of all rules of all policies
-        let allows = match gate {
-            Gate::Ingress => spec.ingress.unwrap_or_default().iter().any(|rule| {
-                rule_allows(world, policy, (&rule.from, &rule.ports), peer, l4, Some(pod))
-            }),
-            Gate::Egress => spec.egress.unwrap_or_default().iter().any(|rule| {
-                let destination = owner_of(world, peer);
-                rule_allows(world, policy, (&rule.to, &rule.ports), peer, l4, destination)
-            }),
-        };
+        let destination = flow.destination(world);
+        let allows =
+            match flow.gate {
+                Gate::Ingress => spec.ingress.unwrap_or_default().iter().any(|rule| {
+                    rule_allows(world, policy, (&rule.from, &rule.ports), flow, destination)
+                }),
+                Gate::Egress => spec.egress.unwrap_or_default().iter().any(|rule| {
+                    rule_allows(world, policy, (&rule.to, &rule.ports), flow, destination)
+                }),
+            };
         if allows {
-            return true;
+            return Some(true);
         }
     }
-    !isolated
+    // 10: what a pod sends to itself through a service
+    isolated.then_some(flow.to_itself)
+}
+
+/// Whether the annotations of a policy, or of a namespace, say that it is audited only.
+fn is_audited(metadata: &ObjectMeta) -> bool {
+    let annotations = metadata.annotations.iter().flatten();
+    annotations.into_iter().any(|(name, value)| name == "podgate.io/mode" && value == "audit")
+}
+
+fn namespace_is_audited(world: &World, policy: &NetworkPolicy) -> bool {
+    let name = namespace_of(&policy.metadata);
+    let mut namespaces = world.namespaces.iter();
+    namespaces.any(|of| of.metadata.name.as_ref() == Some(&name) && is_audited(&of.metadata))
 }
 
 /// Whether a new flow passes one gate of `pod`: its own addresses always do (1.5a).
@@ -103,9 +251,9 @@ pub fn allowed(world: &World, pod: &Pod, gate: Gate, peer: IpAddr, l4: L4) -> bo
     addresses(world, pod).contains(&peer) || policies_allow(world, pod, gate, peer, l4)
 }
 
-/// A port of a service's address whose packets the gate does not translate.
+/// A port of a service address that the datapath does not translate.
 #[derive(Clone, Copy, Debug)]
-pub struct LeftService<'a> {
+pub struct UntranslatedService<'a> {
     /// Address and port.
     pub address: (IpAddr, u16),
     /// Address and port of every endpoint that may get the packet.
@@ -116,14 +264,14 @@ pub struct LeftService<'a> {
     pub on_the_node: bool,
 }
 
-/// Whether the egress gate of `pod`, which has these addresses here, lets a packet for such a service through (10, 13): every
-/// endpoint must be allowed, and the pod be in a range; at the node's own address it suffices that the address is allowed.
-pub fn left_allows(
+/// Whether the egress policies of `pod`, which has these addresses here, allow a packet to such a service (10, 13): every
+/// endpoint must be allowed and the pod be in a range; at the node's own address it suffices that the address is allowed.
+pub fn untranslated_allows(
     world: &World,
     pod: &Pod,
     own: &[IpAddr],
     protocol: &'static str,
-    service: &LeftService<'_>,
+    service: &UntranslatedService<'_>,
 ) -> bool {
     let permits = |(address, port): (IpAddr, u16)| {
         policies_allow(world, pod, Gate::Egress, address, L4::Port(protocol, port))
@@ -177,7 +325,7 @@ pub fn addresses(world: &World, pod: &Pod) -> Vec<IpAddr> {
     addresses
 }
 
-/// 11: a finished pod's address may be somebody else's; 9: a hostNetwork pod's is its node's.
+/// 11: a finished pod's address may belong to another pod; 9: a hostNetwork pod's belongs to its node.
 fn may_own(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let host = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
@@ -215,16 +363,15 @@ fn rule_allows(
     world: &World,
     policy: &NetworkPolicy,
     (peers, ports): Lists<'_>,
-    peer: IpAddr,
-    l4: L4,
+    flow: Flow<'_>,
     destination: Option<&Pod>,
 ) -> bool {
     let peers = peers.clone().unwrap_or_default();
     let ports = ports.clone().unwrap_or_default();
     let peer_matches =
-        peers.is_empty() || peers.iter().any(|item| peer_matches(world, policy, item, peer));
+        peers.is_empty() || peers.iter().any(|item| peer_matches(world, policy, item, flow.peer));
     let port_matches =
-        ports.is_empty() || ports.iter().any(|item| port_matches(item, l4, destination));
+        ports.is_empty() || ports.iter().any(|item| port_matches(item, flow.l4, destination));
     peer_matches && port_matches
 }
 
@@ -258,14 +405,19 @@ fn port_matches(item: &NetworkPolicyPort, l4: L4, destination: Option<&Pod>) -> 
         Some(IntOrString::Int(first)) => {
             (*first..=item.end_port.unwrap_or(*first)).contains(&i32::from(port))
         }
-        Some(IntOrString::String(name)) => destination.is_some_and(|pod| {
-            serving_containers(pod).iter().flat_map(|of| of.ports.iter().flatten()).any(|own| {
-                own.name.as_deref() == Some(name)
-                    && own.protocol.as_deref().unwrap_or("TCP") == protocol
-                    && own.container_port == i32::from(port)
-            })
-        }),
+        Some(IntOrString::String(name)) => {
+            destination.is_some_and(|pod| declares(pod, name, protocol, port))
+        }
     }
+}
+
+/// Whether a pod has a port of this name, protocol and number.
+fn declares(pod: &Pod, name: &str, protocol: &str, port: u16) -> bool {
+    serving_containers(pod).iter().flat_map(|of| of.ports.iter().flatten()).any(|own| {
+        own.name.as_deref() == Some(name)
+            && own.protocol.as_deref().unwrap_or("TCP") == protocol
+            && own.container_port == i32::from(port)
+    })
 }
 
 /// 6: containers and sidecars.
@@ -310,89 +462,4 @@ fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool 
                 other => panic!("operator {other:?}"),
             }
         })
-}
-
-// ---- addresses (5): numbers of 32 or 128 bits ----
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Address {
-    bits: u128,
-    width: u32,
-}
-
-impl Address {
-    /// An IPv4-mapped IPv6 address is the IPv4 address.
-    fn new(bits: u128, width: u32) -> Self {
-        if width == 128 && bits >> 32 == 0xffff {
-            return Self { bits: bits & 0xffff_ffff, width: 32 };
-        }
-        Self { bits, width }
-    }
-
-    fn to_ip(self) -> IpAddr {
-        match self.width {
-            32 => IpAddr::V4(Ipv4Addr::from_bits(self.bits as u32)),
-            _ => IpAddr::V6(Ipv6Addr::from_bits(self.bits)),
-        }
-    }
-}
-
-impl From<IpAddr> for Address {
-    fn from(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(address) => Self::new(u128::from(address.to_bits()), 32),
-            IpAddr::V6(address) => Self::new(address.to_bits(), 128),
-        }
-    }
-}
-
-fn block_holds(block: &IPBlock, peer: IpAddr) -> bool {
-    let excepts = block.except.iter().flatten();
-    cidr_holds(&block.cidr, peer) && !excepts.into_iter().any(|except| cidr_holds(except, peer))
-}
-
-fn cidr_holds(cidr: &str, peer: IpAddr) -> bool {
-    let (address, length) = cidr.split_once('/').unwrap_or_else(|| panic!("cidr {cidr:?}"));
-    let mut length: u32 = length.parse().unwrap_or_else(|_| panic!("cidr {cidr:?}"));
-    let (base, peer) = (read_address(address), Address::from(peer));
-    if base.width == 32 && address.contains(':') {
-        length -= 96;
-    }
-    let differing_bits = base.bits ^ peer.bits;
-    let host_bits = base.width - length;
-    base.width == peer.width && differing_bits.checked_shr(host_bits).unwrap_or(0) == 0
-}
-
-/// Reads an address digit by digit; leading zeros are decimal.
-fn read_address(text: &str) -> Address {
-    if !text.contains(':') {
-        return Address::new(read_v4(text), 32);
-    }
-    // "a:b::c" is the groups before "::", zeros, and the groups after it
-    let mut halves = text.splitn(2, "::").map(|half| {
-        let mut groups: Vec<u128> = Vec::new();
-        for group in half.split(':').filter(|group| !group.is_empty()) {
-            if group.contains('.') {
-                let dotted = read_v4(group);
-                groups.extend([dotted >> 16, dotted & 0xffff]);
-            } else {
-                let group = u128::from_str_radix(group, 16);
-                groups.push(group.unwrap_or_else(|_| panic!("address {text:?}")));
-            }
-        }
-        groups
-    });
-    let before = halves.next().unwrap_or_default();
-    let after = halves.next().unwrap_or_default();
-    let mut groups = before.clone();
-    groups.resize(8 - after.len(), 0);
-    groups.extend(after);
-    Address::new(groups.into_iter().fold(0, |bits, group| bits << 16 | group), 128)
-}
-
-fn read_v4(text: &str) -> u128 {
-    text.split('.').fold(0, |bits, octet| {
-        let octet: u128 = octet.parse().unwrap_or_else(|_| panic!("address {text:?}"));
-        bits << 8 | octet
-    })
 }

@@ -8,17 +8,17 @@ use podgate_bpf::abi::{Direction, Startup};
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::{PodRef, Registration};
 use podgate_bpf::testrun::Context;
-use podgate_bpf::{Gate, PinRoot};
-use podgate_policy::compile::EndpointId;
-use podgate_policy::engine::{Engine, Touched};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_policy::compile::{Engine, EngineDelta};
 use podgate_policy::index::Index;
 use podgate_policy::model::ObjectKey;
+use podgate_policy::tables::EndpointId;
+use podgate_testkit::sandbox::{self, Veth};
+use policyd::sync::{self, PolicyMaps};
 
 use crate::compiling;
-use crate::kernel::{DROP, NEXT};
+use crate::kernel::{DROP, NEXT, REDIRECT};
 use crate::oracle::World;
-use crate::sandbox::{self, Veth};
-use policyd::sync::{self, Kernel};
 
 /// Interfaces of every world: pod number `n` of a world has the n-th.
 const PODS: usize = 10;
@@ -26,12 +26,12 @@ const PODS: usize = 10;
 /// Programs, maps and interfaces into which one world after the other is loaded.
 #[derive(Debug)]
 pub struct Loader {
-    gate: Arc<Gate>,
+    datapath: Arc<Datapath>,
     root: PinRoot,
     veths: Vec<Veth>,
     index: Index,
     engine: Engine,
-    kernel: Kernel,
+    policy_maps: PolicyMaps,
     here: BTreeMap<usize, Here>,
     next_owner: u32,
 }
@@ -53,26 +53,27 @@ impl Loader {
     /// The same, with maps of these sizes.
     pub fn of_sizes(sizes: &Sizes) -> Self {
         let root = PinRoot::new(sandbox::pin_dir());
-        let gate =
-            Gate::open_or_load(&root, sizes).unwrap_or_else(|e| panic!("load the programs: {e}"));
-        let gate = Arc::new(gate);
-        let adopted = Kernel::adopt(gate.clone()).unwrap_or_else(|e| panic!("read the maps: {e}"));
+        let datapath = Datapath::open_or_load(&root, sizes)
+            .unwrap_or_else(|e| panic!("load the programs: {e}"));
+        let datapath = Arc::new(datapath);
+        let recovered =
+            PolicyMaps::recover(datapath.clone()).unwrap_or_else(|e| panic!("read the maps: {e}"));
         let veth = |_| Veth::new().unwrap_or_else(|e| panic!("make a veth: {e}"));
         Self {
-            gate,
+            datapath,
             root,
             veths: (0..PODS).map(veth).collect(),
             index: Index::new(),
-            engine: adopted.engine,
-            kernel: adopted.kernel,
+            engine: recovered.engine,
+            policy_maps: recovered.policy_maps,
             here: BTreeMap::new(),
             next_owner: 1,
         }
     }
 
     /// The programs and maps.
-    pub fn gate(&self) -> &Gate {
-        &self.gate
+    pub fn datapath(&self) -> &Datapath {
+        &self.datapath
     }
 
     /// Where the maps are pinned.
@@ -87,7 +88,7 @@ impl Loader {
 
     /// Makes a packet from `source` the node's own, if the node's own stack sends it.
     pub fn own_node_address(&self, source: IpAddr) {
-        let added = self.gate.maps.add_node_addr(source);
+        let added = self.datapath.maps.add_node_addr(source);
         added.unwrap_or_else(|e| panic!("add node address {source}: {e}"));
     }
 
@@ -101,9 +102,9 @@ impl Loader {
         for pod in
             gone.into_iter().filter(|pod| world.interfaces.iter().all(|(here, _)| here != pod))
         {
-            let removed = self.gate.maps.unregister(self.veths[pod].ifindex);
+            let removed = self.datapath.maps.unregister(self.veths[pod].ifindex);
             removed.unwrap_or_else(|e| panic!("unregister pod-{pod}: {e}"));
-            self.kernel.forget(EndpointId(self.veths[pod].ifindex));
+            self.policy_maps.forget(EndpointId(self.veths[pod].ifindex));
             self.here.remove(&pod);
         }
         for ((pod, addresses), endpoint) in world.interfaces.iter().zip(&endpoints) {
@@ -120,27 +121,24 @@ impl Loader {
         }
 
         self.index.take_changes();
-        let changes = compiling::changes_from(&self.index, world);
-        for change in changes.unwrap_or_else(|e| panic!("convert: {e}")) {
-            self.index.apply(change);
-        }
+        compiling::follow(&mut self.index, world).unwrap_or_else(|e| panic!("convert: {e}"));
         let at_links = world.interfaces.iter().zip(endpoints).map(|((pod, _), mut endpoint)| {
             endpoint.id = EndpointId(self.veths[*pod].ifindex);
             endpoint
         });
         self.engine.set_endpoints(at_links);
         let changes = self.index.take_changes();
-        let mut touched: Touched = self.engine.update(&self.index, changes);
+        let mut touched: EngineDelta = self.engine.update(&self.index, changes);
         let owners: BTreeMap<EndpointId, u32> = self
             .here
             .iter()
             .map(|(pod, here)| (EndpointId(self.veths[*pod].ifindex), here.owner))
             .collect();
         // one that has been registered anew needs its table, whether or not it is the same
-        let new = owners.iter().filter(|(id, owner)| !self.kernel.in_force(**id, **owner));
+        let new = owners.iter().filter(|(id, owner)| !self.policy_maps.in_force(**id, **owner));
         new.for_each(|(id, _)| touched.table(*id));
         let change = sync::change(&self.engine, &touched, &owners);
-        let outcome = self.kernel.commit(&change, &owners, &BTreeMap::new());
+        let outcome = self.policy_maps.commit(&change, &owners, &BTreeMap::new());
         assert!(outcome.is_complete(), "commit: {outcome:?}");
         stayed
     }
@@ -166,7 +164,7 @@ impl Loader {
             }),
             netns: String::new(),
         };
-        let registered = self.gate.maps.register(&registration);
+        let registered = self.datapath.maps.register(&registration);
         registered.unwrap_or_else(|e| panic!("register pod-{pod}: {e}"));
     }
 
@@ -174,8 +172,9 @@ impl Loader {
     pub fn passes(&self, pod: usize, direction: Direction, frame: &[u8], received_on: u32) -> bool {
         match self.run(pod, direction, frame, received_on).0 {
             NEXT => true,
-            DROP => false,
-            other => panic!("neither next nor shot: {other}"),
+            // to its sender, who is told
+            DROP | REDIRECT => false,
+            other => panic!("neither next nor shot nor answered: {other}"),
         }
     }
 
@@ -188,7 +187,7 @@ impl Loader {
         received_on: u32,
     ) -> (i32, Vec<u8>) {
         let context = Context { ifindex: self.veths[pod].ifindex, ingress_ifindex: received_on };
-        let outcome = self.gate.test_run(direction, context, frame, 1);
+        let outcome = self.datapath.test_run(direction, context, frame, 1);
         let outcome = outcome.unwrap_or_else(|e| panic!("run a program: {e}"));
         (outcome.action, outcome.packet)
     }
@@ -202,7 +201,7 @@ impl Default for Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        let _ = Gate::unload(&self.root);
+        let _ = Datapath::unload(&self.root);
         for veth in &self.veths {
             let _ = veth.delete();
         }

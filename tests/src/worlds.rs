@@ -2,7 +2,10 @@
 //!
 //! Few namespaces (some without an object), few labels, addresses of two small ranges that pods share
 //! and re-use, blocks nested over just these addresses in every spelling, port names with different numbers per
-//! pod, and each list and selector missing, empty or filled. All objects are valid (semantics 13).
+//! pod, and each list and selector missing, empty or filled. All objects are valid (docs/semantics.md 13).
+
+mod local;
+mod ranked;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,6 +29,8 @@ use proptest::sample::{select, subsequence};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
 use crate::oracle::{L4, World};
+
+pub use ranked::{ranked_worlds, sole_addresses, successive_ranked_worlds, without_audits};
 
 const NAMESPACES: [&str; 3] = ["default", "shop", "ops"];
 const KEYS: [&str; 3] = ["app", "tier", "env"];
@@ -60,7 +65,7 @@ pub fn worlds() -> impl Strategy<Value = World> {
             for (index, policy) in policies.iter_mut().enumerate() {
                 policy.metadata.name = Some(format!("policy-{index}"));
             }
-            World { namespaces, pods, policies, interfaces: Vec::new() }
+            World { namespaces, pods, policies, ..World::default() }
         })
         .prop_flat_map(|world| {
             let here: Vec<usize> = (0..world.pods.len()).collect();
@@ -84,22 +89,25 @@ pub fn worlds() -> impl Strategy<Value = World> {
 
 /// Two worlds of the same pods and policies by name, many of them changed, gone or new.
 pub fn successive_worlds() -> impl Strategy<Value = (World, World)> {
-    (worlds(), worlds(), any::<u64>()).prop_map(|(old, mut new, keep)| {
-        let kept = |index: usize, shift: usize| keep >> ((index + shift) % 64) & 1 == 1;
-        for (index, pod) in old.pods.iter().enumerate().filter(|(index, _)| kept(*index, 0)) {
-            if let Some(same) = new.pods.get_mut(index) {
-                *same = pod.clone();
-            }
+    (worlds(), worlds(), any::<u64>()).prop_map(|(old, new, keep)| keeping(old, new, keep))
+}
+
+/// The second world with some of the pods and policies of the first, and its interfaces.
+fn keeping(old: World, mut new: World, keep: u64) -> (World, World) {
+    let kept = |index: usize, shift: usize| keep >> ((index + shift) % 64) & 1 == 1;
+    for (index, pod) in old.pods.iter().enumerate().filter(|(index, _)| kept(*index, 0)) {
+        if let Some(same) = new.pods.get_mut(index) {
+            *same = pod.clone();
         }
-        for (index, policy) in old.policies.iter().enumerate() {
-            if let Some(same) = new.policies.get_mut(index).filter(|_| kept(index, 20)) {
-                *same = policy.clone();
-            }
+    }
+    for (index, policy) in old.policies.iter().enumerate() {
+        if let Some(same) = new.policies.get_mut(index).filter(|_| kept(index, 20)) {
+            *same = policy.clone();
         }
-        new.interfaces = old.interfaces.clone();
-        new.interfaces.retain(|(pod, _)| new.pods.get(*pod).is_some_and(has_interface));
-        (old, new)
-    })
+    }
+    new.interfaces = old.interfaces.clone();
+    new.interfaces.retain(|(pod, _)| new.pods.get(*pod).is_some_and(has_interface));
+    (old, new)
 }
 
 /// Addresses worth asking about: all that pods may have, the edges of the ranges, and strangers.

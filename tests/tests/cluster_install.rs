@@ -7,12 +7,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use podgate_testkit::wait::until;
 use podgate_tests::cluster::podgate::NAMESPACE;
 use podgate_tests::cluster::pods::{self, Workload};
 use podgate_tests::cluster::shared::{self, Test};
-use podgate_tests::cluster::{Cluster, Options, PATIENCE};
+use podgate_tests::cluster::{CLUSTER_TIMEOUT, Cluster, Options};
 use podgate_tests::runtime::traffic::{Exchange, PORT, Target, talk};
-use podgate_tests::runtime::wait::until;
 use serde_json::{Value, json};
 
 /// A cluster whose pods ran before podgate came.
@@ -211,7 +211,7 @@ fn made_afterwards(stage: &mut Stage) -> Result<()> {
 fn uninstalled(stage: &mut Stage) -> Result<()> {
     let cluster = &stage.cluster;
     cluster.kubectl(&["delete", "daemonset", "-n", NAMESPACE, "podgate", "--wait=true"])?;
-    let gone = until(PATIENCE, || {
+    let gone = until(CLUSTER_TIMEOUT, || {
         let pods = cluster.admin().list::<k8s_openapi::api::core::v1::Pod>(NAMESPACE);
         pods.is_ok_and(|pods| pods.is_empty())
     });

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use podgate_tests::cluster::pods::{self, Workload};
 use podgate_tests::cluster::probe::{self, Probe, Protocol, Server};
-use podgate_tests::cluster::{Cluster, Options, PATIENCE, Primary, Proxy};
+use podgate_tests::cluster::{CLUSTER_TIMEOUT, Cluster, Options, Primary, Proxy};
 use serde_json::{Value, json};
 
 const SPACE: &str = "ways";
@@ -149,7 +149,7 @@ fn expect(title: &str, cases: &[(String, Probe)]) -> Result<()> {
         if wrong.is_empty() {
             return Ok(());
         }
-        ensure!(started.elapsed() < PATIENCE, "{title}: wrong are {wrong:#?}");
+        ensure!(started.elapsed() < CLUSTER_TIMEOUT, "{title}: wrong are {wrong:#?}");
     }
 }
 
@@ -214,7 +214,7 @@ fn no_way_around(proxy: Proxy) -> Result<()> {
     // what is no node port is the node's: the kubelet's health port answers nobody but itself, its API does
     let kubelet = SocketAddr::new(cluster.workers[0].addresses()[0], 10250);
     let reached = podgate_tests::runtime::node::in_namespace(&outward.netns_path, || {
-        std::net::TcpStream::connect_timeout(&kubelet, PATIENCE).map(drop)
+        std::net::TcpStream::connect_timeout(&kubelet, CLUSTER_TIMEOUT).map(drop)
     })?;
     reached.context("reach another node's own port")?;
     expect("with policies", &cases)?;

@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use podgate_testkit::wait::until;
 use podgate_tests::cluster::podgate::NAMESPACE;
 use podgate_tests::cluster::pods::{self, Workload};
 use podgate_tests::cluster::shared::{self, Test};
-use podgate_tests::cluster::{Cluster, Options, PATIENCE};
+use podgate_tests::cluster::{CLUSTER_TIMEOUT, Cluster, Options};
 use podgate_tests::runtime::traffic::{Exchange, PORT, Target, talk};
-use podgate_tests::runtime::wait::until;
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
@@ -127,7 +127,7 @@ fn policyd_goes_and_comes(cluster: &mut Cluster) -> Result<()> {
     for worker in &cluster.workers {
         let pid = worker.policyd_pid()?;
         kill(Pid::from_raw(pid), Signal::SIGKILL).context("kill policyd")?;
-        let back = until(PATIENCE, || {
+        let back = until(CLUSTER_TIMEOUT, || {
             worker.policyd_pid().is_ok_and(|now| now != pid)
                 && worker.policyd("/v1/status").is_ok_and(|status| status["ready"] == true)
         });

@@ -4,11 +4,11 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use podgate_testkit::wait::until;
 use podgate_tests::cluster::matrix::{Matrix, Way};
 use podgate_tests::cluster::shared::{self, Test};
-use podgate_tests::cluster::{Cluster, Options, PATIENCE, pods};
-use podgate_tests::runtime::traffic::{Exchange, PORT, SOON, Target, talk};
-use podgate_tests::runtime::wait::until;
+use podgate_tests::cluster::{CLUSTER_TIMEOUT, Cluster, Options, pods};
+use podgate_tests::runtime::traffic::{CONNECT_TIMEOUT, Exchange, PORT, Target, talk};
 use serde_json::{Value, json};
 
 /// What the tests share. They build on each other's end, in this order.
@@ -133,7 +133,7 @@ fn a_restart_in_an_outage(stage: &mut Stage) -> Result<()> {
     cluster.await_policies()?;
     cluster.apply(&[pods::with_command("x", "again", Some(1), &script)])?;
     let before = cluster.workload("x", "again")?;
-    let first = until(PATIENCE, || at_allowed.accepted() == 1);
+    let first = until(CLUSTER_TIMEOUT, || at_allowed.accepted() == 1);
     ensure!(first, "the pod did not reach x/b at its first start");
     cluster.control.kill_api()?;
     // its sandbox ends, and so its network: the kubelet makes both anew by itself, with nobody to ask
@@ -141,7 +141,7 @@ fn a_restart_in_an_outage(stage: &mut Stage) -> Result<()> {
     let mut cri = node.cri()?;
     let old = cri.find("x", "again")?.context("the pod has no sandbox")?;
     cri.stop(&old).context("end the sandbox")?;
-    let again = until(PATIENCE, || at_allowed.accepted() == 2);
+    let again = until(CLUSTER_TIMEOUT, || at_allowed.accepted() == 2);
     let state = node.registrations()?;
     let status = cluster.workers[before.worker].policyd("/v1/endpoints")?;
     cluster.control.start_api()?;
@@ -163,7 +163,7 @@ fn a_restart(stage: &mut Stage) -> Result<()> {
     cluster.apply(&[policy("a-from-y", "a", "y")])?;
     cluster.await_policies()?;
     let node = &cluster.workers[client.worker].node;
-    let talked = talk(node, &client.netns, server.addresses[0], SOON)?;
+    let talked = talk(node, &client.netns, server.addresses[0], CONNECT_TIMEOUT)?;
     talked.context("y/a reaches x/a")?;
     let talks = Exchange::start(node, &client.netns, server.addresses[0])?;
     for _ in 0..3 {

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podgate_bpf::attach::AttachMode;
-use podgate_cni::spec::keys::{self, Log, Places, Settings};
+use podgate_cni::spec::keys::{Log, PluginPaths, Settings, misspelt};
 use podgate_cni::spec::{NetConf, SpecVersion};
-use policyd::install::{Conflist, Entry, Level, OnTimeout, Startup, VERSIONS};
+use podgate_contract::plugin_conf::{LogLevel, OnTimeout, Startup};
+use policyd::install::{Conflist, Entry, VERSIONS};
 use serde_json::Value;
 
 const CONFLISTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../conf/conflists");
@@ -58,8 +59,12 @@ fn each_is_what_install_makes_of_the_primarys_own() -> Result<()> {
         ensure!(list.kinds().last() == Some("podgate"), "{name}: podgate is not the last");
         let original = list.without().with_context(|| format!("{name} without podgate"))?;
         let primary = Conflist::parse(&original).with_context(|| name.clone())?;
-        ensure!(!primary.gates() && primary.kinds().eq(list.kinds().filter(|k| *k != "podgate")));
-        let made = primary.with(&Entry::default()).context("it was not put in")?;
+        ensure!(
+            !primary.has_podgate() && primary.kinds().eq(list.kinds().filter(|k| *k != "podgate"))
+        );
+        // what install has where no option is given
+        let entry = Entry { bandwidth: Some(true), ..Entry::default() };
+        let made = primary.with(&entry).context("it was not put in")?;
         // that one shows every key
         if name == "bridge" {
             ensure!(Conflist::parse(&made)?.kinds().eq(list.kinds()), "{name}: {made}");
@@ -68,7 +73,7 @@ fn each_is_what_install_makes_of_the_primarys_own() -> Result<()> {
         }
         let conf = handed(&text)?;
         Settings::read(&conf).with_context(|| name.clone())?;
-        ensure!(keys::misspelt(&conf).is_empty(), "{name}: {:?}", keys::misspelt(&conf));
+        ensure!(misspelt(&conf).is_empty(), "{name}: {:?}", misspelt(&conf));
     }
     Ok(())
 }
@@ -83,18 +88,19 @@ fn the_plugin_reads_every_option_that_install_writes() -> Result<()> {
         bpf_root: Some("/b".into()),
         anti_spoofing: Some(false),
         attach: Some(AttachMode::Tcx),
+        bandwidth: Some(true),
         plugin_log_file: Some("/l".into()),
-        plugin_log_level: Some(Level::Trace),
+        plugin_log_level: Some(LogLevel::Trace),
     };
     let text = r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge"}]}"#;
     let conf = handed(&Conflist::parse(text)?.with(&entry).context("it was not put in")?)?;
     let settings = Settings::read(&conf)?;
     ensure!(settings.startup == podgate_bpf::abi::Startup::Open, "{settings:?}");
     ensure!(settings.policyd_timeout == Duration::from_millis(1234), "{settings:?}");
-    ensure!(settings.on_timeout == keys::OnTimeout::Fail, "{settings:?}");
+    ensure!(settings.on_timeout == OnTimeout::Fail, "{settings:?}");
     ensure!(!settings.anti_spoofing && settings.attach == AttachMode::Tcx, "{settings:?}");
-    let places = Places::read(&conf)?;
-    ensure!(places.socket == Path::new("/s") && places.bpf_root == Path::new("/b"), "{places:?}");
+    let paths = PluginPaths::read(&conf)?;
+    ensure!(paths.socket == Path::new("/s") && paths.bpf_root == Path::new("/b"), "{paths:?}");
     let log = Log::read(&conf)?;
     ensure!(log.file == Some(PathBuf::from("/l")) && log.level.as_str() == "TRACE", "{log:?}");
     Ok(())

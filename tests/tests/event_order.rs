@@ -5,31 +5,33 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use podgate_policy::compile::Endpoint;
-use podgate_policy::engine::Engine;
-use podgate_policy::index::{Change, Index};
-use podgate_tests::compiling::{changes, endpoints, essence, index};
+use podgate_policy::compile::Engine;
+use podgate_policy::index::Index;
+use podgate_policy::object::Event;
+use podgate_policy::tables::Endpoint;
+use podgate_tests::compiling::{changes, endpoints, essence, index, set_local_rules};
 use podgate_tests::oracle::World;
-use podgate_tests::worlds::{config, successive_worlds, worlds};
+use podgate_tests::worlds::{
+    config, ranked_worlds, successive_ranked_worlds, successive_worlds, worlds,
+};
 use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
 
-fn gone(change: &Change) -> Change {
-    match change {
-        Change::PodSet(pod) => Change::PodGone(pod.key.clone()),
-        Change::NamespaceSet(namespace) => Change::NamespaceGone(namespace.name.clone()),
-        Change::ServiceSet(service) => Change::ServiceGone(service.key.clone()),
-        Change::SliceSet(slice) => Change::SliceGone(slice.key.clone()),
-        Change::PolicySet(policy) => Change::PolicyGone(policy.id.clone()),
-        other => other.clone(),
+fn gone(event: &Event) -> Event {
+    match event {
+        Event::Set(object) => Event::Gone(object.id()),
+        Event::Gone(_) => event.clone(),
     }
 }
 
 /// A world, and events that lead to it: its objects may have been others before, or gone in between, and
 /// those of an earlier world have come and gone. Only the events of one object keep their order.
-fn histories() -> impl Strategy<Value = (World, Vec<Change>)> {
-    (successive_worlds(), any::<u64>())
+fn histories(
+    worlds: impl Strategy<Value = (World, World)>,
+) -> impl Strategy<Value = (World, Vec<Event>)> {
+    (worlds, any::<u64>())
         .prop_map(|((first, last), flips)| {
-            let mut queues: BTreeMap<String, VecDeque<Change>> = BTreeMap::new();
+            let mut queues: BTreeMap<String, VecDeque<Event>> = BTreeMap::new();
             for change in changes(&first).unwrap() {
                 let gone = gone(&change);
                 queues.insert(format!("{gone:?}"), VecDeque::from([change, gone]));
@@ -55,7 +57,7 @@ fn histories() -> impl Strategy<Value = (World, Vec<Change>)> {
         })
 }
 
-fn changes_of(world: &World) -> Vec<Change> {
+fn changes_of(world: &World) -> Vec<Event> {
     changes(world).unwrap()
 }
 
@@ -66,49 +68,71 @@ fn endpoints_then(world: &World) -> Vec<Vec<Endpoint>> {
     vec![some, all, Vec::new()]
 }
 
+/// One index and one engine follow every step of the way, in bursts of any size.
+fn follow(world: &World, events: Vec<Event>, bursts: Vec<bool>) -> Result<(), TestCaseError> {
+    let mut index_by_events = Index::new();
+    let mut engine = Engine::new();
+    let mut bursts = bursts.into_iter().cycle();
+    let mut here = endpoints_then(world).into_iter().cycle();
+    let half = events.len() / 2;
+    for (number, event) in events.into_iter().enumerate() {
+        index_by_events.apply(event);
+        if number == half {
+            // of pods that are there and of such as come, go or never are
+            set_local_rules(&mut index_by_events, world).unwrap();
+        }
+        if bursts.next() == Some(true) {
+            engine.set_endpoints(here.next().unwrap_or_default());
+            let changes = index_by_events.take_changes();
+            engine.update(&index_by_events, changes);
+        }
+    }
+    let fresh = index(world).unwrap();
+    prop_assert_eq!(&index_by_events, &fresh);
+    let endpoints = endpoints(world).unwrap();
+    engine.set_endpoints(endpoints.clone());
+    let changes = index_by_events.take_changes();
+    engine.update(&index_by_events, changes);
+    let expected = essence(&Engine::of(&fresh, endpoints.clone()));
+    let differing = |engine| -> Vec<String> {
+        essence(engine).symmetric_difference(&expected).cloned().collect()
+    };
+    prop_assert_eq!(differing(&engine), Vec::<String>::new());
+    prop_assert_eq!(differing(&Engine::of(&index_by_events, endpoints)), Vec::<String>::new());
+    // and when everything goes, nothing is left behind
+    set_local_rules(&mut index_by_events, &World::default()).unwrap();
+    for change in changes_of(world) {
+        index_by_events.apply(gone(&change));
+    }
+    let changes = index_by_events.take_changes();
+    engine.update(&index_by_events, changes);
+    prop_assert_eq!(engine.classes(), 0);
+    prop_assert_eq!(&engine.compiled().hosts, &BTreeMap::new());
+    prop_assert_eq!(engine.compiled().nets.len() + engine.compiled().tables.len(), 0);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(config(300, file!()))]
 
     #[test]
     fn any_event_order_gives_the_fresh_build(
-        (world, events) in histories(),
+        (world, events) in histories(successive_worlds()),
         bursts in prop::collection::vec(any::<bool>(), 1..9),
     ) {
-        let mut index_by_events = Index::new();
-        // one engine follows every step of the way, in bursts of any size
-        let mut engine = Engine::new();
-        let mut bursts = bursts.into_iter().cycle();
-        let mut here = endpoints_then(&world).into_iter().cycle();
-        for event in events {
-            index_by_events.apply(event);
-            if bursts.next() == Some(true) {
-                engine.set_endpoints(here.next().unwrap_or_default());
-                let changes = index_by_events.take_changes();
-                engine.update(&index_by_events, changes);
-            }
-        }
-        let fresh = index(&world).unwrap();
-        prop_assert_eq!(&index_by_events, &fresh);
-        let endpoints = endpoints(&world).unwrap();
-        engine.set_endpoints(endpoints.clone());
-        let changes = index_by_events.take_changes();
-        engine.update(&index_by_events, changes);
-        let expected = essence(&Engine::of(&fresh, endpoints.clone()));
-        prop_assert_eq!(essence(&engine), expected.as_str());
-        prop_assert_eq!(essence(&Engine::of(&index_by_events, endpoints)), expected);
-        // and when everything goes, nothing is left behind
-        for change in changes_of(&world) {
-            index_by_events.apply(gone(&change));
-        }
-        let changes = index_by_events.take_changes();
-        engine.update(&index_by_events, changes);
-        prop_assert_eq!(engine.classes(), 0);
-        prop_assert_eq!(&engine.compiled().hosts, &BTreeMap::new());
-        prop_assert_eq!(engine.compiled().nets.len() + engine.compiled().tables.len(), 0);
+        follow(&world, events, bursts)?;
     }
 
     #[test]
-    fn endpoints_in_any_order_compile_alike(world in worlds()) {
+    fn any_event_order_gives_the_fresh_build_with_ranked_rules(
+        (world, events) in histories(successive_ranked_worlds()),
+        bursts in prop::collection::vec(any::<bool>(), 1..9),
+    ) {
+        follow(&world, events, bursts)?;
+    }
+
+    #[test]
+    fn endpoints_in_any_order_compile_alike(world in prop_oneof![worlds(), ranked_worlds()]) {
         let index = index(&world).unwrap();
         let mut endpoints = endpoints(&world).unwrap();
         let engine = Engine::of(&index, endpoints.clone());
@@ -117,12 +141,15 @@ proptest! {
     }
 
     #[test]
-    fn an_event_that_says_nothing_new_changes_nothing(world in worlds()) {
+    fn an_event_that_says_nothing_new_changes_nothing(
+        world in prop_oneof![worlds(), ranked_worlds()],
+    ) {
         let mut index = index(&world).unwrap();
         let known = index.clone();
         for change in changes(&world).unwrap() {
             prop_assert!(!index.apply(change.clone()), "{:?}", change);
         }
+        set_local_rules(&mut index, &world).unwrap();
         prop_assert_eq!(index, known);
     }
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podgate_bpf::abi::Startup;
+use podgate_testkit::wait::until;
 use podgate_tests::runtime::cnitool::Cnitool;
 use podgate_tests::runtime::outcome::{enforced, nothing_left};
 use podgate_tests::runtime::recorder::{calls, wrap_podgate};
-use podgate_tests::runtime::traffic::{Exchange, SOON, Target, talk};
-use podgate_tests::runtime::wait::until;
+use podgate_tests::runtime::traffic::{CONNECT_TIMEOUT, Exchange, Target, talk};
 use podgate_tests::runtime::world::{World, egress_only_to, ingress_only_from};
 use podgate_tests::runtime::{Conflist, Node, Peer, Pod, Policyd};
 
@@ -43,7 +43,8 @@ fn pods_of_before_are_adopted_under_traffic_and_end_as_others_do() -> Result<()>
     let at_server = Target::listen(&node, &server.netns)?;
     let exchange = Exchange::start(&node, &trusted.netns, server.address)?;
     let limit = Duration::from_millis(500);
-    talk(&node, &stranger.netns, server.address, SOON)?.context("nothing is enforced yet")?;
+    talk(&node, &stranger.netns, server.address, CONNECT_TIMEOUT)?
+        .context("nothing is enforced yet")?;
 
     // what `policyd install` does, and then policyd comes
     node.set_conflist(Some(&Conflist::default()))?;
@@ -61,9 +62,10 @@ fn pods_of_before_are_adopted_under_traffic_and_end_as_others_do() -> Result<()>
         ensure!(found.netns == peer.netns && found.netns_cookie != 0, "{found:#?}");
     }
     ensure!(talk(&node, &stranger.netns, server.address, limit)?.is_err(), "a stranger connected");
-    talk(&node, &trusted.netns, server.address, SOON)?.context("the trusted pod connects")?;
+    talk(&node, &trusted.netns, server.address, CONNECT_TIMEOUT)?
+        .context("the trusted pod connects")?;
     let before = exchange.answered();
-    until(SOON, || exchange.answered() > before + 50);
+    until(CONNECT_TIMEOUT, || exchange.answered() > before + 50);
     let (answered, faults) = exchange.stop();
     ensure!(faults.is_empty() && answered > before + 50, "{answered} answers, {faults:?}");
 
@@ -71,7 +73,8 @@ fn pods_of_before_are_adopted_under_traffic_and_end_as_others_do() -> Result<()>
     let mut cri = node.cri()?;
     let later = Peer::run(&world, &mut cri, "later", "trusted")?;
     enforced(&node, &later.pod)?;
-    talk(&node, &later.netns, server.address, SOON)?.context("a later trusted pod connects")?;
+    talk(&node, &later.netns, server.address, CONNECT_TIMEOUT)?
+        .context("a later trusted pod connects")?;
 
     drop(at_server);
     for peer in [server, trusted, stranger, later] {
@@ -123,7 +126,7 @@ fn an_adopted_attachment_is_checked_collected_and_deleted_as_any() -> Result<()>
     tool.call("add")?;
     let pod = Pod { uid: String::new(), ..Pod::new("tool") };
     let address = node.inside_pod(tool.netns(), || {
-        podgate_bpf::netns::Route::here().and_then(|route| {
+        podgate_link::netns::Route::here().and_then(|route| {
             let eth0 = route.link_named("eth0")?.map_or(0, |link| link.index);
             route.addresses_of(eth0)
         })

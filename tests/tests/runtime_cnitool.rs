@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use podgate_tests::runtime::cnitool::Cnitool;
 use podgate_tests::runtime::outcome::{gated, nothing_left};
 use podgate_tests::runtime::recorder::{calls, install_script, wrap_podgate};
-use podgate_tests::runtime::traffic::{SOON, Target, talk, talk_here};
+use podgate_tests::runtime::traffic::{CONNECT_TIMEOUT, Target, talk, talk_here};
 use podgate_tests::runtime::world::World;
 use podgate_tests::runtime::{Conflist, Node, Pod, Policyd};
 use serde_json::{Value, json};
@@ -115,7 +115,7 @@ fn a_container_of_a_runtime_without_namespaces_is_no_pod_that_a_policy_selects()
 
     let listener = Target::listen(&node, container.netns())?;
     let limit = Duration::from_millis(500);
-    node.inside(|| talk_here(at, SOON))?.context("the node reaches the container")?;
+    node.inside(|| talk_here(at, CONNECT_TIMEOUT))?.context("the node reaches the container")?;
     ensure!(talk(&node, pod.netns(), at, limit)?.is_err(), "the isolated pod got out");
     let listener_of_pod = Target::listen(&node, pod.netns())?;
     ensure!(

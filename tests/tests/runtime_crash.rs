@@ -5,10 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use podgate_testkit::wait::until;
 use podgate_tests::runtime::outcome::{enforced, nothing_left};
 use podgate_tests::runtime::recorder::{unwrap_podgate, wrap_podgate};
-use podgate_tests::runtime::traffic::{Exchange, Hammer, SOON, Target, talk};
-use podgate_tests::runtime::wait::until;
+use podgate_tests::runtime::traffic::{CONNECT_TIMEOUT, Exchange, Hammer, Target, talk};
 use podgate_tests::runtime::world::{World, egress_only_to, ingress_only_from};
 use podgate_tests::runtime::{Conflist, Node, Peer, Pod, Policyd};
 
@@ -74,7 +74,7 @@ fn policyd_killed_at_any_moment_neither_opens_nor_cuts() -> Result<()> {
         (&stranger, &vault, false),
         (&stranger, &friend, true),
     ] {
-        let limit = if allowed { SOON } else { Duration::from_millis(500) };
+        let limit = if allowed { CONNECT_TIMEOUT } else { Duration::from_millis(500) };
         let talked = talk(&node, &from.netns, to.address, limit)?;
         let (from, to) = (&from.pod.name, &to.pod.name);
         ensure!(
@@ -192,8 +192,8 @@ fn a_plugin_killed_during_add_leaves_nothing_to_the_next_pod() -> Result<()> {
         let only_server = until(Duration::from_secs(20), || {
             node.registrations().is_ok_and(|r| r.len() == 1)
                 && node
-                    .gate()
-                    .and_then(|gate| Ok(gate.maps.installed_policy_maps()?))
+                    .datapath()
+                    .and_then(|datapath| Ok(datapath.maps.installed_policy_maps()?))
                     .is_ok_and(|maps| maps.len() == 1)
         });
         ensure!(only_server, "killed after {seconds} s: {:#?}", node.registrations()?);

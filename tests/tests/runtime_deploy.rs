@@ -12,10 +12,11 @@ use clap::Parser;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Namespace, ResourceQuota, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use podgate_manifests::manifest;
 use podgate_tests::go::go_tools;
 use podgate_tests::runtime::program::said;
 use policyd::args::{Cli, Command as Verb};
-use policyd::sources::manifest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -71,12 +72,13 @@ fn helm(set: &[&str]) -> Result<Objects> {
 }
 
 /// Every value away from its default.
-const EVERYTHING: [&str; 24] = [
+const EVERYTHING: [&str; 25] = [
     r#"namespace.create=true"#,
     r#"image={"repository":"registry.example:5000/podgate","tag":"mine","pullPolicy":"Always"}"#,
     r#"imagePullSecrets=[{"name":"registry"}]"#,
     r#"fullnameOverride="gate""#,
-    r#"cni={"confDir":"/c","binDir":"/b","cacheDir":"/v","install":true,"runtime":"cri-o","maxConfNum":0,"defaultNetwork":"pods"}"#,
+    r#"crds.install=false"#,
+    r#"cni={"confDir":"/c","binDir":"/b","cacheDir":"/v","install":true,"runtime":"cri-o","maxConfNum":0,"defaultNetwork":"pods","onCannotEnforce":"allow"}"#,
     r#"plugin={"startup":"open","policydTimeoutMs":0,"onTimeout":"fail","antiSpoofing":false,"attach":"tcx","logFile":"/var/log/p","logLevel":"debug"}"#,
     r#"paths={"bpffs":"/sys/fs/bpf","bpfRoot":"/sys/fs/bpf/other","run":"/run/other","netns":"/var/run/netns"}"#,
     r#"mountBpffs=true"#,
@@ -152,6 +154,10 @@ fn the_chart_and_the_kustomize_base_are_the_same() -> Result<()> {
         for only_helm in ["app.kubernetes.io/managed-by", "helm.sh/chart"] {
             ensure!(labels.remove(only_helm).is_some(), "no {only_helm}");
         }
+        if object["kind"] == "CustomResourceDefinition" {
+            let annotations = object["metadata"].as_object_mut().context("metadata")?;
+            ensure!(annotations.remove("annotations").is_some(), "helm would remove the policies");
+        }
     }
     let base = kustomize("kustomize/base")?;
     ensure!(
@@ -181,7 +187,7 @@ fn known<T: DeserializeOwned + Serialize>(object: &Value) -> Result<()> {
     Ok(())
 }
 
-/// An empty list or object is the same as none to the API's types.
+/// An empty list or object is the same as none to the API's types, and 1 the same as 1.0.
 fn drop_empty(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -189,6 +195,7 @@ fn drop_empty(value: &mut Value) {
             map.retain(|_, v| !matches!(v, Value::Null) && *v != json!({}) && *v != json!([]));
         }
         Value::Array(list) => list.iter_mut().for_each(drop_empty),
+        Value::Number(number) => *value = json!(number.as_f64()),
         _ => {}
     }
 }
@@ -198,6 +205,7 @@ fn the_api_knows_every_key() -> Result<()> {
     for (rendering, objects) in renderings()? {
         for (name, object) in &objects {
             match name.split(' ').next().unwrap_or_default() {
+                "CustomResourceDefinition" => known::<CustomResourceDefinition>(object),
                 "Namespace" => known::<Namespace>(object),
                 "ServiceAccount" => known::<ServiceAccount>(object),
                 "ClusterRole" => known::<ClusterRole>(object),
@@ -257,6 +265,7 @@ fn every_value_arrives() -> Result<()> {
         "--plugin-log-level=debug",
         "--runtime=cri-o",
         "--max-conf-num=0",
+        "--on-cannot-enforce=allow",
         "--default-network=pods",
         "--socket=/run/other/cni.sock",
         "--bpf-root=/sys/fs/bpf/other",
@@ -285,6 +294,8 @@ fn every_value_arrives() -> Result<()> {
         ensure!(all.contains(part), "no {part} in {daemonset:#}");
     }
     ensure!(!objects.contains_key("ResourceQuota gate"), "a quota that was turned off");
+    let crd = "CustomResourceDefinition podtrafficpolicies.podgate.io";
+    ensure!(!objects.contains_key(crd), "a definition that was turned off");
     for part in ["priorityClassName", "tolerations", "apparmor.security"] {
         ensure!(!all.contains(part), "{part} in {daemonset:#}");
     }
@@ -303,12 +314,13 @@ fn every_value_arrives() -> Result<()> {
 fn nothing_has_more_rights_than_it_says() -> Result<()> {
     for (rendering, objects) in renderings()? {
         for rule in objects.values().filter_map(|o| o["rules"].as_array()).flatten() {
-            let events = rule["resources"] == json!(["events"]);
-            // of kinds that are not enforced only the number is asked for
-            let counted = rule["apiGroups"] == json!(["policy.networking.k8s.io"]);
-            let wanted = match (events, counted) {
-                (true, _) => json!(["create"]),
-                (_, true) => json!(["list"]),
+            let wanted = match rule["resources"][0].as_str() {
+                Some("events") => json!(["create"]),
+                // of kinds that are not enforced only the number is asked for
+                Some("adminnetworkpolicies") => json!(["list"]),
+                Some("clusternetworkpolicies/status" | "podtrafficpolicies/status") => {
+                    json!(["patch"])
+                }
                 _ => json!(["list", "watch"]),
             };
             ensure!(rule["verbs"] == wanted, "{rendering}: {rule}");
@@ -454,6 +466,26 @@ fn every_quantity_is_written_as_the_server_writes_it() -> Result<()> {
         }
     }
     ensure!(seen > 10, "only {seen} quantities");
+    Ok(())
+}
+
+#[test]
+fn an_api_server_that_cannot_compare_quantities_gets_no_definition() -> Result<()> {
+    let at = |version: &str| -> Result<bool> {
+        let arguments = [
+            "template",
+            "podgate",
+            "helm/podgate",
+            "-n",
+            "podgate-system",
+            "--kube-version",
+            version,
+        ];
+        let text = tool("helm", &arguments)?.map_err(anyhow::Error::msg)?;
+        Ok(objects(&text)?.contains_key("CustomResourceDefinition podtrafficpolicies.podgate.io"))
+    };
+    ensure!(!at("1.28.15")?, "a definition that it would refuse, and the release with it");
+    ensure!(at("1.29.0")?, "no definition");
     Ok(())
 }
 

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podgate_bpf::abi::{Direction, Reason};
+use podgate_testkit::wait::until;
 use podgate_tests::runtime::outcome::{enforced, gated, nothing_left};
 use podgate_tests::runtime::peer::exit_code;
-use podgate_tests::runtime::traffic::{Hammer, PORT, SOON, Target, talk};
-use podgate_tests::runtime::wait::until;
+use podgate_tests::runtime::traffic::{CONNECT_TIMEOUT, Hammer, PORT, Target, talk};
 use podgate_tests::runtime::world::{World, egress_only_to, ingress_only_from};
 use podgate_tests::runtime::{Conflist, Node, Peer, Pod, Policyd};
 
@@ -35,8 +35,12 @@ fn the_first_connection_of_a_pod_is_judged() -> Result<()> {
         enforced(&node, &client)?;
         let source = cri.address(&id)?;
         let denied = cri.start(&client, &id, "denied", &first_act(stranger.address, 1))?;
-        let allowed =
-            cri.start(&client, &id, "allowed", &first_act(friend.address, SOON.as_secs()))?;
+        let allowed = cri.start(
+            &client,
+            &id,
+            "allowed",
+            &first_act(friend.address, CONNECT_TIMEOUT.as_secs()),
+        )?;
         ensure!(exit_code(&mut cri, &allowed)? == 0, "the friend is out of reach");
         ensure!(exit_code(&mut cri, &denied)? != 0, "the stranger answered");
         ensure!(at_friend.packets_from(source) > 0, "the friend saw no packet of {source}");
@@ -72,7 +76,7 @@ fn without_policyd_a_pod_is_held_and_freed_as_policy_says() -> Result<()> {
     }
     // its own node may always reach it
     let at_client = Target::listen(&node, &client.netns)?;
-    node.inside(|| podgate_tests::runtime::traffic::talk_here(client.address, SOON))?
+    node.inside(|| podgate_tests::runtime::traffic::talk_here(client.address, CONNECT_TIMEOUT))?
         .context("the node itself reaches a held pod")?;
 
     let _policyd = Policyd::start(&node)?;
@@ -83,7 +87,7 @@ fn without_policyd_a_pod_is_held_and_freed_as_policy_says() -> Result<()> {
     ensure!(talk(&node, &client.netns, stranger.address, limit)?.is_err(), "the stranger answered");
     ensure!(at_stranger.packets_from(client.address) == 0, "the stranger saw a packet");
     // the friend is not isolated, and the client is for egress only
-    talk(&node, &friend.netns, client.address, SOON)?.context("reach the client")?;
+    talk(&node, &friend.netns, client.address, CONNECT_TIMEOUT)?.context("reach the client")?;
     drop((at_friend, at_stranger, at_client));
     node.finish()
 }
@@ -131,7 +135,7 @@ fn startup_open_lets_a_pod_talk_until_its_policy_is_there() -> Result<()> {
     let at_friend = Target::listen(&node, &friend.netns)?;
     let at_stranger = Target::listen(&node, &stranger.netns)?;
     for to in [friend.address, stranger.address] {
-        talk(&node, &client.netns, to, SOON)?.with_context(|| format!("reach {to}"))?;
+        talk(&node, &client.netns, to, CONNECT_TIMEOUT)?.with_context(|| format!("reach {to}"))?;
     }
 
     let _policyd = Policyd::start(&node)?;
@@ -140,14 +144,14 @@ fn startup_open_lets_a_pod_talk_until_its_policy_is_there() -> Result<()> {
             .is_ok_and(|talked| talked.is_err())
     });
     ensure!(cut, "policyd has started, and the stranger is still in reach");
-    talk(&node, &client.netns, friend.address, SOON)?.context("reach the friend")?;
+    talk(&node, &client.netns, friend.address, CONNECT_TIMEOUT)?.context("reach the friend")?;
     drop((at_friend, at_stranger));
     node.finish()
 }
 
 /// Packets to pods that policy has refused.
 fn refused(node: &Node) -> u64 {
-    let counters = node.gate().and_then(|gate| Ok(gate.maps.counters()?));
+    let counters = node.datapath().and_then(|datapath| Ok(datapath.maps.counters()?));
     counters.map_or(0, |counters| counters.get(Direction::Ingress, Reason::DenyPolicy).packets)
 }
 
@@ -173,7 +177,7 @@ fn nobody_gets_through_to_a_pod_that_is_being_made() -> Result<()> {
         let (_, netns) = cri.pause(&id)?;
         // ADD has returned: from here on nothing may come in, whatever had been under way
         let at_victim = Target::listen(&node, &netns)?;
-        talk(&node, &friend.netns, last, SOON)?
+        talk(&node, &friend.netns, last, CONNECT_TIMEOUT)?
             .with_context(|| format!("round {round}: the friend's first try"))?;
         // else this would prove nothing
         let arrives = until(Duration::from_secs(20), || refused(&node) > before + 100);

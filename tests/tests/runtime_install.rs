@@ -9,18 +9,18 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use podgate_testkit::wait::until;
 use podgate_tests::runtime::holder::HOME;
 use podgate_tests::runtime::node::built;
 use podgate_tests::runtime::outcome::{enforced, nothing_left};
 use podgate_tests::runtime::program::{Daemon, said};
 use podgate_tests::runtime::traffic::{Exchange, Target, talk};
-use podgate_tests::runtime::wait::until;
 use podgate_tests::runtime::world::{World, egress_only_to, ingress_only_from};
 use podgate_tests::runtime::{Conflist, Cri, Node, Peer, Pod, Policyd};
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(20);
-const SHORT: Duration = Duration::from_millis(500);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
+const DENIED_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn dirs() -> [String; 4] {
     ["--cni-conf-dir".into(), format!("{HOME}/conf"), "--cni-bin-dir".into(), format!("{HOME}/bin")]
@@ -86,7 +86,7 @@ impl Three {
             stranger: run_gated(world, node, cri, "stranger", "stranger")?,
         };
         for peer in [&three.client, &three.friend, &three.stranger] {
-            let settled = until(SOON, || enforced(node, &peer.pod).is_ok());
+            let settled = until(SETTLE_TIMEOUT, || enforced(node, &peer.pod).is_ok());
             ensure!(settled, "{}: {:?}", peer.pod.name, enforced(node, &peer.pod));
         }
         Ok(three)
@@ -112,7 +112,7 @@ fn in_and_out(file: &str, original: &str) -> Result<()> {
     let targets = [&three.friend, &three.stranger].map(|peer| Target::listen(&node, &peer.netns));
     let [at_friend, at_stranger] = targets;
     let (at_friend, at_stranger) = (at_friend?, at_stranger?);
-    let denied = talk(&node, &three.client.netns, three.stranger.address, SHORT)?;
+    let denied = talk(&node, &three.client.netns, three.stranger.address, DENIED_TIMEOUT)?;
     ensure!(denied.is_err(), "the client reached the stranger");
     let exchange = Exchange::start(&node, &three.client.netns, three.friend.address)?;
 
@@ -120,17 +120,18 @@ fn in_and_out(file: &str, original: &str) -> Result<()> {
     policyd.daemon.terminate()?;
     let told = said(&uninstall(&node)?);
     // libcni remembers the chain that the three were started with
-    ensure!(told.contains("took 3 gates away") && told.contains("attachments=3"), "{told}");
+    ensure!(told.contains("removed 3 gates") && told.contains("attachments=3"), "{told}");
     let files =
         fs::read_dir(node.home("conf"))?.flatten().map(|e| e.file_name()).collect::<Vec<_>>();
     ensure!(files == [file], "{files:?}");
     ensure!(fs::read_to_string(node.home("conf").join(file))? == original, "not the old bytes");
     ensure!(!node.path("/sys/fs/bpf/podgate").exists(), "pins are left");
     let more = exchange.answered() + 50;
-    ensure!(until(SOON, || exchange.answered() > more), "the exchange stands still");
+    ensure!(until(SETTLE_TIMEOUT, || exchange.answered() > more), "the exchange stands still");
     let (answered, losses) = exchange.stop();
     ensure!(losses.is_empty(), "{answered} were answered; lost: {losses:?}");
-    talk(&node, &three.client.netns, three.stranger.address, SOON)?.context("still denied")?;
+    talk(&node, &three.client.netns, three.stranger.address, SETTLE_TIMEOUT)?
+        .context("still denied")?;
     drop((at_friend, at_stranger));
 
     // DEL of pods that podgate gated once, and a new pod that it never sees
@@ -207,7 +208,7 @@ fn the_primary_comes_later_and_writes_its_file_anew() -> Result<()> {
     let _policyd = Policyd::start(&node)?;
     let _watch = watch(&node)?;
     let mut cri = node.cri()?;
-    ensure!(until(SOON, || node.home("bin/podgate").exists()), "no binary");
+    ensure!(until(SETTLE_TIMEOUT, || node.home("bin/podgate").exists()), "no binary");
     ensure!(cri.network_fault()?.is_some(), "there is a network without a configuration");
     for (round, bridge) in ["cni0", "cni1"].into_iter().enumerate() {
         let written =
@@ -215,12 +216,12 @@ fn the_primary_comes_later_and_writes_its_file_anew() -> Result<()> {
         node.write("conf/10-pods.conflist", written.as_bytes())?;
         let gated = || fs::read_to_string(node.home("conf/10-pods.conflist")).unwrap_or_default();
         ensure!(
-            until(SOON, || gated().contains("podgate") && gated().contains(bridge)),
+            until(SETTLE_TIMEOUT, || gated().contains("podgate") && gated().contains(bridge)),
             "{}",
             gated()
         );
         ensure!(
-            until(SOON, || cri.network_fault().is_ok_and(|fault| fault.is_none())),
+            until(SETTLE_TIMEOUT, || cri.network_fault().is_ok_and(|fault| fault.is_none())),
             "not ready"
         );
         let peer = run_gated(&world, &node, &mut cri, "a", "a")?;

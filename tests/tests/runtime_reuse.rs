@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use podgate_testkit::wait::until;
 use podgate_tests::runtime::outcome::enforced;
-use podgate_tests::runtime::traffic::{PORT, SOON, Target, talk};
-use podgate_tests::runtime::wait::until;
+use podgate_tests::runtime::traffic::{CONNECT_TIMEOUT, PORT, Target, talk};
 use podgate_tests::runtime::world::{World, ingress_only_from};
 use podgate_tests::runtime::{Conflist, Cri, Node, Peer, Pod, Policyd};
 
@@ -50,7 +50,7 @@ impl Stage {
     /// A pod that gets answers.
     fn trusted(&mut self, name: &str) -> Result<Peer> {
         let pod = Peer::run(&self.world, &mut self.cri, name, "trusted")?;
-        let answers = until(SOON, || self.answers(&pod).unwrap_or(false));
+        let answers = until(CONNECT_TIMEOUT, || self.answers(&pod).unwrap_or(false));
         ensure!(answers, "the trusted pod {name} gets no answer");
         Ok(pod)
     }

@@ -6,16 +6,16 @@ use super::Addr;
 
 /// Flow was allowed as the own node's.
 pub const FLOW_BY_OWN_NODE: u8 = 1;
-/// Service view: the key is (pod, service), `other` the endpoint.
-pub const FLOW_SERVICE: u8 = 8;
-/// Endpoint view: the key is (pod, endpoint), `other` the service.
-pub const FLOW_ENDPOINT: u8 = 16;
-/// With [`FLOW_SERVICE`]: the endpoint is the pod itself.
+/// DNAT entry: the key is (pod, service address), `other` the backend.
+pub const FLOW_DNAT: u8 = 8;
+/// Reverse-NAT entry: the key is (pod, backend), `other` the service address.
+pub const FLOW_REVNAT: u8 = 16;
+/// With [`FLOW_DNAT`]: the backend is the pod itself.
 pub const FLOW_HAIRPIN: u8 = 32;
-/// Somebody else translates it; judged with `other` as its peer.
-pub const FLOW_FOREIGN: u8 = 64;
-/// Written by user space: its next packet gives it a slot.
-pub const FLOW_UNPLACED: u8 = 128;
+/// Translated by kube-proxy; policy is evaluated with `other` as the peer.
+pub const FLOW_EXTERNAL_NAT: u8 = 64;
+/// Written by user space; its next packet assigns it a slot.
+pub const FLOW_NO_SLOT: u8 = 128;
 
 c_enum! {
     /// How far a flow is (`enum pg_flow_state`).
@@ -29,7 +29,7 @@ c_enum! {
         /// TCP: both have, or one RST.
         Closed = 3 => "closed",
         /// Policy no longer allows it.
-        Cut = 4 => "cut",
+        Revoked = 4 => "cut",
     }
 }
 
@@ -80,7 +80,7 @@ mirror! {
 mirror! {
     /// `struct pg_flow`.
     Flow {
-        /// Of its last judgement.
+        /// Of its last evaluation.
         epoch: u32,
         /// Coarse seconds.
         expires: u32,
@@ -94,19 +94,21 @@ mirror! {
         state: u8,
         /// `FLOW_*`.
         flags: u8,
-        /// Zero.
-        pad: u8,
-        /// The other view's peer, where the flags say that there is one.
+        /// Of a metered pod: the number of its traffic rule; 0: none.
+        traffic_rule: u8,
+        /// Peer of the other entry of the pair, if a NAT flag is set.
         other: Addr,
         /// Network order.
         other_port: [u8; 2],
-        /// The pod's port in the other view; network order.
+        /// The pod's port in the other entry of the pair; network order.
         own_port: [u8; 2],
-        /// With [`FLOW_ENDPOINT`]: the port from which what the pod sends to the endpoint itself leaves; 0: none. Network
+        /// With [`FLOW_REVNAT`]: the port from which what the pod sends to the endpoint itself leaves; 0: none. Network
         /// order.
         direct_port: [u8; 2],
-        /// Zero.
-        pad2: [u8; 2],
+        /// Of a metered pod; 1: it is one of the open connections of [`crate::abi::Meter`].
+        counted: u8,
+        /// Of a metered pod: [`crate::abi::Scope`] of its peer.
+        scope: u8,
     }
 }
 
@@ -148,14 +150,14 @@ mirror! {
         rings: [Ring; 2],
         /// Events that the rate limit held back.
         events_held: u64,
-        /// Events that it may tell at once.
+        /// Events that it may raise now, beside the shared limit.
         event_tokens: u32,
         /// Coarse seconds.
         event_second: u32,
         /// When a revoked connection was last evicted, coarse seconds; 0: never.
         cut_evicted: u32,
-        /// Zero.
-        pad: u32,
+        /// Answers to denied packets: the second's lower 24 bits, and how many in it (8 bits).
+        answers: u32,
     }
 }
 
@@ -202,7 +204,7 @@ mirror! {
         verdict: u8,
         /// IP protocol.
         protocol: u8,
-        /// `FLOW_SERVICE`, `FLOW_ENDPOINT`, `FLOW_HAIRPIN`: it is translated.
+        /// `FLOW_DNAT`, `FLOW_REVNAT`, `FLOW_HAIRPIN`: it is translated.
         flags: u8,
         /// As in [`Flow`].
         other: Addr,
@@ -210,7 +212,7 @@ mirror! {
         other_port: [u8; 2],
         /// As in [`Flow`].
         own_port: [u8; 2],
-        /// In which the first fragment was judged.
+        /// Of the first fragment's verdict.
         epoch: u32,
         /// Not 0: the first fragment was denied, and passed because of the mode.
         refused: u8,

@@ -19,10 +19,9 @@ use podgate_bpf::abi::{POLICY_PREFIX_ANY, PolicyKey, PolicyValue, Reason, Startu
 use podgate_bpf::attach::{AttachMode, Attached};
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::Registration;
-use podgate_bpf::{Gate, PinRoot};
-
-use crate::packet;
-use crate::sandbox::{Veth, ip, pin_dir};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_testkit::packet;
+use podgate_testkit::sandbox::{Veth, ip, pin_dir};
 
 /// The two ways of attaching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +45,8 @@ impl Kind {
 }
 
 const PORT: u16 = 5300;
+/// Of the pod: each has a datapath of its own.
+pub(crate) const OWNER: u32 = 7;
 
 /// One test at a time sends: a flood fills the CPU's queue of received packets, from which others' then fall.
 fn wires() -> MutexGuard<'static, ()> {
@@ -56,7 +57,7 @@ fn wires() -> MutexGuard<'static, ()> {
 /// One pod's interface: the host end has `host`, the pod's end belongs to nobody, so that frames are its pod.
 #[derive(Debug)]
 pub(crate) struct Bench {
-    pub(crate) gate: Gate,
+    pub(crate) datapath: Datapath,
     pub(crate) veth: Veth,
     root: PinRoot,
     host: Ipv4Addr,
@@ -89,9 +90,10 @@ impl Bench {
 
         let root = PinRoot::new(pin_dir());
         let sizes = Sizes { flows4: 1024, flows6: 1024, frags: 256, ..Sizes::default() };
-        let gate = Gate::open_or_load(&root, &sizes).unwrap();
-        let owner = 7;
-        gate.maps
+        let datapath = Datapath::open_or_load(&root, &sizes).unwrap();
+        let owner = OWNER;
+        datapath
+            .maps
             .register(&Registration {
                 ifindex: veth.ifindex,
                 owner,
@@ -120,14 +122,14 @@ impl Bench {
                     port: [0; 2],
                 };
                 let verdict = Verdict::Allow as u8;
-                (key, PolicyValue { rule: 1, verdict, pad: [0; 3], hits: 0 })
+                (key, PolicyValue { rule: 1, verdict, flags: 0, pad: [0; 2], hits: 0 })
             })
             .collect();
-        let policy = gate.maps.new_policy_map(&entries).unwrap();
-        gate.maps.install_policy_maps(&[(veth.ifindex, &policy)]).unwrap();
+        let policy = datapath.maps.new_policy_map(&entries).unwrap();
+        datapath.maps.install_policy_maps(&[(veth.ifindex, &policy)]).unwrap();
         let server = UdpSocket::bind((host, PORT)).unwrap();
         server.set_nonblocking(true).unwrap();
-        Self { gate, veth, root, host, pod, server }
+        Self { datapath, veth, root, host, pod, server }
     }
 
     pub(crate) fn ifindex(&self) -> u32 {
@@ -202,7 +204,7 @@ impl Bench {
             }
         });
         let denied = |direction| {
-            self.gate.maps.counters().unwrap().get(direction, Reason::DenyPolicy).packets
+            self.datapath.maps.counters().unwrap().get(direction, Reason::DenyPolicy).packets
         };
         let before = [denied(Egress), denied(Ingress)];
         // under way before anything is changed
@@ -231,7 +233,7 @@ impl Flood<'_> {
     pub(crate) fn expect_none(mut self) {
         self.stop();
         let passed = (self.bench.received(), self.to_pod.load(Ordering::Relaxed));
-        let counters = self.bench.gate.maps.counters().unwrap();
+        let counters = self.bench.datapath.maps.counters().unwrap();
         let met = [Egress, Ingress].map(|way| counters.get(way, Reason::DenyPolicy).packets);
         assert_eq!(passed, (0, 0), "passed from and to the pod; {met:?} were dropped");
     }

@@ -1,14 +1,13 @@
 //! The maps of services, seeded flows, and the programs' clock.
 
 use std::collections::BTreeMap;
-
 use std::net::SocketAddr;
 
-use podgate_bpf::abi::{BackendState, FLOW_UNPLACED, FlowKind, FlowState};
+use podgate_bpf::abi::{BackendState, FLOW_NO_SLOT, FlowKind, FlowState};
 use podgate_bpf::clock::coarse_now;
-use podgate_bpf::handshake::EndpointRef;
 use podgate_bpf::seeding::{Seed, Seeded};
 use podgate_bpf::services::{Backend, Frontend, ServiceEntry};
+use podgate_contract::handshake::EndpointRef;
 
 use super::*;
 
@@ -18,8 +17,8 @@ fn backend(n: u32) -> Backend {
 }
 
 pub(crate) fn services() {
-    let gate = Gate::open_or_load(&root(), &small()).unwrap();
-    let maps = gate.maps.services();
+    let datapath = Datapath::open_or_load(&root(), &small()).unwrap();
+    let maps = datapath.maps.services();
     let at =
         |address: &str, port| Frontend { address: address.parse().unwrap(), port, protocol: 6 };
     let entry = |id, count| ServiceEntry { id, count, affinity_seconds: 10_800 };
@@ -62,8 +61,8 @@ pub(crate) fn services() {
 }
 
 pub(crate) fn services_in_batches() {
-    let gate = Gate::open_or_load(&root(), &Sizes { backends: 1000, ..small() }).unwrap();
-    let maps = gate.maps.services();
+    let datapath = Datapath::open_or_load(&root(), &Sizes { backends: 1000, ..small() }).unwrap();
+    let maps = datapath.maps.services();
     maps.set_slots(&[]).unwrap();
     maps.set_backends(&[]).unwrap();
     let slots: Vec<_> = (0..1000).map(|n| (5, n, backend(n))).collect();
@@ -97,34 +96,34 @@ fn seed(ifindex: u32, [pod, peer]: [&str; 2]) -> Seed {
 }
 
 pub(crate) fn seeds() {
-    let gate = Gate::open_or_load(&root(), &small()).unwrap();
+    let datapath = Datapath::open_or_load(&root(), &small()).unwrap();
     for ends in [["10.0.0.5", "10.0.0.9"], ["fd00::5", "fd00::9"]] {
         let seed = seed(5, ends);
-        assert_eq!(gate.maps.seed(&seed).unwrap(), Seeded::New);
-        assert_eq!(gate.maps.seed(&seed).unwrap(), Seeded::Known);
+        assert_eq!(datapath.maps.seed(&seed).unwrap(), Seeded::New);
+        assert_eq!(datapath.maps.seed(&seed).unwrap(), Seeded::Known);
         let answers = Seed { direction: Ingress, ..seed };
-        assert_eq!(gate.maps.seed(&answers).unwrap(), Seeded::Corrected);
+        assert_eq!(datapath.maps.seed(&answers).unwrap(), Seeded::Corrected);
     }
-    let table = gate.maps.flow_table();
+    let table = datapath.maps.flow_table();
     let (v4, v6) = (table.flows4().unwrap(), table.flows6().unwrap());
     let ([(key4, flow4)], [(key6, flow6)]) = (&v4[..], &v6[..]) else { panic!("{v4:?} {v6:?}") };
     assert_eq!((key4.ifindex, key4.pod, key4.peer), (5, [10, 0, 0, 5], [10, 0, 0, 9]));
     assert_eq!((key6.ifindex, key6.pod_port, key6.peer_port), (5, [0, 1], [0, 2]));
     for flow in [flow4, flow6] {
         let got = (flow.owner, flow.direction, flow.state, flow.flags);
-        let wanted = (77, Ingress as u8, FlowState::Established as u8, FLOW_UNPLACED);
+        let wanted = (77, Ingress as u8, FlowState::Established as u8, FLOW_NO_SLOT);
         assert_eq!(got, wanted);
     }
 }
 
 pub(crate) fn clock() {
-    let gate = Gate::open_or_load(&root(), &small()).unwrap();
+    let datapath = Datapath::open_or_load(&root(), &small()).unwrap();
     let veth = Veth::new().unwrap();
-    gate.maps.register(&registration(veth.ifindex)).unwrap();
-    let policy = gate.maps.new_policy_map(&[everything(77)]).unwrap();
-    gate.maps.install_policy_maps(&[(veth.ifindex, &policy)]).unwrap();
-    assert_eq!(send(&gate, veth.ifindex, Ingress), (-1, 0));
-    let (_, flow) = gate.maps.flow_table().flows4().unwrap()[0];
+    datapath.maps.register(&registration(veth.ifindex)).unwrap();
+    let policy = datapath.maps.new_policy_map(&[everything(77)]).unwrap();
+    datapath.maps.install_policy_maps(&[(veth.ifindex, &policy)]).unwrap();
+    assert_eq!(send(&datapath, veth.ifindex, Ingress), (-1, 0));
+    let (_, flow) = datapath.maps.flow_table().flows4().unwrap()[0];
     let ahead = flow.expires.wrapping_sub(coarse_now());
     // a new datagram flow lives for 60; the two clocks may be a few apart
     assert!((55..=65).contains(&ahead), "{ahead}");

@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 
 use libbpf_rs::{MapType, Program, libbpf_sys};
 use podgate_bpf::trust::foreign;
-use podgate_bpf::{Error, Gate, PinRoot};
+use podgate_bpf::{Datapath, Error, PinRoot};
 
 use super::{pin_dir, pins, put, root, small, wrong_map};
 
 /// All ways to the programs, policyd's and the plugin's.
-fn every_way(root: &PinRoot) -> [(&'static str, Result<Gate, Error>); 5] {
+fn every_way(root: &PinRoot) -> [(&'static str, Result<Datapath, Error>); 5] {
     [
-        ("open", Gate::open(root)),
-        ("open as needed", Gate::open_as_needed(root)),
-        ("open or load", Gate::open_or_load(root, &small())),
-        ("open as needed or load", Gate::open_as_needed_or_load(root, &small())),
-        ("open current", Gate::open_current(root, &small())),
+        ("open", Datapath::open(root)),
+        ("open as needed", Datapath::open_as_needed(root)),
+        ("open or load", Datapath::open_or_load(root, &small())),
+        ("open as needed or load", Datapath::open_as_needed_or_load(root, &small())),
+        ("open current", Datapath::open_current(root, &small())),
     ]
 }
 
@@ -25,7 +25,7 @@ fn refused(root: &PinRoot, told: &[&str]) {
     for (way, opened) in every_way(root) {
         let error = match opened {
             // the plugin looks at a map when it needs it
-            Ok(gate) if way.contains("as needed") => match gate.maps.peers() {
+            Ok(datapath) if way.contains("as needed") => match datapath.maps.peers() {
                 Ok(_) => continue,
                 Err(error) => error,
             },
@@ -41,7 +41,7 @@ fn refused(root: &PinRoot, told: &[&str]) {
 
 fn loaded() -> PinRoot {
     let root = root();
-    drop(Gate::open_or_load(&root, &small()).unwrap());
+    drop(Datapath::open_or_load(&root, &small()).unwrap());
     root
 }
 
@@ -102,7 +102,7 @@ pub(super) fn other_kinds() {
 pub(super) fn others_maps() {
     let root = loaded();
     put(&root, "peers4", &mut wrong_map(MapType::Hash, 4, 4, 1 << 20));
-    let told = Gate::open_current(&root, &small()).unwrap_err();
+    let told = Datapath::open_current(&root, &small()).unwrap_err();
     assert!(matches!(told, Error::Foreign { .. }), "{told}");
     assert!(told.to_string().contains("a map with the name \"wrong\""), "{told}");
 
@@ -113,7 +113,7 @@ pub(super) fn others_maps() {
     };
     let made = libbpf_rs::MapHandle::create(MapType::Hash, Some("peers4"), 4, 4, 64, &opts);
     put(&root, "peers4", &mut made.unwrap());
-    match Gate::open_current(&root, &small()).map(drop) {
+    match Datapath::open_current(&root, &small()).map(drop) {
         Err(Error::Mismatch { path, field: "flags", found: 0, wanted: 1 }) => {
             assert_eq!(path, root.path("peers4"));
         }
@@ -135,7 +135,7 @@ pub(super) fn foreign_names() {
     expected.sort();
     assert_eq!(foreign(&root).unwrap(), expected);
     // named, not in the way
-    drop(Gate::open_current(&root, &small()).unwrap());
+    drop(Datapath::open_current(&root, &small()).unwrap());
     assert!(strange.iter().all(|path| path.exists()));
 }
 
@@ -144,7 +144,7 @@ pub(super) fn writable_by_others() {
     let root = PinRoot::new(parent.join("podgate"));
     fs::create_dir(&parent).unwrap();
     fs::set_permissions(&parent, Permissions::from_mode(0o755)).unwrap();
-    drop(Gate::open_or_load(&root, &small()).unwrap());
+    drop(Datapath::open_or_load(&root, &small()).unwrap());
     let dir = root.dir();
     let links = dir.join("links");
     for path in [root.root(), &dir, &links] {
@@ -164,7 +164,7 @@ pub(super) fn writable_by_others() {
     for (mode, fine) in [(0o1777, true), (0o777, false), (0o755, true)] {
         fs::set_permissions(&parent, Permissions::from_mode(mode)).unwrap();
         if fine {
-            drop(Gate::open(&root).unwrap());
+            drop(Datapath::open(&root).unwrap());
         } else {
             refused(&root, &[&parent.display().to_string(), "others than root"]);
         }
@@ -177,11 +177,11 @@ pub(super) fn prepared_by_others() {
     let root = PinRoot::new(&bpf_root);
     fs::create_dir(&bpf_root).unwrap();
     chown(&bpf_root, Some(1000), Some(1000)).unwrap();
-    let told = Gate::open_or_load(&root, &small()).unwrap_err();
+    let told = Datapath::open_or_load(&root, &small()).unwrap_err();
     assert!(told.to_string().contains("owner 1000"), "{told}");
     assert_eq!(fs::read_dir(&bpf_root).unwrap().count(), 0, "nothing is made");
     chown(&bpf_root, Some(0), Some(0)).unwrap();
     fs::set_permissions(&bpf_root, Permissions::from_mode(0o755)).unwrap();
-    drop(Gate::open_or_load(&root, &small()).unwrap());
-    assert_eq!(pins(&root).len(), 26);
+    drop(Datapath::open_or_load(&root, &small()).unwrap());
+    assert_eq!(pins(&root).len(), 31);
 }

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use podgate_bpf::error::chain;
-use podgate_bpf::{Gate, PinRoot};
+use podgate_bpf::{Datapath, PinRoot};
 use tracing::warn;
 
-use super::ends::{self, End};
+use super::interfaces::{self, PodInterface};
 use crate::gating;
 use crate::spec::env::Attachment;
-use crate::spec::keys::Places;
+use crate::spec::keys::PluginPaths;
 use crate::spec::{CniError, Code, NetConf};
 
 pub(super) fn check(
@@ -20,46 +20,50 @@ pub(super) fn check(
     netns: &Path,
 ) -> Result<String, CniError> {
     conf.require_name()?;
-    let places = Places::read(conf)?;
-    let prev = ends::prev_result(conf)?;
-    let found = ends::find(&prev, attachment, netns)?;
-    if found.ends.is_empty() {
+    let paths = PluginPaths::read(conf)?;
+    let prev = interfaces::prev_result(conf)?;
+    let found = interfaces::discover(&prev, attachment, netns)?;
+    if found.interfaces.is_empty() {
         return Ok(String::new()); // loopback alone
     }
-    let gate = gating::open(&places)?;
-    let mut ends: Vec<&End> = found.ends.iter().collect();
-    ends.retain(|end| !is_behind(&places, attachment, end));
-    if ends.is_empty() {
+    let datapath = gating::open(&paths)?;
+    let mut gated: Vec<&PodInterface> = found.interfaces.iter().collect();
+    gated.retain(|interface| !has_older_gate(&paths, attachment, interface));
+    if gated.is_empty() {
         return Ok(String::new());
     }
-    let gate = gate.ok_or_else(|| {
-        let cause = format!("no programs are pinned under {}", places.bpf_root.display());
+    let datapath = datapath.ok_or_else(|| {
+        let cause = format!("no programs are pinned under {}", paths.bpf_root.display());
         CniError::new(Code::NotRegistered, "check gates").because(cause)
     })?;
-    for end in ends {
-        check_end(&gate, attachment, end)?;
+    for interface in gated {
+        check_interface(&datapath, attachment, interface)?;
     }
     Ok(String::new())
 }
 
-/// Whether another version's gate stands for the attachment, until policyd puts this one's in its place.
-fn is_behind(places: &Places, attachment: &Attachment, end: &End) -> bool {
-    let ifindex = end.host.index;
-    gating::others(&PinRoot::new(&places.bpf_root)).iter().any(|layout| {
+/// Whether the attachment still has another version's gate, which policyd is about to replace.
+fn has_older_gate(paths: &PluginPaths, attachment: &Attachment, interface: &PodInterface) -> bool {
+    let ifindex = interface.host.index;
+    gating::others(&PinRoot::new(&paths.bpf_root)).iter().any(|layout| {
         let its = layout.registration(ifindex).ok().flatten().is_some_and(|found| {
             (&found.container_id, &found.interface)
                 == (&attachment.container_id, &attachment.ifname)
         });
-        its && layout.stands_at(ifindex).unwrap_or(false)
+        its && layout.is_attached(ifindex).unwrap_or(false)
     })
 }
 
-fn check_end(gate: &Gate, attachment: &Attachment, end: &End) -> Result<(), CniError> {
-    let ifindex = end.host.index;
-    let what = format!("check gate of interface {} at {}", end.name, end.host.name);
+fn check_interface(
+    datapath: &Datapath,
+    attachment: &Attachment,
+    interface: &PodInterface,
+) -> Result<(), CniError> {
+    let ifindex = interface.host.index;
+    let what = format!("check gate of interface {} at {}", interface.name, interface.host.name);
     let not_registered =
         |cause: String| CniError::new(Code::NotRegistered, what.clone()).because(cause);
-    let registration = gate
+    let registration = datapath
         .maps
         .registration(ifindex)
         .map_err(|e| not_registered(chain(&e)))?
@@ -69,9 +73,9 @@ fn check_end(gate: &Gate, attachment: &Attachment, end: &End) -> Result<(), CniE
         return Err(not_registered(format!("it is registered for {ifname} of container {id}")));
     }
     let registered: BTreeSet<IpAddr> = registration.addresses.iter().copied().collect();
-    let wanted: BTreeSet<IpAddr> = end.addresses.iter().map(IpAddr::to_canonical).collect();
-    // addresses that were read off the interface may have changed since, and by right
-    if end.addresses_from_result && registered != wanted {
+    let wanted: BTreeSet<IpAddr> = interface.addresses.iter().map(IpAddr::to_canonical).collect();
+    // addresses that ADD read from the interface may legitimately have changed since
+    if interface.addresses_from_result && registered != wanted {
         let text = |set: &BTreeSet<IpAddr>| {
             set.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
         };
@@ -80,11 +84,12 @@ fn check_end(gate: &Gate, attachment: &Attachment, end: &End) -> Result<(), CniE
             "its addresses are [{wanted}], registered [{registered}]"
         )));
     }
-    gate.verify(ifindex)
+    datapath
+        .verify(ifindex)
         .map_err(|e| CniError::new(Code::NotAttached, what.clone()).because(chain(&e)))?;
-    match gate.maps.policy_map(ifindex) {
+    match datapath.maps.policy_map(ifindex) {
         Ok(Some(_)) => {}
-        // legal for as long as policyd is away
+        // legal for as long as policyd does not run
         Ok(None) => {
             warn!(ifindex, startup = registration.startup.name(), "still in its startup state")
         }

@@ -1,5 +1,5 @@
-//! GC: takes away this network's gates that no valid attachment accounts for. Of its configuration it must have the
-//! network's name and the list: an empty list in the place of one that cannot be read would take every gate away.
+//! GC: removes this network's gates whose attachment is not in the list of valid ones. The network's name and the list
+//! are required: an empty list in the place of one that cannot be read would remove every gate.
 
 use std::collections::BTreeSet;
 
@@ -10,10 +10,10 @@ use crate::spec::{CniError, NetConf};
 pub(super) fn gc(conf: &NetConf) -> Result<String, CniError> {
     conf.require_name()?;
     let valid: BTreeSet<_> = conf.valid_attachments()?.into_iter().collect();
-    let places = super::places(conf);
-    let gate = gating::open(&places)?;
-    gating::remove_all(gate.as_ref(), &places, |registration| {
-        // another network's list is another call
+    let paths = super::paths(conf);
+    let datapath = gating::open(&paths)?;
+    gating::remove_all(datapath.as_ref(), &paths, |registration| {
+        // attachments of other networks are in the lists of other calls
         registration.network == conf.name
             && !valid.contains(&ValidAttachment {
                 container_id: registration.container_id.clone(),

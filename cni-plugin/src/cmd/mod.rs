@@ -3,8 +3,8 @@
 mod add;
 mod check;
 mod del;
-mod ends;
 mod gc;
+mod interfaces;
 mod status;
 mod version;
 
@@ -14,14 +14,14 @@ pub use version::version;
 
 use crate::logging;
 use crate::spec::env::{Attachment, Command};
-use crate::spec::keys::{Log, Places, misspelt};
+use crate::spec::keys::{Log, PluginPaths, misspelt};
 use crate::spec::{CniError, NetConf, SpecVersion, args};
 
 /// Runs a verb; its text goes to stdout.
 pub fn run(command: &Command, conf: &NetConf) -> Result<String, CniError> {
     let log = match (Log::read(conf), command) {
         (Ok(log), _) => log,
-        // what is mistyped in the log's keys must keep no pod from going away
+        // a mistake in the log's keys must not keep a pod from being removed
         (Err(_), command) if command.only_removes() => Log::default(),
         (Err(error), _) => return Err(error),
     };
@@ -32,10 +32,14 @@ pub fn run(command: &Command, conf: &NetConf) -> Result<String, CniError> {
         }
         .entered();
         for (found, ours) in misspelt(conf) {
-            warn!(found, meant = ours, "configuration key is spelt otherwise: ignored");
+            warn!(
+                found,
+                meant = ours,
+                "configuration key differs from the one meant in upper and lower case: ignored"
+            );
         }
         for error in &conf.ignored {
-            warn!(%error, "ignored: this verb only takes away");
+            warn!(%error, "ignored: this verb only removes");
         }
         let result = dispatch(command, conf);
         match &result {
@@ -46,13 +50,13 @@ pub fn run(command: &Command, conf: &NetConf) -> Result<String, CniError> {
     })
 }
 
-/// The places for a verb that only takes away.
-fn places(conf: &NetConf) -> Places {
-    let (places, wrong) = Places::read_leniently(conf);
+/// The paths for a verb that only removes: the default for each that cannot be read.
+fn paths(conf: &NetConf) -> PluginPaths {
+    let (paths, wrong) = PluginPaths::read_leniently(conf);
     for error in wrong {
-        warn!(%error, "the default is used instead: this verb only takes away");
+        warn!(%error, "the default is used instead: this verb only removes");
     }
-    places
+    paths
 }
 
 fn span(command: &Command, attachment: &Attachment) -> tracing::Span {
@@ -76,7 +80,7 @@ fn dispatch(command: &Command, conf: &NetConf) -> Result<String, CniError> {
             since(SpecVersion::V1_1_0)?;
             status::status(conf)
         }
-        // answered without a configuration of ours: see `crate::run`
+        // `crate::run` answers VERSION itself, without a configuration
         Command::Version => Ok(conf.version.answer()),
     }
 }

@@ -2,20 +2,20 @@
 
 use std::time::Duration;
 
-use podgate_bpf::handshake::Request;
+use podgate_contract::handshake::Request;
 
-use crate::daemon;
-use crate::spec::keys::{Places, Settings};
+use crate::policyd_client;
+use crate::spec::keys::{PluginPaths, Settings};
 use crate::spec::{CniError, Code, NetConf};
 
-/// A runtime asks every few seconds and waits for each answer.
-const LIMIT: Duration = Duration::from_secs(1);
+/// A runtime calls STATUS every few seconds and waits for each result.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn status(conf: &NetConf) -> Result<String, CniError> {
     conf.require_name()?;
     Settings::read(conf)?;
-    let places = Places::read(conf)?;
-    daemon::confirm(&places.socket, &Request::Status, LIMIT).map_err(|cause| {
+    let paths = PluginPaths::read(conf)?;
+    policyd_client::confirm(&paths.socket, &Request::Status, ANSWER_TIMEOUT).map_err(|cause| {
         CniError::new(
             Code::NotAvailable,
             "podgate is not ready: pods would start in their startup state",

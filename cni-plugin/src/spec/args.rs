@@ -1,4 +1,4 @@
-//! `CNI_ARGS`: what the runtime tells of the pod.
+//! `CNI_ARGS`: how the runtime names the pod.
 
 use podgate_bpf::maps::PodRef;
 
@@ -6,8 +6,8 @@ use super::{CniError, Code};
 
 /// The pod that `CNI_ARGS` names; `None` from a runtime that knows no pods (podman gives a name only).
 ///
-/// Keys come in any order and unknown ones are somebody else's. A pair without `=` is refused: had it
-/// been the namespace, the pod would silently count as no pod.
+/// Keys come in any order; unknown ones are ignored. A pair without `=` is refused: had it been the namespace, the pod
+/// would silently be treated as a container without a pod.
 pub fn pod(args: &str) -> Result<Option<PodRef>, CniError> {
     let (mut namespace, mut name, mut uid) = (None, None, None);
     for pair in args.split(';').map(str::trim).filter(|pair| !pair.is_empty()) {

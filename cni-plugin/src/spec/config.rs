@@ -10,16 +10,16 @@ use super::env::is_identifier;
 use super::{CniError, Code, PrevResult, SpecVersion};
 
 /// A plugin's configuration as libcni assembles it: the conflist's entry + `name`, `cniVersion`,
-/// `prevResult`, `runtimeConfig`. Other keys are accepted, whoever they are for.
+/// `prevResult`, `runtimeConfig`. Other keys are accepted.
 #[derive(Debug)]
 pub struct NetConf {
-    /// The conflist's.
+    /// The conflist's `cniVersion`.
     pub version: SpecVersion,
     /// The network's name.
     pub name: String,
     /// Every key with its literal text.
     fields: BTreeMap<String, Box<RawValue>>,
-    /// What could not be read, where that is no reason to refuse.
+    /// What [`NetConf::parse_leniently`] could not read.
     pub ignored: Vec<CniError>,
 }
 
@@ -34,7 +34,7 @@ pub struct ValidAttachment {
 }
 
 impl NetConf {
-    /// Reads stdin.
+    /// Parses the whole of stdin.
     pub fn parse(input: &[u8]) -> Result<Self, CniError> {
         let mut conf = Self::of(Self::fields(input)?);
         // a configuration that names no version means 0.1.0, which is too old for chaining
@@ -44,7 +44,7 @@ impl NetConf {
         Ok(conf)
     }
 
-    /// Reads stdin for a verb that only takes away: what cannot be read counts as missing, and an unknown version
+    /// Parses stdin for a verb that only removes: what cannot be read counts as missing, and an unknown version
     /// (libcni 1.3 sends an empty one where it knows none of a list's `cniVersions`) as the latest.
     pub fn parse_leniently(input: &[u8]) -> Self {
         let mut ignored = Vec::new();
@@ -67,7 +67,7 @@ impl NetConf {
         Self { version: SpecVersion::LATEST, name: String::new(), fields, ignored: Vec::new() }
     }
 
-    /// The version alone, for VERSION: `None` if stdin does not say or it is none of ours.
+    /// `cniVersion` alone, for VERSION: `None` if it is missing or not supported.
     pub fn version_of(input: &[u8]) -> Option<SpecVersion> {
         let fields = Self::fields(input).ok()?;
         let text: String = serde_json::from_str(fields.get("cniVersion")?.get()).ok()?;
@@ -110,8 +110,8 @@ impl NetConf {
         }
     }
 
-    /// GC's list. `null` is how libcni spells the empty list; a missing key is no list at all, and taking
-    /// it for an empty one would take every pod's gate away.
+    /// GC's list. `null` is how libcni spells the empty list; a missing key is an error,
+    /// because an empty list would remove every pod's gate.
     pub fn valid_attachments(&self) -> Result<Vec<ValidAttachment>, CniError> {
         const KEY: &str = "cni.dev/valid-attachments";
         if !self.fields.contains_key(KEY) {

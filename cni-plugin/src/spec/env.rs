@@ -1,34 +1,34 @@
-//! The environment of a call: the verb and whom it is about.
+//! The environment of a call: the verb and the attachment that it is for.
 
 use std::path::PathBuf;
 
 use super::{CniError, Code};
 
-/// An attachment: one interface name of one container, the key of everything that a runtime keeps.
+/// An attachment: one interface name of one container, the key of a runtime's records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
     /// CNI_CONTAINERID.
     pub container_id: String,
     /// CNI_IFNAME.
     pub ifname: String,
-    /// CNI_ARGS, unread: DEL must not stumble over it.
+    /// CNI_ARGS as given: DEL must not fail because of it, so only ADD parses it.
     pub args: String,
 }
 
 /// The verb with what it requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Stand the gate.
+    /// Attach the gates. With CNI_NETNS.
     Add(Attachment, PathBuf),
-    /// Is it still standing?
+    /// Verify the gates. With CNI_NETNS.
     Check(Attachment, PathBuf),
-    /// Take it away. Carries no CNI_NETNS: the second DEL of every pod has none, and it is not needed.
+    /// Remove the gates. Without CNI_NETNS, which the second DEL of every pod lacks and which is not needed.
     Del(Attachment),
-    /// Take away what no valid attachment accounts for.
+    /// Remove the gates of attachments that are not in the list of valid ones.
     Gc,
-    /// Would ADD work?
+    /// Report whether ADD would work.
     Status,
-    /// Which versions?
+    /// Report the supported versions.
     Version,
 }
 
@@ -49,7 +49,7 @@ impl Command {
         let required: &[&str] = match verb.as_str() {
             "ADD" | "CHECK" => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
             "DEL" => &["CNI_CONTAINERID", "CNI_IFNAME"],
-            // CNI_PATH is the runtime's affair: this plugin delegates to nobody
+            // CNI_PATH is not needed: this plugin calls no other one
             "GC" | "STATUS" | "VERSION" => &[],
             other => return Err(invalid(format!("CNI_COMMAND is {other:?}, which is no verb"))),
         };
@@ -89,8 +89,8 @@ impl Command {
         })
     }
 
-    /// Whether it takes away and nothing else. Such a verb works with whatever it is given: one that refused would keep
-    /// the runtime from calling the plugins before this one.
+    /// Whether it only removes. Such a verb accepts any input: if it failed, the runtime would not call the plugins
+    /// before this one.
     pub fn only_removes(&self) -> bool {
         matches!(self, Self::Del(_) | Self::Gc)
     }

@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::SpecVersion;
 
-/// Numbers below 100 are the specification's (8 is libcni's), 100 and up are ours.
+/// Numbers below 100 are the specification's (8 is libcni's), those from 100 on podgate's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// `cniVersion` is none of ours, or too old for the verb.
+    /// `cniVersion` is not supported, or too old for the verb.
     IncompatibleVersion = 1,
     /// Environment variables are missing or malformed.
     InvalidEnvironment = 4,
@@ -44,7 +44,7 @@ pub enum Code {
 /// What went wrong, as printed on stdout.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct CniError {
-    /// What the runtime acts on.
+    /// The number that the runtime acts on.
     pub code: Code,
     /// "verb object", the thing that failed.
     pub msg: String,
@@ -74,7 +74,7 @@ impl CniError {
         self
     }
 
-    /// Adds errors that happened on the way back.
+    /// Adds errors of the rollback `what`.
     #[must_use]
     pub fn and_then(mut self, what: &str, others: &[String]) -> Self {
         if !others.is_empty() {

@@ -1,64 +1,39 @@
-//! podgate's own configuration keys. A key that is there with a value it cannot have is an error that
-//! names the key, the value and what is allowed; what a verb does not use, it does not read, and
-//! what DEL and GC cannot read they take for missing.
+//! podgate's own configuration keys. An invalid value is an error that names the key, the value and what is allowed.
+//! A verb reads only the keys that it uses; DEL and GC treat an invalid value like a missing one.
 
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use podgate_bpf::abi::Startup;
+use podgate_bpf::abi;
 use podgate_bpf::attach::AttachMode;
-use podgate_bpf::handshake::DEFAULT_SOCKET;
 use podgate_bpf::loader::{LEAST_FLOWS, Sizes};
 use podgate_bpf::pins::DEFAULT_BPF_ROOT;
+use podgate_contract::handshake::DEFAULT_SOCKET;
+use podgate_contract::plugin_conf::{LogLevel, MAX_TIMEOUT_MS, OnTimeout, Startup, key};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::Level;
 
 use super::{CniError, Code, NetConf};
 
-/// Every key of ours, to tell a misspelt one.
-const KEYS: [&str; 10] = [
-    "startup",
-    "policydTimeoutMs",
-    "onTimeout",
-    "socket",
-    "bpfRoot",
-    "antiSpoofing",
-    "attach",
-    "logFile",
-    "logLevel",
-    "maps",
-];
-
 /// `sun_path` of a unix socket address, without its final NUL.
 const SOCKET_PATH_MAX: usize = 107;
-/// `policydTimeoutMs` at most: longer than any runtime waits for a plugin.
-const TIMEOUT_MAX: u64 = 300_000;
-
-/// What ADD does when policyd has not said "enforced" in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnTimeout {
-    /// Succeed: the pod starts in its startup state.
-    Hold,
-    /// Undo everything and ask the runtime to try again.
-    Fail,
-}
-
-/// Where everything is: what each verb needs.
+/// The paths that every verb but VERSION needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Places {
+pub struct PluginPaths {
     /// `bpfRoot`.
     pub bpf_root: PathBuf,
     /// `socket`.
     pub socket: PathBuf,
 }
 
-/// What ADD needs beside the places.
+/// What ADD needs beside the paths.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `startup`.
-    pub startup: Startup,
+    pub startup: abi::Startup,
     /// `policydTimeoutMs`.
     pub policyd_timeout: Duration,
     /// `onTimeout`.
@@ -86,18 +61,18 @@ impl Default for Log {
     }
 }
 
-impl Places {
-    /// Reads them.
+impl PluginPaths {
+    /// Reads both keys. The first error if one is invalid.
     pub fn read(conf: &NetConf) -> Result<Self, CniError> {
-        let (places, mut wrong) = Self::read_leniently(conf);
-        if wrong.is_empty() { Ok(places) } else { Err(wrong.remove(0)) }
+        let (paths, mut wrong) = Self::read_leniently(conf);
+        if wrong.is_empty() { Ok(paths) } else { Err(wrong.remove(0)) }
     }
 
-    /// Reads them with the default in the place of each that cannot be; also what is wrong with those.
+    /// Reads both keys, with the default for each that is invalid; also returns the errors.
     pub fn read_leniently(conf: &NetConf) -> (Self, Vec<CniError>) {
         let mut wrong = Vec::new();
-        let bpf_root = key(conf, "bpfRoot", "an absolute path on a BPF file system", absolute);
-        let socket = key(conf, "socket", "an absolute path of at most 107 bytes", |value| {
+        let bpf_root = read(conf, key::BPF_ROOT, "an absolute path on a BPF file system", absolute);
+        let socket = read(conf, key::SOCKET, "an absolute path of at most 107 bytes", |value| {
             absolute(value).filter(|path| path.as_os_str().len() <= SOCKET_PATH_MAX)
         });
         let mut given = |read: Result<Option<PathBuf>, CniError>, default: &str| {
@@ -110,28 +85,25 @@ impl Places {
 }
 
 impl Settings {
-    /// Reads them.
+    /// Reads all keys. The first error if one is invalid.
     pub fn read(conf: &NetConf) -> Result<Self, CniError> {
-        let startup = key(conf, "startup", "\"hold\" or \"open\"", |value| {
-            [Startup::Hold, Startup::Open].into_iter().find(|s| Some(s.name()) == value.as_str())
+        let startup = read(conf, key::STARTUP, "\"hold\" or \"open\"", one_of)?;
+        let milliseconds = format!("whole milliseconds, 0 to {MAX_TIMEOUT_MS}");
+        let timeout = read(conf, key::POLICYD_TIMEOUT_MS, &milliseconds, |value| {
+            value.as_u64().filter(|ms| *ms <= MAX_TIMEOUT_MS).map(Duration::from_millis)
         })?;
-        let timeout = key(conf, "policydTimeoutMs", "whole milliseconds, 0 to 300000", |value| {
-            value.as_u64().filter(|ms| *ms <= TIMEOUT_MAX).map(Duration::from_millis)
-        })?;
-        let on_timeout =
-            key(conf, "onTimeout", "\"hold\" or \"fail\"", |value| match value.as_str() {
-                Some("hold") => Some(OnTimeout::Hold),
-                Some("fail") => Some(OnTimeout::Fail),
-                _ => None,
-            })?;
-        let attach = key(conf, "attach", "\"auto\", \"tcx\" or \"clsact\"", |value| {
+        let on_timeout = read(conf, key::ON_TIMEOUT, "\"hold\" or \"fail\"", one_of)?;
+        let attach = read(conf, key::ATTACH, "\"auto\", \"tcx\" or \"clsact\"", |value| {
             AttachMode::from_str(value.as_str()?).ok()
         })?;
         Ok(Self {
-            startup: startup.unwrap_or(Startup::Hold),
+            startup: match startup.unwrap_or(Startup::Hold) {
+                Startup::Hold => abi::Startup::Hold,
+                Startup::Open => abi::Startup::Open,
+            },
             policyd_timeout: timeout.unwrap_or(Duration::from_millis(2000)),
             on_timeout: on_timeout.unwrap_or(OnTimeout::Hold),
-            anti_spoofing: key(conf, "antiSpoofing", "true or false", Value::as_bool)?
+            anti_spoofing: read(conf, key::ANTI_SPOOFING, "true or false", Value::as_bool)?
                 .unwrap_or(true),
             attach: attach.unwrap_or(AttachMode::Auto),
             sizes: sizes(conf)?,
@@ -140,37 +112,34 @@ impl Settings {
 }
 
 impl Log {
-    /// Reads it.
+    /// Reads both keys. The first error if one is invalid.
     pub fn read(conf: &NetConf) -> Result<Self, CniError> {
-        let file = key(conf, "logFile", "an absolute path", absolute)?;
-        let level =
-            key(conf, "logLevel", "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"", |v| {
-                match v.as_str()? {
-                    "error" => Some(Level::ERROR),
-                    "warn" => Some(Level::WARN),
-                    "info" => Some(Level::INFO),
-                    "debug" => Some(Level::DEBUG),
-                    "trace" => Some(Level::TRACE),
-                    _ => None,
-                }
-            })?;
+        let file = read(conf, key::LOG_FILE, "an absolute path", absolute)?;
+        let allowed = "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
+        let level = read(conf, key::LOG_LEVEL, allowed, one_of)?.map(|level| match level {
+            LogLevel::Error => Level::ERROR,
+            LogLevel::Warn => Level::WARN,
+            LogLevel::Info => Level::INFO,
+            LogLevel::Debug => Level::DEBUG,
+            LogLevel::Trace => Level::TRACE,
+        });
         Ok(Self { file, level: level.unwrap_or(Level::INFO) })
     }
 }
 
-/// Keys that differ from one of ours in case only: whoever wrote them meant ours, and Go's plugins
-/// would have taken them.
+/// Keys that differ from one of podgate's in upper and lower case only, each with the one meant: plugins written in Go
+/// accept such keys.
 pub fn misspelt(conf: &NetConf) -> Vec<(String, &'static str)> {
     conf.keys()
         .filter_map(|found| {
-            let ours = KEYS.into_iter().find(|key| key.eq_ignore_ascii_case(found))?;
+            let ours = key::ALL.into_iter().find(|ours| ours.eq_ignore_ascii_case(found))?;
             (ours != found).then(|| (found.to_owned(), ours))
         })
         .collect()
 }
 
 /// The value of one key, `None` if missing or `null`.
-fn key<T>(
+fn read<T>(
     conf: &NetConf,
     name: &str,
     allowed: &str,
@@ -185,15 +154,21 @@ fn invalid(name: &str, value: impl Display, allowed: &str) -> CniError {
         .because(format!("it is {value}, allowed is {allowed}"))
 }
 
+/// A value of an enum, by its name.
+fn one_of<T: DeserializeOwned>(value: &Value) -> Option<T> {
+    serde_json::from_value(value.clone()).ok()
+}
+
 fn absolute(value: &Value) -> Option<PathBuf> {
     value.as_str().map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
-/// `maps`: nobody else's object, so an unknown name in it is a mistake.
+/// `maps`: an object of podgate's alone, so an unknown name in it is an error.
 fn sizes(conf: &NetConf) -> Result<Sizes, CniError> {
     let mut sizes = Sizes::default();
-    let given =
-        key(conf, "maps", "an object of numbers of entries", |value| value.as_object().cloned())?;
+    let given = read(conf, key::MAPS, "an object of numbers of entries", |value| {
+        value.as_object().cloned()
+    })?;
     for (name, value) in given.into_iter().flatten() {
         let path = format!("maps.{name}");
         let slot = match name.as_str() {
@@ -232,14 +207,14 @@ mod tests {
     fn defaults_are_the_documented_ones() {
         let conf = conf("");
         let settings = Settings::read(&conf).unwrap();
-        assert_eq!(settings.startup, Startup::Hold);
+        assert_eq!(settings.startup, abi::Startup::Hold);
         assert_eq!(settings.policyd_timeout, Duration::from_secs(2));
         assert_eq!(settings.on_timeout, OnTimeout::Hold);
         assert!(settings.anti_spoofing);
         assert_eq!(settings.attach, AttachMode::Auto);
-        let places = Places::read(&conf).unwrap();
-        assert_eq!(places.bpf_root, PathBuf::from("/sys/fs/bpf/podgate"));
-        assert_eq!(places.socket, PathBuf::from("/run/podgate/cni.sock"));
+        let paths = PluginPaths::read(&conf).unwrap();
+        assert_eq!(paths.bpf_root, PathBuf::from("/sys/fs/bpf/podgate"));
+        assert_eq!(paths.socket, PathBuf::from("/run/podgate/cni.sock"));
         assert_eq!(Log::read(&conf), Ok(Log { file: None, level: Level::INFO }));
     }
 
@@ -253,7 +228,7 @@ mod tests {
                "ipMasq":true,"capabilities":{"portMappings":true},"runtimeConfig":{}"#,
         );
         let settings = Settings::read(&conf).unwrap();
-        assert_eq!(settings.startup, Startup::Open);
+        assert_eq!(settings.startup, abi::Startup::Open);
         assert_eq!(settings.policyd_timeout, Duration::ZERO);
         assert_eq!(settings.on_timeout, OnTimeout::Fail);
         assert!(!settings.anti_spoofing);
@@ -264,8 +239,8 @@ mod tests {
             [1, 2048, 4096, 4, 5, 6]
         );
         assert_eq!([s.services, s.backends, s.affinity], [7, 8, 9]);
-        let places = Places::read(&conf).unwrap();
-        assert_eq!((places.bpf_root, places.socket), ("/b".into(), "/s".into()));
+        let paths = PluginPaths::read(&conf).unwrap();
+        assert_eq!((paths.bpf_root, paths.socket), ("/b".into(), "/s".into()));
         assert_eq!(Log::read(&conf), Ok(Log { file: Some("/l".into()), level: Level::TRACE }));
         assert!(misspelt(&conf).is_empty());
     }
@@ -291,7 +266,7 @@ mod tests {
             let conf = conf(&format!(r#","{name}":{value}"#));
             let error = Settings::read(&conf)
                 .map(drop)
-                .and(Places::read(&conf).map(drop))
+                .and(PluginPaths::read(&conf).map(drop))
                 .and(Log::read(&conf).map(drop))
                 .unwrap_err();
             assert_eq!(error.code, Code::InvalidConfig, "{name}");
@@ -300,7 +275,7 @@ mod tests {
             }
         }
         let long = format!(r#","socket":"/{}""#, "x".repeat(SOCKET_PATH_MAX));
-        assert!(Places::read(&conf(&long)).is_err());
+        assert!(PluginPaths::read(&conf(&long)).is_err());
     }
 
     #[test]
@@ -318,13 +293,13 @@ mod tests {
     }
 
     #[test]
-    fn null_is_missing_and_wrong_case_is_told() {
+    fn null_is_missing_and_wrong_case_is_reported() {
         let conf = conf(r#","startup":null,"antispoofing":false,"ontimeout":"fail""#);
         let settings = Settings::read(&conf).unwrap();
-        assert_eq!((settings.startup, settings.anti_spoofing), (Startup::Hold, true));
-        let told = misspelt(&conf);
+        assert_eq!((settings.startup, settings.anti_spoofing), (abi::Startup::Hold, true));
+        let reported = misspelt(&conf);
         assert_eq!(
-            told,
+            reported,
             [("antispoofing".into(), "antiSpoofing"), ("ontimeout".into(), "onTimeout")]
         );
     }

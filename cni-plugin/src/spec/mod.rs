@@ -1,6 +1,7 @@
 //! The CNI protocol: what a runtime hands over and what it expects back. Knows nothing of gates.
 
 pub mod args;
+pub mod bandwidth;
 pub mod config;
 pub mod env;
 pub mod error;

@@ -50,7 +50,7 @@ struct Ip {
 pub struct SandboxInterface {
     /// Its name inside.
     pub name: String,
-    /// Its addresses; `None` if the result does not say and the interface itself must be asked.
+    /// Its addresses; `None` if the result does not name them: then they have to be read from the interface.
     pub addresses: Option<Vec<IpAddr>>,
 }
 
@@ -98,8 +98,15 @@ impl PrevResult {
         serde_json::to_string(&fields).map_err(fail)
     }
 
+    /// The device through which the `bandwidth` plugin limits what the pod sends, if that plugin has run: with it comes a
+    /// qdisc at the ingress hook of the host veth.
+    pub fn bandwidth_device(&self) -> Option<&str> {
+        const PREFIX: &str = "bwp";
+        self.interfaces.iter().map(|i| i.name.as_str()).find(|name| name.starts_with(PREFIX))
+    }
+
     /// The interfaces in the sandbox, loopback left out. If the result lists none there (some plugins
-    /// leave `sandbox` or all interfaces out), it is the one that the runtime asked for.
+    /// leave `sandbox` or all interfaces out), it is the one that CNI_IFNAME names.
     pub fn sandbox_interfaces(
         &self,
         ifname: &str,

@@ -18,7 +18,7 @@ pub enum SpecVersion {
 impl SpecVersion {
     /// Oldest first.
     pub const ALL: [Self; 4] = [Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
-    /// What an error carries when the configuration's own version is not known.
+    /// The version of an error's JSON when the configuration's own one is not known.
     pub const LATEST: Self = Self::V1_1_0;
 
     /// As in `cniVersion`.
@@ -43,7 +43,7 @@ impl SpecVersion {
         })
     }
 
-    /// A verb that came with `since` cannot be asked of an older configuration.
+    /// An error if the configuration's version is older than `since`, in which the verb was introduced.
     pub fn require(self, verb: &str, since: Self) -> Result<(), CniError> {
         if self >= since {
             return Ok(());

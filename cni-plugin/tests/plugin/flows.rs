@@ -2,8 +2,8 @@
 
 use podgate_bpf::abi::Startup;
 use podgate_bpf::attach::Attached;
-use podgate_bpf::handshake::{EndpointRef, Request};
 use podgate_bpf::maps::PodRef;
+use podgate_contract::handshake::{EndpointRef, Request};
 use serde_json::json;
 
 use crate::policyd::{OK, Policyd};
@@ -39,7 +39,7 @@ fn every_version_adds_checks_and_deletes() {
             assert!(!std::path::Path::new(&host).exists());
             let shown = run("ip", &["-o", "link", "show", &registration.host_interface]);
             assert!(shown.starts_with(&format!("{ifindex}: ")), "{shown}");
-            assert_eq!(world.gate().verify(ifindex).expect("attached"), Attached::Clsact);
+            assert_eq!(world.datapath().verify(ifindex).expect("attached"), Attached::Clsact);
 
             let endpoint = EndpointRef { ifindex, owner: registration.owner };
             let (container_id, endpoints) = (registration.container_id.clone(), vec![endpoint]);
@@ -81,7 +81,7 @@ fn before_policyd_only_the_node_reaches_a_held_pod() {
         assert!(node_reaches(open.address()) && third.reaches(open.address()));
         assert!(open.reaches(third.address()));
 
-        let known = world.gate().maps.node_addrs().expect("node addresses");
+        let known = world.datapath().maps.node_addrs().expect("node addresses");
         assert!(known.contains(&"10.77.0.1".parse().expect("address")), "{known:?}");
         assert!(!known.iter().any(|ip| ip.is_loopback()), "{known:?}");
 
@@ -97,16 +97,16 @@ fn adding_again_replaces_the_registration_and_keeps_the_gate() {
         pod.call("ADD", json!({})).succeeded();
         let first = pod.registrations();
         // a policy for the first registration, which must not stay for the second
-        let gate = world.gate();
-        let map = gate.maps.new_policy_map(&[]).expect("make policy map");
-        gate.maps.install_policy_maps(&[(first[0].ifindex, &map)]).expect("install");
+        let datapath = world.datapath();
+        let map = datapath.maps.new_policy_map(&[]).expect("make policy map");
+        datapath.maps.install_policy_maps(&[(first[0].ifindex, &map)]).expect("install");
         pod.call("ADD", json!({})).succeeded();
         let second = pod.registrations();
         assert_eq!((first.len(), second.len()), (1, 1));
         assert_eq!(first[0].ifindex, second[0].ifindex);
         assert_ne!(first[0].owner, second[0].owner);
-        assert!(gate.verify(second[0].ifindex).is_ok());
-        assert_eq!(gate.maps.installed_policy_maps().expect("read"), [0; 0]);
+        assert!(datapath.verify(second[0].ifindex).is_ok());
+        assert_eq!(datapath.maps.installed_policy_maps().expect("read"), [0; 0]);
         pod.call("CHECK", json!({})).succeeded().logged("still in its startup state");
         pod.bare_del().succeeded();
         world.assert_nothing_stands();
@@ -137,7 +137,7 @@ fn every_interface_of_the_sandbox_gets_a_gate() {
         assert_ne!(found[0].owner, found[1].owner);
         assert_ne!(found[0].addresses, found[1].addresses);
         for registration in &found {
-            assert!(world.gate().verify(registration.ifindex).is_ok());
+            assert!(world.datapath().verify(registration.ifindex).is_ok());
         }
         // one line names both, and one DEL takes both
         let Some(Request::Add { endpoints, .. }) = policyd.seen().pop() else { panic!("no ADD") };
@@ -160,7 +160,7 @@ fn attachments_of_one_container_live_apart() {
         pod.call("DEL", json!({ "name": "other" })).succeeded();
         let [left] = pod.registrations().try_into().expect("one registration");
         assert_eq!((left.interface.as_str(), left.network.as_str()), ("eth0", "pods"));
-        assert!(world.gate().verify(left.ifindex).is_ok());
+        assert!(world.datapath().verify(left.ifindex).is_ok());
     });
 }
 
@@ -170,7 +170,7 @@ fn tcx_attaches_and_goes_away() {
         let pod = world.bridged("tcx");
         pod.call("ADD", json!({ "attach": "tcx" })).succeeded();
         let [registration] = pod.registrations().try_into().expect("one registration");
-        assert_eq!(world.gate().verify(registration.ifindex).expect("attached"), Attached::Tcx);
+        assert_eq!(world.datapath().verify(registration.ifindex).expect("attached"), Attached::Tcx);
         pod.call("CHECK", json!({})).succeeded();
         pod.bare_del().succeeded();
         world.assert_nothing_stands();
@@ -215,7 +215,7 @@ fn eight_at_once_from_nothing() {
     in_world(|world| {
         let _policyd = Policyd::listen(&world.socket(), OK);
         let pods: Vec<_> = (0..8).map(|n| world.bridged(&format!("p{n}"))).collect();
-        // nobody has loaded the programs: all eight want to
+        // the programs are not loaded: all eight try to load them
         let running: Vec<_> = pods.iter().map(|pod| pod.start("ADD", json!({}))).collect();
         for child in running {
             finish(child).succeeded();
@@ -223,7 +223,7 @@ fn eight_at_once_from_nothing() {
         let found = world.registrations();
         assert_eq!(found.len(), 8);
         for registration in &found {
-            assert!(world.gate().verify(registration.ifindex).is_ok());
+            assert!(world.datapath().verify(registration.ifindex).is_ok());
         }
         let running: Vec<_> = pods.iter().map(|pod| pod.start("DEL", json!({}))).collect();
         for child in running {

@@ -1,5 +1,5 @@
 //! What the plugin answers, word for word: one file per case in `tests/golden`, in all four versions of
-//! the protocol where `VERSION_OF_THE_PROTOCOL` stands for it.
+//! the protocol written as `VERSION_OF_THE_PROTOCOL`.
 
 use std::collections::BTreeMap;
 use std::fs;

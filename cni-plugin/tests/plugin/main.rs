@@ -6,10 +6,11 @@
 // clippy's allow-expect-in-tests covers #[test] functions, not the helpers that they share
 #![allow(clippy::expect_used)]
 
-mod daemon;
 mod flows;
 mod golden;
+mod limits;
 mod policyd;
+mod policyd_client;
 mod refusals;
 mod removal;
 mod reuse;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use podgate_bpf::handshake::Request;
+use podgate_contract::handshake::Request;
 
 /// What it does with a connection.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +58,7 @@ impl Policyd {
         Self { path: path.to_owned(), stop, seen, thread: Some(thread) }
     }
 
-    /// What plugins have asked so far.
+    /// The requests received so far.
     pub(crate) fn seen(&self) -> Vec<Request> {
         self.seen.lock().expect("lock").clone()
     }

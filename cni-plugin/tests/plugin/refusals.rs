@@ -9,7 +9,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::json;
 
-use crate::world::{Pod, finish, in_world};
+use crate::world::{Pod, finish, in_world, run};
 
 /// The result of a plugin that made one interface in the pod.
 fn reports(pod: &mut Pod<'_>, interface: &str) {
@@ -167,7 +167,7 @@ fn a_failure_at_the_second_interface_undoes_the_first() {
         let second = pod.bridge("net1", "1.0.0");
         let host = second["interfaces"][2].clone();
         pod.prev["interfaces"].as_array_mut().expect("list").push(host);
-        // more addresses than a registration holds: found out when the first gate stands already
+        // more addresses than a registration holds: found out when the first gate is attached already
         for n in 0..5 {
             let ip = json!({ "address": format!("10.88.0.{n}/24"), "interface": 3 });
             pod.prev["ips"].as_array_mut().expect("list").push(ip);
@@ -181,6 +181,24 @@ fn a_failure_at_the_second_interface_undoes_the_first() {
 }
 
 #[test]
+fn an_ingress_hook_that_bandwidth_has_taken_is_named() {
+    in_world(|world| {
+        let mut pod = world.bridged("limited");
+        let host = pod.prev["interfaces"][1]["name"].as_str().expect("host veth").to_owned();
+        run("tc", &["qdisc", "add", "dev", &host, "ingress"]);
+        let qdisc = "there is a qdisc of kind ingress";
+        let done = pod.call("ADD", json!({ "attach": "clsact" }));
+        assert!(!done.failed(103, &[qdisc]).stdout.contains("has taken that hook"), "{done:?}");
+        // as that plugin reports it
+        let interfaces = pod.prev["interfaces"].as_array_mut().expect("list");
+        interfaces.push(json!({ "name": "bwp0123456789ab", "mac": "02:00:00:00:00:01" }));
+        let done = pod.call("ADD", json!({ "attach": "clsact" }));
+        done.failed(103, &[qdisc, "bandwidth plugin in this list", "bwp0123456789ab"]);
+        world.assert_nothing_stands();
+    });
+}
+
+#[test]
 fn a_log_file_takes_the_log_and_a_bad_one_costs_no_pod() {
     in_world(|world| {
         let pod = world.bridged("log");
@@ -188,12 +206,12 @@ fn a_log_file_takes_the_log_and_a_bad_one_costs_no_pod() {
         let done = pod.call("ADD", json!({ "logFile": file, "logLevel": "debug" }));
         assert_eq!(done.succeeded().stderr, "");
         let log = fs::read_to_string(&file).expect("read log");
-        for part in ["container-log", "default/log", "gate stands", "ifindex="] {
+        for part in ["container-log", "default/log", "gate attached", "ifindex="] {
             assert!(log.contains(part), "no {part:?}: {log}");
         }
         let nowhere = world.path("no/such/dir/log");
         pod.call("ADD", json!({ "logFile": nowhere })).succeeded().logged("open log file");
-        // nobody reads it
+        // no process reads it
         let fifo = world.path("fifo");
         mkfifo(&fifo, Mode::S_IRWXU).expect("make FIFO");
         pod.call("ADD", json!({ "logFile": fifo })).succeeded().logged("open log file");

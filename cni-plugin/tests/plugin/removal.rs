@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use podgate_bpf::Gate;
+use podgate_bpf::Datapath;
 use serde_json::json;
 
 use crate::policyd::{Mood, OK, Policyd};
@@ -22,7 +22,7 @@ fn del_of_an_add_that_never_came_succeeds() {
         pod.call("ADD", json!({})).succeeded();
         stranger.bare_del().succeeded();
         assert_eq!(pod.registrations().len(), 1, "somebody else's gate was taken");
-        assert!(world.gate().verify(pod.registrations()[0].ifindex).is_ok());
+        assert!(world.datapath().verify(pod.registrations()[0].ifindex).is_ok());
     });
 }
 
@@ -53,7 +53,7 @@ fn del_does_not_stumble_over_what_it_does_not_need() {
         for version in [json!(""), json!("9.9.9"), json!(1), json!(null)] {
             pod.call("ADD", json!({})).succeeded();
             let keys = json!({ "cniVersion": version, "prevResult": [], "name": 1, "socket": 7 });
-            pod.call("DEL", keys).succeeded().logged("this verb only takes away");
+            pod.call("DEL", keys).succeeded().logged("this verb only removes");
             world.assert_nothing_stands();
         }
     });
@@ -168,9 +168,9 @@ fn killed_while_waiting_then_deleted_leaves_nothing() {
         }
         kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).expect("kill");
         child.wait().expect("wait");
-        // what stands holds the pod
+        // the gate holds the pod
         assert_eq!(pod.registrations().len(), 1);
-        assert!(world.gate().verify(pod.registrations()[0].ifindex).is_ok());
+        assert!(world.datapath().verify(pod.registrations()[0].ifindex).is_ok());
         pod.bare_del().succeeded();
         world.assert_nothing_stands();
     });
@@ -189,7 +189,7 @@ fn killed_at_any_moment_then_deleted_leaves_nothing() {
             if attempt % 4 == 0 {
                 // start over: loading is the longest stretch
                 pod.bare_del().succeeded();
-                let _ = Gate::unload(&world.pins());
+                let _ = Datapath::unload(&world.pins());
             }
         }
         pod.call("ADD", json!({})).succeeded();

@@ -11,9 +11,9 @@ fn a_stale_registration_makes_room_and_its_del_harms_nobody() {
         let old = world.bridged("old");
         old.call("ADD", json!({ "attach": "tcx" })).succeeded();
         let [stale] = old.registrations().try_into().expect("one registration");
-        let gate = world.gate();
-        let map = gate.maps.new_policy_map(&[]).expect("make policy map");
-        gate.maps.install_policy_maps(&[(stale.ifindex, &map)]).expect("install");
+        let datapath = world.datapath();
+        let map = datapath.maps.new_policy_map(&[]).expect("make policy map");
+        datapath.maps.install_policy_maps(&[(stale.ifindex, &map)]).expect("install");
 
         // the old pod's interface goes without DEL, and its number goes to the new pod
         run("ip", &["link", "del", &stale.host_interface]);
@@ -34,7 +34,11 @@ fn a_stale_registration_makes_room_and_its_del_harms_nobody() {
         let [reborn] = new.registrations().try_into().expect("one registration");
         assert_eq!(reborn.ifindex, stale.ifindex);
         assert_eq!(old.registrations(), []);
-        assert_eq!(gate.maps.installed_policy_maps().expect("read"), [0; 0], "old policy stayed");
+        assert_eq!(
+            datapath.maps.installed_policy_maps().expect("read"),
+            [0; 0],
+            "old policy stayed"
+        );
         new.call("CHECK", json!({})).succeeded();
 
         // the runtime gets round to the old pod
@@ -52,8 +56,8 @@ fn check_notices_what_has_changed() {
         let pod = world.bridged("changed");
         pod.call("ADD", json!({})).succeeded();
         let [ours] = pod.registrations().try_into().expect("one registration");
-        let gate = world.gate();
-        let register = |other: Registration| gate.maps.register(&other).expect("register");
+        let datapath = world.datapath();
+        let register = |other: Registration| datapath.maps.register(&other).expect("register");
 
         register(Registration { container_id: "another".into(), ..ours.clone() });
         pod.call("CHECK", json!({})).failed(105, &["of container another"]);
@@ -65,7 +69,7 @@ fn check_notices_what_has_changed() {
 
         run("tc", &["filter", "del", "dev", &ours.host_interface, "egress"]);
         pod.call("CHECK", json!({})).failed(106, &["to_pod is not attached"]);
-        gate.detach(ours.ifindex).expect("detach");
+        datapath.detach(ours.ifindex).expect("detach");
         pod.call("CHECK", json!({})).failed(106, &["not attached"]);
         // ADD again mends it
         pod.call("ADD", json!({})).succeeded();

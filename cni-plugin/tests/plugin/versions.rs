@@ -4,19 +4,19 @@
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::Registration;
-use podgate_bpf::{Gate, PinRoot};
+use podgate_bpf::{Datapath, PinRoot};
 use serde_json::json;
 
 use crate::world::{Pod, World, in_world};
 
-/// The gate of a pod as the other version has it; this one's has never stood, or stands for others.
-fn by_another_version(world: &World, pod: &Pod<'_>, mode: AttachMode) -> (Gate, Registration) {
+/// A gate of another version, on a node where this version has no gates or only those of other pods.
+fn by_another_version(world: &World, pod: &Pod<'_>, mode: AttachMode) -> (Datapath, Registration) {
     pod.call("ADD", json!({})).succeeded();
     let [registration] = pod.registrations().try_into().expect("one registration");
     pod.call("DEL", json!({})).succeeded();
     let pins = PinRoot::of_layout(world.path("bpf/podgate"), 77);
     let sizes = Sizes { flows4: 1024, flows6: 1024, ..Sizes::default() };
-    let other = Gate::open_or_load(&pins, &sizes).expect("load another layout");
+    let other = Datapath::open_or_load(&pins, &sizes).expect("load another layout");
     other.maps.register(&registration).expect("register");
     other.attach(registration.ifindex, mode).expect("attach");
     (other, registration)
@@ -24,13 +24,13 @@ fn by_another_version(world: &World, pod: &Pod<'_>, mode: AttachMode) -> (Gate, 
 
 #[test]
 fn check_and_del_know_them() {
-    for mode in [AttachMode::Clsact, AttachMode::Tcx] {
+    for &mode in AttachMode::of_this_kernel() {
         for loaded in [true, false] {
             in_world(|world| {
                 let (pod, other_pod) = (world.bridged("old"), world.bridged("other"));
                 let (other, registration) = by_another_version(world, &pod, mode);
                 if !loaded {
-                    Gate::unload(&world.pins()).expect("unload");
+                    Datapath::unload(&world.pins()).expect("unload");
                 }
                 pod.call("CHECK", json!({})).succeeded();
                 other_pod.call("DEL", json!({})).succeeded();
@@ -49,13 +49,13 @@ fn check_and_del_know_them() {
 
 #[test]
 fn gc_and_a_repeated_add_know_them() {
-    for mode in [AttachMode::Clsact, AttachMode::Tcx] {
+    for &mode in AttachMode::of_this_kernel() {
         in_world(|world| {
             let pod = world.bridged("old");
             let (other, registration) = by_another_version(world, &pod, mode);
             pod.call("ADD", json!({})).succeeded();
             assert_eq!(other.maps.registrations().expect("read"), [], "two gates would stand");
-            world.gate().verify(registration.ifindex).expect("this version's gate stands");
+            world.datapath().verify(registration.ifindex).expect("this version's gate is attached");
             pod.call("CHECK", json!({})).succeeded();
             pod.call("DEL", json!({})).succeeded();
             world.assert_nothing_stands();

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use podgate_bpf::maps::Registration;
-use podgate_bpf::{Gate, PinRoot};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_testkit::sandbox::{enter_namespaces, mount_bpffs};
 use serde_json::{Value, json};
 
 const PLUGINS: &str = "/usr/lib/cni";
@@ -40,15 +41,12 @@ impl World {
                 path.display()
             );
         }
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("unshare");
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("make private");
+        enter_namespaces().expect("enter namespaces of its own");
         let world = Self { dir: tempfile::tempdir().expect("make directory") };
         for name in ["bpf", "ns", "ipam"] {
             fs::create_dir(world.path(name)).expect("make directory");
         }
-        mount(Some("bpf"), &world.path("bpf"), Some("bpf"), MsFlags::empty(), none)
-            .expect("mount bpffs");
+        mount_bpffs(&world.path("bpf")).expect("mount bpffs");
         run("ip", &["link", "set", "lo", "up"]);
         world
     }
@@ -73,20 +71,20 @@ impl World {
     }
 
     /// What is pinned; fails the test if nothing is.
-    pub(crate) fn gate(&self) -> Gate {
-        Gate::open(&self.pins()).expect("open gate")
+    pub(crate) fn datapath(&self) -> Datapath {
+        Datapath::open(&self.pins()).expect("open gate")
     }
 
     pub(crate) fn registrations(&self) -> Vec<Registration> {
-        self.gate().maps.registrations().expect("read registrations")
+        self.datapath().maps.registrations().expect("read registrations")
     }
 
     /// No registration, no program at any interface, no link pin.
     pub(crate) fn assert_nothing_stands(&self) {
         assert_eq!(self.registrations(), [], "registrations are left");
-        let gate = self.gate();
+        let datapath = self.datapath();
         for ifindex in 1..64 {
-            assert!(gate.verify(ifindex).is_err(), "interface {ifindex} still has its gate");
+            assert!(datapath.verify(ifindex).is_err(), "interface {ifindex} still has its gate");
         }
         let links = fs::read_dir(self.pins().dir().join("links")).expect("read links").count();
         assert_eq!(links, 0, "link pins are left");

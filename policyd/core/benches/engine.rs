@@ -7,11 +7,12 @@ mod cluster;
 
 use std::time::Duration;
 
-use cluster::{Cluster, HERE, SIZES};
+use cluster::{CLUSTER_POLICIES, Cluster, HERE, SIZES, cluster_policy, edited_cluster_policy};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use podgate_policy::engine::Engine;
-use podgate_policy::index::{Change, Index};
+use podgate_policy::compile::Engine;
+use podgate_policy::index::Index;
 use podgate_policy::model::Namespace;
+use podgate_policy::object::{Event, ObjectId};
 
 /// Takes events in, one after the other, as a lone event each.
 struct Following {
@@ -27,8 +28,8 @@ impl Following {
         Self { index, engine }
     }
 
-    fn take(&mut self, change: Change) {
-        self.index.apply(change);
+    fn take(&mut self, event: Event) {
+        self.index.apply(event);
         let changes = self.index.take_changes();
         self.engine.update(&self.index, changes);
     }
@@ -38,7 +39,11 @@ fn sizes(criterion: &mut Criterion) {
     for (pods, policies) in SIZES {
         let cluster = Cluster::new(pods, policies);
         let mut following = Following::new(&cluster);
-        let mut group = criterion.benchmark_group(format!("{pods} pods, {policies} policies"));
+        let name = format!("{pods} pods, {policies} policies");
+        for count in CLUSTER_POLICIES.into_iter().filter(|count| *count > 0) {
+            ranked(criterion, &format!("{name}, {count} cluster policies"), &cluster, count);
+        }
+        let mut group = criterion.benchmark_group(name);
         group.sample_size(10).warm_up_time(Duration::from_millis(200));
         group.measurement_time(Duration::from_secs(1));
 
@@ -56,8 +61,8 @@ fn sizes(criterion: &mut Criterion) {
                 },
                 |pod| {
                     let key = pod.key.clone();
-                    following.take(Change::PodSet(pod));
-                    following.take(Change::PodGone(key));
+                    following.take(Event::from(pod));
+                    following.take(Event::Gone(ObjectId::Pod(key)));
                 },
                 BatchSize::SmallInput,
             );
@@ -69,8 +74,8 @@ fn sizes(criterion: &mut Criterion) {
                     (cluster.relabelled(number), cluster.pod(number * 7919 % cluster.size()))
                 },
                 |(changed, back)| {
-                    following.take(Change::PodSet(changed));
-                    following.take(Change::PodSet(back));
+                    following.take(Event::from(changed));
+                    following.take(Event::from(back));
                 },
                 BatchSize::SmallInput,
             );
@@ -84,8 +89,8 @@ fn sizes(criterion: &mut Criterion) {
                     (edited, cluster.policies.iter().find(|p| p.id == id).cloned())
                 },
                 |(edited, back)| {
-                    following.take(Change::PolicySet(edited));
-                    back.into_iter().for_each(|back| following.take(Change::PolicySet(back)));
+                    following.take(Event::from(edited));
+                    back.into_iter().for_each(|back| following.take(Event::from(back)));
                 },
                 BatchSize::SmallInput,
             );
@@ -101,14 +106,45 @@ fn sizes(criterion: &mut Criterion) {
                     (Namespace { labels, ..back.clone() }, back)
                 },
                 |(changed, back)| {
-                    following.take(Change::NamespaceSet(changed));
-                    following.take(Change::NamespaceSet(back));
+                    following.take(Event::from(changed));
+                    following.take(Event::from(back));
                 },
                 BatchSize::SmallInput,
             );
         });
         group.finish();
     }
+}
+
+/// The same cluster with ClusterNetworkPolicies: a build, and one of them that changes.
+fn ranked(criterion: &mut Criterion, name: &str, cluster: &Cluster, count: usize) {
+    let mut following = Following::new(cluster);
+    for policy in (0..count).map(cluster_policy) {
+        following.index.apply(Event::from(policy));
+    }
+    let changes = following.index.take_changes();
+    following.engine.update(&following.index, changes);
+    let mut group = criterion.benchmark_group(name);
+    group.sample_size(10).warm_up_time(Duration::from_millis(200));
+    group.measurement_time(Duration::from_secs(1));
+    group.bench_function(format!("build for {HERE} endpoints"), |bench| {
+        bench.iter(|| Engine::of(&following.index, cluster.endpoints.iter().cloned()));
+    });
+    let mut number = 0;
+    group.bench_function("a cluster policy changes and changes back", |bench| {
+        bench.iter_batched(
+            || {
+                number += 1;
+                (edited_cluster_policy(count, number), cluster_policy(number * 31 % count))
+            },
+            |(changed, back)| {
+                following.take(Event::from(changed));
+                following.take(Event::from(back));
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    group.finish();
 }
 
 criterion_group!(benches, sizes);

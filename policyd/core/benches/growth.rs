@@ -1,4 +1,5 @@
-//! How each cost grows: one table of times, allocations, entries and memory, by the size of the cluster.
+//! How each cost grows: one table of times, allocations, entries and memory, by the size of the cluster and the number of
+//! ClusterNetworkPolicies.
 //! `cargo bench -p podgate-policy --bench growth`; each size has a process of its own, whose peak memory is that
 //! size's.
 
@@ -10,11 +11,13 @@ use std::alloc::System;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, SIZES};
-use podgate_policy::diff::{Change as MapChange, State, plan};
-use podgate_policy::engine::Engine;
-use podgate_policy::index::{Change, Index};
+use cluster::{CLUSTER_POLICIES, Cluster, SIZES, cluster_policy, edited_cluster_policy};
+use podgate_policy::compile::{Engine, EngineDelta, TableDelta};
+use podgate_policy::diff::{Change as MapChange, State, TableChange, plan};
+use podgate_policy::index::Index;
 use podgate_policy::model::Namespace;
+use podgate_policy::object::{Event, ObjectId};
+use podgate_policy::tables::Entry;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -25,14 +28,16 @@ const EVENTS: usize = 400;
 
 fn main() {
     let arguments: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
-    if let [pods, policies] = arguments[..] {
-        return one(pods, policies);
+    if let [pods, policies, cluster_policies] = arguments[..] {
+        return one(pods, policies, cluster_policies);
     }
     let itself = std::env::current_exe().unwrap();
     for (pods, policies) in SIZES {
-        let sizes = [pods.to_string(), policies.to_string()];
-        let status = Command::new(&itself).args(sizes).status().unwrap();
-        assert!(status.success(), "{pods} pods, {policies} policies: {status}");
+        for cluster_policies in CLUSTER_POLICIES {
+            let sizes = [pods, policies, cluster_policies].map(|size| size.to_string());
+            let status = Command::new(&itself).args(&sizes).status().unwrap();
+            assert!(status.success(), "{sizes:?}: {status}");
+        }
     }
 }
 
@@ -51,8 +56,8 @@ struct World {
 }
 
 impl World {
-    fn take(&mut self, change: Change) {
-        self.index.apply(change);
+    fn take(&mut self, event: Event) {
+        self.index.apply(event);
         let changes = self.index.take_changes();
         let touched = self.engine.update(&self.index, changes);
         self.hosts += touched.hosts.len() + touched.nets.len();
@@ -60,7 +65,7 @@ impl World {
     }
 
     /// Times many events of one kind.
-    fn time(&mut self, kind: &str, events: Vec<Change>) {
+    fn time(&mut self, kind: &str, events: Vec<Event>) {
         let count = events.len();
         let mut times: Vec<Duration> = Vec::with_capacity(count);
         (self.hosts, self.entries) = (0, 0);
@@ -73,7 +78,7 @@ impl World {
         let allocations = region.change().allocations / count;
         times.sort_unstable();
         println!(
-            "  {kind:<22} {:>9.1?} p50 {:>9.1?} p99  {allocations:>6} allocations  {:>8.2} class entries  {:>6.2} tables",
+            "  {kind:<24} {:>9.1?} p50 {:>9.1?} p99  {allocations:>6} allocations  {:>8.2} class entries  {:>6.2} tables",
             times[count / 2],
             times[count * 99 / 100],
             self.hosts as f64 / count as f64,
@@ -82,23 +87,83 @@ impl World {
     }
 }
 
-fn one(pods: usize, policies: usize) {
+impl World {
+    /// Times changes of cluster policies to the last step of their plans, all that policyd does but for the system calls.
+    fn time_with_plan(&mut self, cluster_policies: usize) {
+        let state_of =
+            |engine: &Engine| State::of(engine.compiled(), |_, table| table.entries.clone());
+        let mut state = state_of(&self.engine);
+        let (mut times, mut plans, mut taken) = (Vec::new(), Vec::new(), Vec::new());
+        for number in EVENTS..EVENTS + 100 {
+            let event = Event::from(edited_cluster_policy(cluster_policies, number));
+            let started = Instant::now();
+            self.index.apply(event);
+            let changes = self.index.take_changes();
+            let touched = self.engine.update(&self.index, changes);
+            let change = change(&self.engine, &touched);
+            let planning = Instant::now();
+            let steps = plan(&state, &change);
+            plans.push(planning.elapsed());
+            times.push(started.elapsed());
+            taken.push(steps.len());
+            steps.into_iter().for_each(|step| state.apply(step));
+            state.ranked = change.ranked;
+        }
+        assert_eq!(state, state_of(&self.engine));
+        times.sort_unstable();
+        plans.sort_unstable();
+        taken.sort_unstable();
+        println!(
+            "  the same, with its plan {:>9.1?} p50 {:>9.1?} p99, of which the plan {:.1?} p50 {:.1?} p99; {} steps p50 {} p99",
+            times[50], times[98], plans[50], plans[98], taken[50], taken[98]
+        );
+    }
+}
+
+/// What the engine says is different, as the writer hands it to the plan.
+fn change(engine: &Engine, touched: &EngineDelta) -> MapChange<Entry> {
+    let compiled = engine.compiled();
+    let tables = touched.tables.iter().map(|(id, part)| {
+        let change = match (compiled.tables.get(id), part) {
+            (None, _) => TableChange::Gone,
+            (Some(table), TableDelta::Whole) => TableChange::Whole(table.entries.clone()),
+            (Some(table), TableDelta::Classes(classes)) => {
+                let column = |class| (class, table.column(class));
+                TableChange::Classes(classes.iter().copied().map(column).collect())
+            }
+        };
+        (*id, change)
+    });
+    let host = |address| (address, compiled.hosts.get(&address).copied());
+    let net = |prefix| (prefix, compiled.nets.get(&prefix).copied());
+    MapChange {
+        hosts: touched.hosts.iter().copied().map(host).collect(),
+        nets: touched.nets.iter().copied().map(net).collect(),
+        tables: tables.collect(),
+        ranked: compiled.is_ranked(),
+    }
+}
+
+fn one(pods: usize, policies: usize, cluster_policies: usize) {
     let mut cluster = Cluster::new(pods, policies);
     let base = memory("VmRSS");
     let started = Instant::now();
     let mut index = Index::new();
-    for change in cluster.namespaces.iter().cloned().map(Change::NamespaceSet) {
-        index.apply(change);
+    for event in cluster.namespaces.iter().cloned().map(Event::from) {
+        index.apply(event);
     }
     let mut making = Duration::ZERO;
     for number in 0..cluster.size() {
         let made = Instant::now();
         let pod = cluster.pod(number);
         making += made.elapsed();
-        index.apply(Change::PodSet(pod));
+        index.apply(Event::from(pod));
     }
     for policy in cluster.policies.drain(..) {
-        index.apply(Change::PolicySet(policy));
+        index.apply(Event::from(policy));
+    }
+    for policy in (0..cluster_policies).map(cluster_policy) {
+        index.apply(Event::from(policy));
     }
     let indexed = started.elapsed() - making;
     index.take_changes();
@@ -116,7 +181,7 @@ fn one(pods: usize, policies: usize) {
     let entries: usize = state.tables.values().map(|table| table.len()).sum();
     let (hosts, nets) = (state.hosts.len(), state.nets.len());
     println!(
-        "{pods} pods, {policies} policies: index {indexed:.1?}, build {built:.1?} ({allocations} allocations), first plan {planned:.1?} ({} steps)",
+        "{pods} pods, {policies} policies, {cluster_policies} cluster policies: index {indexed:.1?}, build {built:.1?} ({allocations} allocations), first plan {planned:.1?} ({} steps)",
         steps.len()
     );
     drop((change, steps));
@@ -137,24 +202,29 @@ fn one(pods: usize, policies: usize) {
     cluster.policies = policies_before;
     let mut world = World { index, engine, hosts: 0, entries: 0 };
     let new: Vec<_> = (0..EVENTS).map(|number| cluster.new_pod(number)).collect();
-    let gone = new.iter().map(|pod| Change::PodGone(pod.key.clone())).collect();
-    world.time("a pod comes", new.into_iter().map(Change::PodSet).collect());
+    let gone = new.iter().map(|pod| Event::Gone(ObjectId::Pod(pod.key.clone()))).collect();
+    world.time("a pod comes", new.into_iter().map(Event::from).collect());
     world.time("a pod goes", gone);
-    let relabel = |number| Change::PodSet(cluster.relabelled(number));
+    let relabel = |number| Event::from(cluster.relabelled(number));
     world.time("a pod's label changes", (0..EVENTS).map(relabel).collect());
-    let edit = |number| Change::PolicySet(cluster.edited(number));
+    let edit = |number| Event::from(cluster.edited(number));
     world.time("a policy changes", (0..EVENTS).map(edit).collect());
     let namespaces = (0..EVENTS).map(|number| {
         let namespace = cluster.namespaces[number * 31 % cluster.namespaces.len()].clone();
         let mut labels = namespace.labels.clone();
         labels.insert("stage".into(), ["prod", "dev"][number % 2].into());
-        Change::NamespaceSet(Namespace { labels, ..namespace })
+        Event::from(Namespace { labels, ..namespace })
     });
     world.time("a namespace relabelled", namespaces.collect());
+    if cluster_policies > 0 {
+        let edit = |number| Event::from(edited_cluster_policy(cluster_policies, number));
+        world.time("a cluster policy changes", (0..EVENTS).map(edit).collect());
+        world.time_with_plan(cluster_policies);
+    }
     let burst: Vec<_> = (2_000..3_000).map(|number| cluster.new_pod(number)).collect();
     let started = Instant::now();
     for pod in burst {
-        world.index.apply(Change::PodSet(pod));
+        world.index.apply(Event::from(pod));
     }
     let changes = world.index.take_changes();
     world.engine.update(&world.index, changes);

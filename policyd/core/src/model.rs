@@ -3,6 +3,10 @@
 //! Nothing here can hold a state that the API's defaulting leaves open: a missing `from` is
 //! [`Peers::Any`], a missing protocol is TCP, a CIDR with host bits is masked.
 
+mod ip_protocol;
+mod local;
+mod pod_traffic_policy;
+mod ranked;
 mod service;
 
 use std::collections::BTreeSet;
@@ -14,9 +18,17 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::limits::{AnnotatedLimits, Stated};
 use crate::selector::Selector;
 
 pub use crate::labels::Labels;
+pub use ip_protocol::{IpProtocol, NoProtocol};
+pub use local::{LocalAction, LocalDefaults, LocalRule, LocalRules};
+pub use pod_traffic_policy::PodTrafficPolicy;
+pub use podgate_contract::api::Direction;
+pub use ranked::{
+    Action, ClusterPolicy, ClusterPolicyId, PolicyMode, PolicySettings, RankedRule, Subject, Tier,
+};
 pub use service::{
     Addressing, Condition, EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort,
     TargetPort, TrafficPolicy,
@@ -44,7 +56,7 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// The transport protocols that a policy can name (semantics 6).
+/// The transport protocols that a policy can name (docs/semantics.md 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
@@ -82,42 +94,38 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Seen from the pod: `Ingress` is traffic to it, `Egress` traffic from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Direction {
-    /// To the pod (the `to_pod` program).
-    Ingress,
-    /// From the pod (the `from_pod` program).
-    Egress,
-}
-
-impl fmt::Display for Direction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ingress => "ingress",
-            Self::Egress => "egress",
-        })
-    }
-}
-
 /// A namespace and its labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
-    /// Its name; also what its `kubernetes.io/metadata.name` label always says (semantics 4).
+    /// Its name; also the value of its `kubernetes.io/metadata.name` label (docs/semantics.md 4.8).
     pub name: Arc<str>,
     /// Its labels, `kubernetes.io/metadata.name` included.
     pub labels: Labels,
+    /// What its annotations say of all its NetworkPolicies.
+    pub settings: PolicySettings,
+    /// Whether its annotations say that its pods are accounted.
+    pub accounting: Option<Stated<bool>>,
 }
 
-/// Where a pod stands in its life (semantics 11).
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its labels.
+    pub labels: Labels,
+    /// `status.addresses`: the `InternalIP`s, then the `ExternalIP`s, then all others that are addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The phase of a pod, as far as policy depends on it (docs/semantics.md 11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PodLife {
     /// Pending or running.
     Live,
     /// Has a deletion timestamp: still target and peer, but yields a disputed address to a live pod.
     Terminating,
-    /// Succeeded or Failed: neither peer nor target; its address may belong to somebody else.
+    /// Succeeded or Failed: neither peer nor target; its address may belong to another pod.
     Finished,
 }
 
@@ -146,16 +154,18 @@ pub struct Pod {
     pub labels: Labels,
     /// Every address of `status.podIPs` (or `status.podIP`), both families, canonical.
     pub addresses: Vec<IpAddr>,
-    /// Named ports of its containers and restartable init containers (semantics 6).
+    /// Named ports of its containers and restartable init containers (docs/semantics.md 6.14).
     pub ports: Arc<[NamedPort]>,
-    /// Where it stands in its life.
+    /// Its phase.
     pub life: PodLife,
-    /// A hostNetwork pod is its node: neither subject nor selector peer (semantics 9).
+    /// A hostNetwork pod is its node: neither subject nor selector peer (docs/semantics.md 9.5).
     pub host_network: bool,
     /// `spec.nodeName`, if scheduled.
     pub node: Option<Arc<str>>,
     /// Its node's addresses, `status.hostIPs` (or `status.hostIP`).
     pub host_addresses: Vec<IpAddr>,
+    /// What its annotations say of its limits, if they do.
+    pub annotated_limits: Option<Arc<AnnotatedLimits>>,
 }
 
 /// Names a policy and the source that gave it: one name may come from two sources, and then both apply.
@@ -180,28 +190,30 @@ pub struct Policy {
     pub id: PolicyId,
     /// Which pods of its namespace it selects.
     pub selector: Selector,
-    /// `Some` if it isolates its pods for ingress: the rules, none of which means "nothing".
+    /// `Some` if it isolates its pods for ingress, with the rules; no rule: nothing is allowed.
     /// `None`: ingress is not in policyTypes and its rules, if any, were ignored.
     pub ingress: Option<Vec<Rule>>,
     /// The same for egress.
     pub egress: Option<Vec<Rule>>,
+    /// What its annotations say; in the index also what those of its namespace say.
+    pub settings: PolicySettings,
 }
 
 /// One item of `ingress` or `egress`: peer AND port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Who.
+    /// The peers.
     pub peers: Peers,
-    /// To which ports.
+    /// The destination ports.
     pub ports: Ports,
 }
 
 /// The `from` or `to` of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peers {
-    /// Missing or empty: everybody, also outside the cluster.
+    /// Missing or empty: every address, also outside the cluster.
     Any,
-    /// Any of these: sorted, each once.
+    /// Any of these: sorted, no duplicates.
     Of(Arc<[Peer]>),
 }
 
@@ -218,13 +230,17 @@ impl Peers {
 pub enum Peer {
     /// Pods, never an external address or a node.
     Pods {
-        /// In which namespaces.
+        /// Their namespaces.
         namespaces: NamespaceScope,
-        /// Which pods of those.
+        /// The pods in those.
         pods: Selector,
     },
-    /// An ipBlock: the packet's address, pods included (semantics 5).
+    /// An ipBlock: the packet's address, pods included (docs/semantics.md 5).
     Block(Block),
+    /// Nodes, by their labels: every address that their Node objects give.
+    Nodes(Selector),
+    /// One pod by its name, whatever its labels; a hostNetwork pod never. Only local rules name it.
+    Pod(ObjectKey),
 }
 
 /// The namespaces of a pod peer.
@@ -259,8 +275,10 @@ pub enum Ports {
 pub enum Port {
     /// No number: all ports of the protocol.
     All(Protocol),
+    /// All packets of a protocol that is none of [`Protocol`]'s. Only local rules name it.
+    Of(IpProtocol),
     /// `port` or `port`..`endPort`, at the pod (after service translation).
     Numbers(Protocol, RangeInclusive<u16>),
-    /// A name, looked up on the destination pod by (name, protocol). A name nobody has matches nothing.
+    /// A name, looked up on the destination pod by (name, protocol). A name that the pod does not have matches nothing.
     Named(Protocol, Arc<str>),
 }

@@ -1,4 +1,4 @@
-//! From labels to the selectors that may match them, without asking every selector.
+//! From labels to the selectors that may match them, without evaluating every selector.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -95,7 +95,7 @@ impl<T: Clone + Ord> SelectorIndex<T> {
         self.by_value.is_empty() && self.by_key.is_empty() && self.rest.is_empty()
     }
 
-    /// Everything whose selector may match, each once: it must still be asked.
+    /// The values whose selectors may match, each once. The selector itself must still be evaluated.
     pub(crate) fn candidates<'a>(&'a self, labels: &'a Labels) -> impl Iterator<Item = &'a T> {
         let by_label = labels.iter().flat_map(|(key, value)| {
             let of_value = self.by_value.get(key).and_then(|of_key| of_key.get(value));

@@ -7,11 +7,11 @@ mod cluster;
 use std::collections::BTreeSet;
 
 use cluster::{Cluster, key};
-use podgate_policy::compile::{Class, Compiled, RuleId, RuleOrigin};
-use podgate_policy::engine::Engine;
-use podgate_policy::explain::Verdict;
-use podgate_policy::index::Change;
+use podgate_contract::api::Verdict;
+use podgate_policy::compile::Engine;
 use podgate_policy::model::Direction;
+use podgate_policy::object::{Event, ObjectId};
+use podgate_policy::tables::{Class, Compiled, RuleId, RuleOrigin};
 use serde_json::json;
 
 fn classes(compiled: &Compiled) -> BTreeSet<Class> {
@@ -52,7 +52,7 @@ fn a_class_keeps_its_number_and_no_number_is_given_twice() {
     let db = second.class_of("10.0.0.3".parse().unwrap());
     assert!(!numbers.contains(&db));
     // and a set of atoms that is gone and returns does not get the number of another
-    cluster.index.apply(Change::PodGone(key("shop/api")));
+    cluster.index.apply(Event::Gone(ObjectId::Pod(key("shop/api"))));
     let third = cluster.update(&mut engine);
     assert!(!classes(&third).contains(&api));
     cluster.pod("shop/api", &["10.0.0.2"], json!({"app": "api"}));
@@ -75,6 +75,23 @@ fn numbers_stay_unique_through_many_generations_of_peers() {
         let class = cluster.update(&mut engine).class_of("10.0.0.9".parse().unwrap());
         assert!(seen.insert(class) && class > last, "{class:?} in generation {generation}");
         last = class;
+    }
+}
+
+#[test]
+fn each_class_number_is_of_one_range() {
+    for (class, range) in [
+        (Class::ANY, [true, false, false]),
+        (Class(Class::TRANSIENT.0 - 1), [true, false, false]),
+        (Class::TRANSIENT, [false, true, false]),
+        (Class(Class::SELF_V4.0 - 1), [false, true, false]),
+        (Class::SELF_V4, [false, false, false]),
+        (Class(Class::VIP.0 - 1), [false, false, false]),
+        (Class::VIP, [false, false, true]),
+        (Class(u32::MAX), [false, false, true]),
+    ] {
+        let found = [class.is_compiled(), class.is_transient(), class.is_vip()];
+        assert_eq!(found, range, "{class:?}");
     }
 }
 
@@ -147,10 +164,10 @@ fn rule_numbers_are_stable_and_zero_is_none() {
     let second = cluster.update(&mut engine);
     for (id, table) in &first.tables {
         for (entry, rule) in &table.entries {
-            assert_ne!(rule.0, 0);
-            let origin = engine.origin(*rule).unwrap();
+            assert_ne!(rule.rule.0, 0);
+            let origin = engine.origin(rule.rule).unwrap();
             if let Some(now) = second.tables[id].entries.get(entry) {
-                let named = engine.origin(*now).unwrap();
+                let named = engine.origin(now.rule).unwrap();
                 assert!(named == origin || named.to_string().starts_with("shop/a"), "{named}");
             }
         }
@@ -168,7 +185,7 @@ fn one_name_from_two_sources_is_two_policies() {
     let mut local = (**cluster.index.policies().next().unwrap()).clone();
     local.id.source = "local".into();
     local.ingress = Some(vec![]);
-    cluster.index.apply(Change::PolicySet(local));
+    cluster.index.apply(Event::from(local));
     let explained = cluster.explain("shop/web", Direction::Ingress, "10.0.0.2", "80/TCP").unwrap();
     assert_eq!((explained.verdict, explained.isolating.len()), (Verdict::Allow, 2));
 }

@@ -7,10 +7,11 @@ mod cluster;
 
 use std::time::{Duration, Instant};
 
-use podgate_policy::compile::{Endpoint, EndpointId};
+use podgate_policy::compile::Engine;
 use podgate_policy::convert;
-use podgate_policy::engine::Engine;
-use podgate_policy::index::{Change, Index};
+use podgate_policy::index::Index;
+use podgate_policy::object::Event;
+use podgate_policy::tables::{Endpoint, EndpointId};
 use serde_json::{Value, json};
 
 const NAMESPACES: usize = 50;
@@ -79,10 +80,10 @@ fn ten_thousand_pods_and_a_thousand_policies() {
     let started = Instant::now();
     let mut index = Index::new();
     for pod in &pods {
-        index.apply(Change::PodSet(convert::pod(pod).unwrap()));
+        index.apply(Event::from(convert::pod(pod).unwrap()));
     }
     for policy in &policies {
-        index.apply(Change::PolicySet(convert::policy("kubernetes", policy).unwrap()));
+        index.apply(Event::from(convert::policy("kubernetes", policy).unwrap()));
     }
     let indexed = started.elapsed();
 
@@ -111,7 +112,7 @@ fn ten_thousand_pods_and_a_thousand_policies() {
     moved.labels.insert("app".into(), "app-19".into());
     let address = moved.addresses[0];
     let started = Instant::now();
-    index.apply(Change::PodSet(moved));
+    index.apply(Event::from(moved));
     let changes = index.take_changes();
     let touched = engine.update(&index, changes);
     let followed = started.elapsed();

@@ -1,4 +1,4 @@
-//! Sections 1 (the decision), 2 (policyTypes) and 3 (empty versus missing) of semantics.md, line by line.
+//! Sections 1 (the decision), 2 (policyTypes) and 3 (empty versus missing) of docs/semantics.md, line by line.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
@@ -89,14 +89,14 @@ fn s1_3_pod_to_pod_needs_egress_at_the_source_and_ingress_at_the_destination() {
 }
 
 #[test]
-fn s1_5a_a_pod_always_reaches_its_own_address() {
+fn s1_5_a_pod_always_reaches_its_own_address() {
     let cluster = with(json!({"policyTypes": ["Ingress", "Egress"]}));
     assert!(cluster.connects("shop/web", "shop/web", "80/TCP"));
     assert!(!cluster.connects("shop/web", "shop/api", "80/TCP"));
 }
 
 #[test]
-fn s2_missing_or_empty_types_mean_ingress() {
+fn s2_1_missing_or_empty_types_mean_ingress() {
     for spec in [
         json!({}),
         json!({"policyTypes": null}),
@@ -111,7 +111,7 @@ fn s2_missing_or_empty_types_mean_ingress() {
 }
 
 #[test]
-fn s2_an_egress_rule_without_types_isolates_for_both() {
+fn s2_2_an_egress_rule_without_types_isolates_for_both() {
     for spec in [json!({"egress": [{}]}), json!({"policyTypes": [], "egress": [{}]})] {
         let cluster = with(spec.clone());
         assert!(!cluster.ingress("shop/web", API, "80/TCP"), "{spec}");
@@ -122,7 +122,7 @@ fn s2_an_egress_rule_without_types_isolates_for_both() {
 }
 
 #[test]
-fn s2_rules_of_a_direction_that_is_not_in_types_are_ignored() {
+fn s2_3_rules_of_a_direction_that_is_not_in_types_are_ignored() {
     let only_egress =
         with(json!({"policyTypes": ["Egress"], "ingress": [{"ports": [{"port": 1}]}]}));
     assert!(only_egress.ingress("shop/web", API, "80/TCP"));
@@ -134,14 +134,14 @@ fn s2_rules_of_a_direction_that_is_not_in_types_are_ignored() {
 }
 
 #[test]
-fn s2_the_same_type_twice_is_accepted() {
+fn s2_4_the_same_type_twice_is_accepted() {
     let cluster = with(json!({"policyTypes": ["Ingress", "Ingress"]}));
     assert!(!cluster.ingress("shop/web", API, "80/TCP"));
     assert!(cluster.egress("shop/web", API, "80/TCP"));
 }
 
 #[test]
-fn s2_a_policy_without_a_spec_is_one_with_an_empty_spec() {
+fn s2_5_a_policy_without_a_spec_is_one_with_an_empty_spec() {
     let object = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "shop"}}));
     let policy = podgate_policy::convert::policy("dir", &object.unwrap()).unwrap();
     assert_eq!((policy.ingress, policy.egress), (Some(vec![]), None));
@@ -149,7 +149,7 @@ fn s2_a_policy_without_a_spec_is_one_with_an_empty_spec() {
 }
 
 #[test]
-fn s3_pod_selector_missing_null_or_empty_selects_all_pods_of_the_namespace() {
+fn s3_1_pod_selector_missing_null_or_empty_selects_all_pods_of_the_namespace() {
     for spec in [
         json!({}),
         json!({"podSelector": null}),
@@ -165,7 +165,7 @@ fn s3_pod_selector_missing_null_or_empty_selects_all_pods_of_the_namespace() {
 }
 
 #[test]
-fn s3_rules_missing_null_or_empty_allow_nothing() {
+fn s3_2_rules_missing_null_or_empty_allow_nothing() {
     let types = ["Ingress", "Egress"];
     for spec in [
         json!({"policyTypes": types}),
@@ -183,7 +183,7 @@ fn s3_rules_missing_null_or_empty_allow_nothing() {
 }
 
 #[test]
-fn s3_rules_one_empty_item_allows_everything_external_peers_too() {
+fn s3_3_rules_one_empty_item_allows_everything_external_peers_too() {
     let cluster =
         with(json!({"policyTypes": ["Ingress", "Egress"], "ingress": [{}], "egress": [{}]}));
     for peer in [API, PROBE, STRANGER, "2001:db8::1"] {
@@ -195,7 +195,7 @@ fn s3_rules_one_empty_item_allows_everything_external_peers_too() {
 }
 
 #[test]
-fn s3_peers_missing_null_or_empty_mean_all_peers() {
+fn s3_4_peers_missing_null_or_empty_mean_all_peers() {
     for peers in [None, Some(json!(null)), Some(json!([]))] {
         let mut rules = [json!({"ports": [{"port": 80}]}), json!({"ports": [{"port": 80}]})];
         if let Some(peers) = peers {
@@ -213,7 +213,7 @@ fn s3_peers_missing_null_or_empty_mean_all_peers() {
 }
 
 #[test]
-fn s3_ports_missing_null_or_empty_mean_all_ports_of_all_protocols() {
+fn s3_5_ports_missing_null_or_empty_mean_all_ports_of_all_protocols() {
     let from = json!([{"podSelector": {"matchLabels": {"app": "api"}}}]);
     for rule in [
         json!({"from": from}),
@@ -229,7 +229,7 @@ fn s3_ports_missing_null_or_empty_mean_all_ports_of_all_protocols() {
 }
 
 #[test]
-fn s3_ports_one_empty_item_means_all_tcp() {
+fn s3_6_ports_one_empty_item_means_all_tcp() {
     let cluster = with(json!({"ingress": [{"ports": [{}]}]}));
     for (l4, expected) in [
         ("0/TCP", true),
@@ -244,7 +244,7 @@ fn s3_ports_one_empty_item_means_all_tcp() {
 }
 
 #[test]
-fn s3_peer_pod_selector_empty_means_all_pods_of_the_policys_namespace() {
+fn s3_7_peer_pod_selector_empty_means_all_pods_of_the_policys_namespace() {
     let cluster = with(json!({"ingress": [{"from": [{"podSelector": {}}]}]}));
     assert!(cluster.ingress("shop/web", API, "80/TCP"));
     assert!(!cluster.ingress("shop/web", PROBE, "80/TCP"));
@@ -252,7 +252,7 @@ fn s3_peer_pod_selector_empty_means_all_pods_of_the_policys_namespace() {
 }
 
 #[test]
-fn s3_peer_namespace_selector_empty_means_all_namespaces() {
+fn s3_8_peer_namespace_selector_empty_means_all_namespaces() {
     for peer in [
         json!({"namespaceSelector": {}}),
         json!({"namespaceSelector": {}, "podSelector": {}}),

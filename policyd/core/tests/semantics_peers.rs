@@ -1,11 +1,11 @@
-//! Sections 4 (peers), 5 (ipBlock), 9 (nodes and hostNetwork) and 12 (families) of semantics.md.
+//! Sections 4 (peers), 5 (ipBlock), 9 (nodes and hostNetwork) and 12 (families) of docs/semantics.md.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
 mod cluster;
 
 use cluster::{Cluster, STRANGER, pod_object};
-use podgate_policy::index::Change;
+use podgate_policy::object::{Event, ObjectId};
 use serde_json::{Value, json};
 
 const API: &str = "10.0.0.2";
@@ -31,7 +31,7 @@ fn app(name: &str) -> Value {
 }
 
 #[test]
-fn s4_items_are_ored() {
+fn s4_1_items_are_ored() {
     let cluster = web_allows(json!([
         {"from": [{"podSelector": app("api")}, {"ipBlock": {"cidr": "8.0.0.0/8"}}]},
     ]));
@@ -39,7 +39,7 @@ fn s4_items_are_ored() {
 }
 
 #[test]
-fn s4_a_rule_needs_peer_and_port_and_rules_are_not_crossed() {
+fn s4_2_a_rule_needs_peer_and_port_and_rules_are_not_crossed() {
     let cluster = web_allows(json!([
         {"from": [{"podSelector": app("api")}], "ports": [{"port": 80}]},
         {"from": [{"podSelector": app("db")}], "ports": [{"port": 81}]},
@@ -52,21 +52,21 @@ fn s4_a_rule_needs_peer_and_port_and_rules_are_not_crossed() {
 }
 
 #[test]
-fn s4_pod_selector_alone_is_about_the_policys_namespace() {
+fn s4_3_pod_selector_alone_is_about_the_policys_namespace() {
     let mut cluster = web_allows(json!([{"from": [{"podSelector": app("api")}]}]));
     cluster.pod("ops/api", &["10.0.0.5"], json!({"app": "api"}));
     reach(&cluster, &[(API, true), ("10.0.0.5", false)]);
 }
 
 #[test]
-fn s4_namespace_selector_alone_is_about_all_pods_of_the_namespaces() {
+fn s4_4_namespace_selector_alone_is_about_all_pods_of_the_namespaces() {
     let team = json!({"matchLabels": {"team": "ops"}});
     let cluster = web_allows(json!([{"from": [{"namespaceSelector": team}]}]));
     reach(&cluster, &[(PROBE, true), (API, false), (STRANGER, false)]);
 }
 
 #[test]
-fn s4_both_in_one_item_are_anded_in_two_items_ored() {
+fn s4_5_both_in_one_item_are_anded_in_two_items_ored() {
     let team = json!({"matchLabels": {"team": "ops"}});
     let both = json!([{"from": [{"namespaceSelector": team, "podSelector": app("alice")}]}]);
     let either = json!([{"from": [{"namespaceSelector": team}, {"podSelector": app("alice")}]}]);
@@ -80,13 +80,13 @@ fn s4_both_in_one_item_are_anded_in_two_items_ored() {
 }
 
 #[test]
-fn s4_selectors_match_pods_only() {
+fn s4_6_selectors_match_pods_only() {
     let cluster = web_allows(json!([{"from": [{"namespaceSelector": {}}]}]));
     reach(&cluster, &[(API, true), (STRANGER, false), ("192.168.0.1", false)]);
 }
 
 #[test]
-fn s4_the_policys_own_namespace_matches_by_its_labels_only() {
+fn s4_7_the_policys_own_namespace_matches_by_its_labels_only() {
     let team = json!({"matchLabels": {"team": "ops"}});
     let cluster =
         web_allows(json!([{"from": [{"namespaceSelector": team, "podSelector": app("api")}]}]));
@@ -94,19 +94,19 @@ fn s4_the_policys_own_namespace_matches_by_its_labels_only() {
 }
 
 #[test]
-fn s4_the_metadata_name_label_is_on_every_namespace() {
+fn s4_8_the_metadata_name_label_is_on_every_namespace() {
     let name = json!({"matchLabels": {"kubernetes.io/metadata.name": "ops"}});
     let mut cluster = web_allows(json!([{"from": [{"namespaceSelector": name}]}]));
     reach(&cluster, &[(PROBE, true), (API, false)]);
     cluster.namespace("ops", json!({"kubernetes.io/metadata.name": "shop"}));
     reach(&cluster, &[(PROBE, true)]);
-    cluster.index.apply(Change::NamespaceGone("ops".into()));
+    cluster.index.apply(Event::Gone(ObjectId::Namespace("ops".into())));
     reach(&cluster, &[(PROBE, true)]); // of a namespace without an object it is all that is known
     assert!(cluster.index.owner_of(PROBE.parse().unwrap()).is_some());
 }
 
 #[test]
-fn s4_operators() {
+fn s4_9_operators() {
     let labels = |value: Option<&str>| value.map_or(json!({}), |value| json!({"tier": value}));
     for (operator, values, missing, empty, a, c) in [
         ("In", json!(["a", "b"]), false, false, true, false),
@@ -130,7 +130,7 @@ fn s4_operators() {
 }
 
 #[test]
-fn s4_all_requirements_are_anded() {
+fn s4_10_all_requirements_are_anded() {
     let selector = json!({
         "matchLabels": {"app": "api", "tier": "a"},
         "matchExpressions": [{"key": "old", "operator": "DoesNotExist"}],
@@ -149,7 +149,7 @@ fn s4_all_requirements_are_anded() {
 }
 
 #[test]
-fn s4_a_contradictory_selector_selects_nothing_and_isolates_nothing() {
+fn s4_11_a_contradictory_selector_selects_nothing_and_isolates_nothing() {
     let contradiction = json!({
         "matchLabels": {"app": "web"},
         "matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["web"]}],
@@ -162,7 +162,7 @@ fn s4_a_contradictory_selector_selects_nothing_and_isolates_nothing() {
 }
 
 #[test]
-fn s4_changes_of_labels_namespaces_policies_and_pods_take_effect() {
+fn s4_12_changes_of_labels_namespaces_policies_and_pods_take_effect() {
     let peer = json!({
         "namespaceSelector": {"matchLabels": {"open": "yes"}},
         "podSelector": app("probe"),
@@ -181,7 +181,7 @@ fn s4_changes_of_labels_namespaces_policies_and_pods_take_effect() {
     reach(&cluster, &[(PROBE, true)]);
     cluster.pod("shop/web", &["10.0.0.1"], json!({"app": "web"}));
     let id = cluster.index.policies().next().unwrap().id.clone();
-    assert!(cluster.index.apply(Change::PolicyGone(id)));
+    assert!(cluster.index.apply(Event::Gone(ObjectId::Policy(id))));
     reach(&cluster, &[(PROBE, true)]);
 }
 
@@ -190,13 +190,13 @@ fn block(cidr: &str, except: &[&str]) -> Value {
 }
 
 #[test]
-fn s5_a_block_matches_pod_addresses_too() {
+fn s5_1_a_block_matches_pod_addresses_too() {
     let cluster = web_allows(json!([{"from": [block("10.0.0.2/32", &[])]}]));
     reach(&cluster, &[(API, true), (DB, false)]);
 }
 
 #[test]
-fn s5_a_pod_matched_by_a_selector_is_still_matched_by_every_block() {
+fn s5_2_a_pod_matched_by_a_selector_is_still_matched_by_every_block() {
     let cluster = web_allows(json!([
         {"from": [{"podSelector": app("api")}], "ports": [{"port": 81}]},
         {"from": [block("10.0.0.0/24", &[])], "ports": [{"port": 80}]},
@@ -210,13 +210,13 @@ fn s5_a_pod_matched_by_a_selector_is_still_matched_by_every_block() {
 }
 
 #[test]
-fn s5_except_only_shrinks_its_own_cidr() {
+fn s5_3_except_only_shrinks_its_own_cidr() {
     let cluster = web_allows(json!([{"from": [block("10.0.0.0/24", &["10.0.0.2/31"])]}]));
     reach(&cluster, &[(API, false), (DB, false), (PROBE, true), ("10.0.1.1", false)]);
 }
 
 #[test]
-fn s5_except_is_not_a_deny() {
+fn s5_4_except_is_not_a_deny() {
     let hole = block("10.0.0.0/24", &["10.0.0.2/32"]);
     let another_peer = json!([{"from": [hole, {"podSelector": app("api")}]}]);
     let another_block = json!([{"from": [hole, block("10.0.0.2/31", &[])]}]);
@@ -233,7 +233,7 @@ fn s5_except_is_not_a_deny() {
 }
 
 #[test]
-fn s5_nested_holes_and_blocks() {
+fn s5_5_nested_holes_and_blocks() {
     let cluster = web_allows(json!([{"from": [
         block("10.0.0.0/8", &["10.1.0.0/16", "10.1.2.0/24"]),
         block("10.1.2.0/24", &["10.1.2.128/25"]),
@@ -245,7 +245,7 @@ fn s5_nested_holes_and_blocks() {
 }
 
 #[test]
-fn s5_one_family_per_block() {
+fn s5_6_one_family_per_block() {
     let cluster = web_allows(json!([{"from": [block("0.0.0.0/0", &[])]}]));
     reach(&cluster, &[(STRANGER, true), ("2001:db8::1", false), ("::ffff:8.8.8.8", true)]);
     let cluster = web_allows(json!([{"from": [block("::/0", &[])]}]));
@@ -253,7 +253,7 @@ fn s5_one_family_per_block() {
 }
 
 #[test]
-fn s5_all_containing_blocks_count_not_the_longest() {
+fn s5_7_all_containing_blocks_count_not_the_longest() {
     let cluster = web_allows(json!([
         {"from": [block("10.0.0.0/8", &[])], "ports": [{"port": 80}]},
         {"from": [block("10.1.0.0/16", &[])], "ports": [{"port": 443}]},
@@ -269,7 +269,7 @@ fn s5_all_containing_blocks_count_not_the_longest() {
 }
 
 #[test]
-fn s5_legacy_spellings_mean_what_they_meant() {
+fn s5_8_legacy_spellings_mean_what_they_meant() {
     for cidr in ["010.0.0.0/24", "10.0.0.77/24", "::ffff:10.0.0.0/120", "10.00.000.0/024"] {
         let cluster = web_allows(json!([{"from": [block(cidr, &["010.0.0.2/32"])]}]));
         reach(&cluster, &[(DB, true), (API, false), ("10.0.1.1", false), ("8.0.0.1", false)]);
@@ -277,14 +277,14 @@ fn s5_legacy_spellings_mean_what_they_meant() {
 }
 
 #[test]
-fn s9_other_nodes_are_ordinary_addresses() {
+fn s9_4_other_nodes_are_ordinary_addresses() {
     let node = "192.168.7.2";
     reach(&web_allows(json!([{"from": [{"namespaceSelector": {}}]}])), &[(node, false)]);
     reach(&web_allows(json!([{"from": [block("192.168.7.0/24", &[])]}])), &[(node, true)]);
 }
 
 #[test]
-fn s9_a_host_network_pod_is_no_subject_and_as_a_peer_an_address() {
+fn s9_5_a_host_network_pod_is_no_subject_and_as_a_peer_an_address() {
     let node = "192.168.7.2";
     let host = json!({"spec": {"hostNetwork": true}});
     for (peer, expected) in [
@@ -302,7 +302,7 @@ fn s9_a_host_network_pod_is_no_subject_and_as_a_peer_an_address() {
 }
 
 #[test]
-fn s12_selectors_stand_for_all_addresses_of_a_pod() {
+fn s12_1_selectors_stand_for_all_addresses_of_a_pod() {
     let mut cluster = web_allows(json!([{"from": [{"podSelector": app("dual")}]}]));
     let extra = json!({"status": {"podIP": "10.0.0.8"}});
     cluster.pod_with("shop/dual", &["10.0.0.8", "fd00::8"], json!({"app": "dual"}), extra);
@@ -310,14 +310,14 @@ fn s12_selectors_stand_for_all_addresses_of_a_pod() {
 }
 
 #[test]
-fn s12_blocks_count_for_their_own_family_only() {
+fn s12_2_blocks_count_for_their_own_family_only() {
     let mut cluster = web_allows(json!([{"from": [block("fd00::/64", &["fd00::9/128"])]}]));
     cluster.pod("shop/dual", &["10.0.0.8", "fd00::8"], json!({"app": "dual"}));
     reach(&cluster, &[("10.0.0.8", false), ("fd00::8", true), ("fd00::9", false)]);
 }
 
 #[test]
-fn s12_isolation_covers_both_families() {
+fn s12_3_isolation_covers_both_families() {
     let mut cluster = web_allows(json!([]));
     cluster.pod("shop/web", &["10.0.0.1", "fd00::1"], json!({"app": "web"}));
     reach(&cluster, &[(STRANGER, false), ("2001:db8::1", false), ("fd00::1", true)]);

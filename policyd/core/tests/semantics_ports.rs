@@ -1,4 +1,4 @@
-//! Sections 6 (ports), 7 (other protocols) and the open readings of semantics.md.
+//! Sections 6 (ports) and 7 (other protocols) of docs/semantics.md, and lines 5.9 and 9.6.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
@@ -53,7 +53,7 @@ fn pod_has(cluster: &mut Cluster, app: &str, address: &str, ports: &[(&str, &str
 }
 
 #[test]
-fn s6_protocol_defaults_to_tcp() {
+fn s6_1_protocol_defaults_to_tcp() {
     let cluster = web_allows(json!([{"port": 80}]));
     ingress(
         &cluster,
@@ -64,7 +64,7 @@ fn s6_protocol_defaults_to_tcp() {
 }
 
 #[test]
-fn s6_protocols_are_told_apart() {
+fn s6_2_protocols_are_told_apart() {
     let cluster = web_allows(json!([
         {"port": 53, "protocol": "UDP"}, {"port": 7, "protocol": "SCTP"}, {"port": 80},
     ]));
@@ -72,7 +72,7 @@ fn s6_protocols_are_told_apart() {
 }
 
 #[test]
-fn s6_port_missing_means_all_ports_of_the_protocol() {
+fn s6_3_port_missing_means_all_ports_of_the_protocol() {
     let cluster = web_allows(json!([{"protocol": "UDP"}]));
     ingress(&cluster, &[("0/UDP", true), ("65535/UDP", true), ("80/TCP", false), ("ICMP", false)]);
     let cluster = web_allows(json!([{"protocol": "UDP", "port": null}]));
@@ -80,14 +80,14 @@ fn s6_port_missing_means_all_ports_of_the_protocol() {
 }
 
 #[test]
-fn s6_a_number_need_not_be_a_container_port() {
+fn s6_4_a_number_need_not_be_a_container_port() {
     let mut cluster = web_allows(json!([{"port": 9999}]));
     web_has(&mut cluster, &[("http", "", 80)]);
     ingress(&cluster, &[("9999/TCP", true), ("80/TCP", false)]);
 }
 
 #[test]
-fn s6_end_port_is_inclusive() {
+fn s6_5_end_port_is_inclusive() {
     let cluster = web_allows(json!([{"port": 80, "endPort": 90}]));
     ingress(&cluster, &[("79/TCP", false), ("80/TCP", true), ("90/TCP", true), ("91/TCP", false)]);
     ingress(&cluster, &[("85/UDP", false)]);
@@ -98,7 +98,7 @@ fn s6_end_port_is_inclusive() {
 }
 
 #[test]
-fn s6_ingress_named_port_is_the_selected_pods_own_number() {
+fn s6_6_ingress_named_port_is_the_selected_pods_own_number() {
     let mut cluster = web_allows(json!([{"port": "http"}]));
     web_has(&mut cluster, &[("http", "", 8080)]);
     pod_has(&mut cluster, "api", API, &[("http", "", 9090)]);
@@ -106,7 +106,7 @@ fn s6_ingress_named_port_is_the_selected_pods_own_number() {
 }
 
 #[test]
-fn s6_pods_of_one_policy_get_only_their_own_number() {
+fn s6_7_pods_of_one_policy_get_only_their_own_number() {
     let mut cluster = Cluster::shop();
     cluster.policy("shop/all", json!({"ingress": [{"ports": [{"port": "http"}]}]}));
     web_has(&mut cluster, &[("http", "", 80)]);
@@ -123,7 +123,7 @@ fn s6_pods_of_one_policy_get_only_their_own_number() {
 }
 
 #[test]
-fn s6_egress_named_port_is_the_peers_number() {
+fn s6_8_egress_named_port_is_the_peers_number() {
     let to = json!([{"podSelector": {}}]);
     let mut cluster = web_may(json!([{"to": to, "ports": [{"port": "http"}]}]));
     web_has(&mut cluster, &[("http", "", 80)]); // the source's own is of no account
@@ -137,7 +137,7 @@ fn s6_egress_named_port_is_the_peers_number() {
 }
 
 #[test]
-fn s6_egress_named_port_needs_the_peer_too() {
+fn s6_9_egress_named_port_needs_the_peer_too() {
     let to = json!([{"podSelector": app("api")}]);
     let mut cluster = web_may(json!([{"to": to, "ports": [{"port": "http"}, {"port": 1}]}]));
     pod_has(&mut cluster, "api", API, &[("http", "", 8080)]);
@@ -147,7 +147,7 @@ fn s6_egress_named_port_needs_the_peer_too() {
 }
 
 #[test]
-fn s6_a_named_ports_protocol_must_match() {
+fn s6_10_a_named_ports_protocol_must_match() {
     let mut cluster = web_allows(json!([{"port": "dns"}]));
     web_has(&mut cluster, &[("dns", "UDP", 53)]);
     ingress(&cluster, &[("53/TCP", false), ("53/UDP", false)]);
@@ -157,7 +157,7 @@ fn s6_a_named_ports_protocol_must_match() {
 }
 
 #[test]
-fn s6_one_name_may_exist_for_tcp_and_udp() {
+fn s6_11_one_name_may_exist_for_tcp_and_udp() {
     let mut cluster =
         web_allows(json!([{"port": "dns", "protocol": "UDP"}, {"port": "dns", "protocol": "TCP"}]));
     web_has(&mut cluster, &[("dns", "UDP", 53), ("dns", "TCP", 5353)]);
@@ -168,7 +168,7 @@ fn s6_one_name_may_exist_for_tcp_and_udp() {
 }
 
 #[test]
-fn s6_a_name_nobody_has_matches_nothing() {
+fn s6_12_a_name_nobody_has_matches_nothing() {
     let cluster = web_allows(json!([{"port": "nobody"}]));
     ingress(&cluster, &[("80/TCP", false), ("0/TCP", false), ("ICMP", false)]);
     let cluster = web_may(json!([{"ports": [{"port": "nobody"}]}]));
@@ -176,7 +176,7 @@ fn s6_a_name_nobody_has_matches_nothing() {
 }
 
 #[test]
-fn s6_egress_named_port_without_to_is_every_pod_having_the_name() {
+fn s6_13_egress_named_port_without_to_is_every_pod_having_the_name() {
     let mut cluster = web_may(json!([{"ports": [{"port": "http"}]}]));
     pod_has(&mut cluster, "api", API, &[("http", "", 8080)]);
     cluster.pod_with("ops/far", &["10.0.0.9"], json!({}), with_ports(&[("http", "", 81)]));
@@ -186,7 +186,7 @@ fn s6_egress_named_port_without_to_is_every_pod_having_the_name() {
 }
 
 #[test]
-fn s6_sidecars_ports_count() {
+fn s6_14_sidecars_ports_count() {
     let sidecar = json!({"spec": {"containers": [], "initContainers": [{
         "name": "sidecar", "restartPolicy": "Always",
         "ports": [{"name": "http", "containerPort": 15000}],
@@ -200,7 +200,7 @@ fn s6_sidecars_ports_count() {
 }
 
 #[test]
-fn s6_an_empty_port_item_stays_all_tcp_beside_others() {
+fn s6_17_an_empty_port_item_stays_all_tcp_beside_others() {
     for ports in [json!([{}, {"port": 80}]), json!([{"port": 80}, {}])] {
         let cluster = web_allows(ports);
         ingress(&cluster, &[("80/TCP", true), ("81/TCP", true), ("80/UDP", false)]);
@@ -208,7 +208,7 @@ fn s6_an_empty_port_item_stays_all_tcp_beside_others() {
 }
 
 #[test]
-fn s7_icmp_is_matched_by_rules_without_ports_only() {
+fn s7_1_icmp_is_matched_by_rules_without_ports_only() {
     ingress(&web_allows(json!([])), &[("ICMP", true), ("80/TCP", true)]);
     let all = json!([{}, {"protocol": "UDP"}, {"protocol": "SCTP"}]);
     ingress(&web_allows(all), &[("ICMP", false), ("80/TCP", true), ("80/SCTP", true)]);
@@ -217,7 +217,7 @@ fn s7_icmp_is_matched_by_rules_without_ports_only() {
 }
 
 #[test]
-fn s7_sctp_in_a_policy_isolates_and_allows_only_sctp() {
+fn s7_2_sctp_in_a_policy_isolates_and_allows_only_sctp() {
     let cluster = web_allows(json!([{"protocol": "SCTP", "port": 80}]));
     ingress(
         &cluster,
@@ -226,7 +226,7 @@ fn s7_sctp_in_a_policy_isolates_and_allows_only_sctp() {
 }
 
 #[test]
-fn open_egress_named_port_with_ip_block_is_resolved_on_the_pod_inside_the_block() {
+fn s6_18_egress_named_port_with_ip_block_is_resolved_on_the_pod_inside_the_block() {
     let to = json!([{"ipBlock": {"cidr": "10.0.0.0/30", "except": ["10.0.0.3/32"]}}]);
     let mut cluster = web_may(json!([{"to": to, "ports": [{"port": "http"}]}]));
     pod_has(&mut cluster, "api", API, &[("http", "", 8080)]);
@@ -238,7 +238,7 @@ fn open_egress_named_port_with_ip_block_is_resolved_on_the_pod_inside_the_block(
 }
 
 #[test]
-fn open_the_port_of_a_plain_init_container_is_no_match() {
+fn s6_15_the_port_of_a_plain_init_container_is_no_match() {
     for policy in [json!(null), json!("OnFailure")] {
         let init = json!({"spec": {"containers": [], "initContainers": [{
             "name": "init", "restartPolicy": policy,
@@ -251,7 +251,7 @@ fn open_the_port_of_a_plain_init_container_is_no_match() {
 }
 
 #[test]
-fn open_one_name_and_protocol_twice_in_a_pod_matches_either_number() {
+fn s6_16_one_name_and_protocol_twice_in_a_pod_matches_either_number() {
     let twice = [("http", "", 80), ("http", "TCP", 81)];
     let mut cluster = web_allows(json!([{"port": "http"}]));
     web_has(&mut cluster, &twice);
@@ -262,14 +262,14 @@ fn open_one_name_and_protocol_twice_in_a_pod_matches_either_number() {
 }
 
 #[test]
-fn open_cidr_with_host_bits_is_masked() {
+fn s5_9_cidr_with_host_bits_is_masked() {
     let to = json!([{"ipBlock": {"cidr": "10.0.0.3/30", "except": ["10.0.0.3/31"]}}]);
     let cluster = web_may(json!([{"to": to}]));
     egress(&cluster, &[("10.0.0.0", "1/TCP", true), (API, "1/TCP", false), (DB, "1/TCP", false)]);
 }
 
 #[test]
-fn open_egress_policy_applies_to_the_own_node() {
+fn s9_6_egress_policy_applies_to_the_own_node() {
     let node = "10.0.0.254";
     egress(&web_may(json!([])), &[(node, "10250/TCP", false)]);
     let to = json!([{"ipBlock": {"cidr": "10.0.0.254/32"}}]);

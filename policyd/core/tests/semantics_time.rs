@@ -1,14 +1,15 @@
-//! Section 11 of semantics.md: who is a peer and whose an address is, while pods come and go.
+//! Section 11 of docs/semantics.md: who is a peer and whose an address is, while pods come and go.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
 mod cluster;
 
 use cluster::{Cluster, STRANGER, key, pod_object};
-use podgate_policy::compile::{Endpoint, EndpointId};
-use podgate_policy::engine::Engine;
-use podgate_policy::index::{Change, Index};
+use podgate_policy::compile::Engine;
+use podgate_policy::index::Index;
 use podgate_policy::model::{Direction, ObjectKey, Pod, PodLife};
+use podgate_policy::object::{Event, ObjectId};
+use podgate_policy::tables::{Endpoint, EndpointId};
 use serde_json::{Value, json};
 
 const SHARED: &str = "10.0.0.50";
@@ -44,7 +45,7 @@ fn terminating() -> Value {
 }
 
 #[test]
-fn s11_finished_pods_are_no_peers() {
+fn s11_1_finished_pods_are_no_peers() {
     for finished in ["Succeeded", "Failed"] {
         let mut cluster = shop();
         cluster.object(&claimant("shop/job", "good", phase("Running")));
@@ -55,7 +56,7 @@ fn s11_finished_pods_are_no_peers() {
 }
 
 #[test]
-fn s11_a_finished_pods_address_is_its_successors() {
+fn s11_2_a_finished_pods_address_is_its_successors() {
     let mut cluster = shop();
     cluster.object(&claimant("shop/job", "good", phase("Succeeded")));
     cluster.object(&claimant("shop/new", "bad", created(1)));
@@ -70,19 +71,19 @@ fn s11_a_finished_pods_address_is_its_successors() {
 }
 
 #[test]
-fn s11_terminating_pods_stay_targets_and_peers_until_they_are_gone() {
+fn s11_3_terminating_pods_stay_targets_and_peers_until_they_are_gone() {
     let mut cluster = shop();
     cluster.object(&claimant("shop/peer", "good", terminating()));
     assert!(reaches_web(&cluster, SHARED));
     let web = pod_object("shop/web", &["10.0.0.1"], json!({"app": "web"}), terminating());
     cluster.object(&web);
     assert!(!reaches_web(&cluster, STRANGER));
-    cluster.index.apply(Change::PodGone(key("shop/peer")));
+    cluster.index.apply(Event::Gone(ObjectId::Pod(key("shop/peer"))));
     assert!(!reaches_web(&cluster, SHARED));
 }
 
 #[test]
-fn s11_pods_without_an_address_have_no_effect_until_they_have_one() {
+fn s11_4_pods_without_an_address_have_no_effect_until_they_have_one() {
     let mut cluster = shop();
     cluster.object(&pod_object("shop/peer", &[], json!({"app": "good"}), phase("Pending")));
     assert_eq!(cluster.compile().hosts.len(), 0);
@@ -91,7 +92,7 @@ fn s11_pods_without_an_address_have_no_effect_until_they_have_one() {
 }
 
 #[test]
-fn s11_disputes_live_beats_terminating_newer_beats_older_in_any_order() {
+fn s11_5_disputes_live_beats_terminating_newer_beats_older_in_any_order() {
     let merged = |a: Value, b: Value| {
         let mut fields = a["metadata"].as_object().unwrap().clone();
         fields.extend(b["metadata"].as_object().unwrap().clone());
@@ -121,13 +122,13 @@ fn s11_disputes_live_beats_terminating_newer_beats_older_in_any_order() {
                 assert_eq!(&*owner.unwrap().key.name, name);
             }
             assert_eq!(reaches_web(&cluster, SHARED), nth == 0);
-            cluster.index.apply(Change::PodGone(key(&format!("shop/{name}"))));
+            cluster.index.apply(Event::Gone(ObjectId::Pod(key(&format!("shop/{name}")))));
         }
     }
 }
 
 #[test]
-fn s11_a_pod_recreated_under_its_name_and_address_has_its_new_labels() {
+fn s11_6_a_pod_recreated_under_its_name_and_address_has_its_new_labels() {
     let mut cluster = shop();
     cluster.object(&claimant("shop/peer", "good", json!({"metadata": {"uid": "1"}})));
     assert!(reaches_web(&cluster, SHARED));
@@ -136,7 +137,7 @@ fn s11_a_pod_recreated_under_its_name_and_address_has_its_new_labels() {
 }
 
 #[test]
-fn an_interface_wins_any_dispute_and_counts_before_the_status_knows() {
+fn s11_7_an_interface_wins_any_dispute_and_counts_before_the_status_knows() {
     let mut cluster = shop();
     cluster.object(&pod_object("shop/peer", &[], json!({"app": "good"}), phase("Pending")));
     cluster.interface("shop/peer", "", &[SHARED]);
@@ -148,7 +149,7 @@ fn an_interface_wins_any_dispute_and_counts_before_the_status_knows() {
 }
 
 #[test]
-fn the_address_of_an_interface_whose_pod_is_not_known_is_nobodys() {
+fn s11_8_the_address_of_an_interface_whose_pod_is_not_known_is_nobodys() {
     let mut cluster = shop();
     cluster.object(&claimant("shop/last", "good", json!({})));
     assert!(reaches_web(&cluster, SHARED));
@@ -157,7 +158,7 @@ fn the_address_of_an_interface_whose_pod_is_not_known_is_nobodys() {
 }
 
 #[test]
-fn an_endpoint_of_an_unknown_pod_or_a_namesake_has_no_table() {
+fn s11_8_an_endpoint_of_an_unknown_pod_or_a_namesake_has_no_table() {
     let mut cluster = shop();
     let named =
         |uid: &str| pod_object("shop/re", &[], json!({}), json!({"metadata": {"uid": uid}}));
@@ -175,14 +176,14 @@ fn an_endpoint_of_an_unknown_pod_or_a_namesake_has_no_table() {
 }
 
 #[test]
-fn an_endpoint_that_is_no_pod_is_not_isolated() {
+fn s11_9_an_endpoint_that_is_no_pod_is_not_isolated() {
     let endpoint = Endpoint { id: EndpointId(7), pod: None, uid: "".into(), addresses: Vec::new() };
     let engine = Engine::of(&Index::new(), [endpoint]);
     let table = &engine.compiled().tables[&EndpointId(7)];
     for direction in [Direction::Ingress, Direction::Egress] {
         let rule = table.lookup(
             direction,
-            podgate_policy::compile::Class::ANY,
+            podgate_policy::tables::Class::ANY,
             cluster::transport("80/TCP"),
         );
         assert!(rule.is_some() && table.isolating(direction).is_empty());
@@ -214,6 +215,7 @@ fn an_index_knows_the_pods_of_its_node() {
         life: PodLife::Live,
         host_network: false,
         host_addresses: Vec::new(),
+        annotated_limits: None,
         node: node.map(Into::into),
     };
     let local =
@@ -227,18 +229,18 @@ fn an_index_knows_the_pods_of_its_node() {
         pod("new", Some("n1"), &[]),
         Pod { host_network: true, ..pod("host", Some("n1"), &["192.0.2.1"]) },
     ] {
-        index.apply(Change::PodSet(pod));
+        index.apply(Event::from(pod));
     }
     assert_eq!(local(&index), ["here"]);
-    index.apply(Change::PodSet(pod("new", Some("n1"), &["10.0.0.4"])));
+    index.apply(Event::from(pod("new", Some("n1"), &["10.0.0.4"])));
     assert_eq!(local(&index), ["here", "new"]);
-    index.apply(Change::PodSet(Pod { life: PodLife::Finished, ..here.clone() }));
+    index.apply(Event::from(Pod { life: PodLife::Finished, ..here.clone() }));
     assert_eq!(local(&index), ["new"]);
-    index.apply(Change::PodSet(Pod { life: PodLife::Terminating, ..here }));
-    index.apply(Change::PodGone(ObjectKey::new("shop", "new")));
+    index.apply(Event::from(Pod { life: PodLife::Terminating, ..here }));
+    index.apply(Event::Gone(ObjectId::Pod(ObjectKey::new("shop", "new"))));
     assert_eq!(local(&index), ["here"]);
 
     let mut index = Index::new();
-    index.apply(Change::PodSet(pod("nowhere", None, &["10.0.0.3"])));
+    index.apply(Event::from(pod("nowhere", None, &["10.0.0.3"])));
     assert!(local(&index).is_empty(), "an index of no node");
 }

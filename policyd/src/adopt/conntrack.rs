@@ -1,4 +1,4 @@
-//! The kernel's own table of connections, as far as it has one.
+//! Connections from the kernel's conntrack table.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,38 +12,37 @@ use netlink_packet_netfilter::{
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use podgate_bpf::abi::FlowState;
-use podgate_bpf::netlink::Netlink;
+use podgate_bpf::abi::ip_protocol::{ICMP, ICMPV6, SCTP, TCP, UDP};
+use podgate_link::netlink::Netlink;
 
-use super::seeds::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP};
-
-/// An entry.
+/// A conntrack entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tracked {
     /// IP protocol.
     pub(super) protocol: u8,
-    /// As its opener sent it.
+    /// Source and destination of the packets in the opener's direction.
     pub(super) original: Sides,
-    /// As its answers are sent: address translation shows as a difference to `original` turned round.
+    /// Those of the replies. With address translation they are not `original` reversed.
     pub(super) reply: Sides,
-    /// How far it is.
+    /// State of the connection.
     pub(super) state: FlowState,
-    /// Tracking began in its midst, so `original` may be an answer's.
+    /// Picked up mid-stream, so `original` may be the direction of the replies.
     pub(super) picked_up: bool,
 }
 
-/// Who to whom. Ports are 0 where the protocol has none; an echo has its identifier for both.
+/// Source and destination. Ports are 0 where the protocol has none; for an echo both are its identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sides {
     pub(super) source: SocketAddr,
     pub(super) destination: SocketAddr,
 }
 
-/// Shows `each` every entry of this network namespace. A kernel without connection tracking has none.
+/// Calls `each` for every entry of this network namespace. A kernel without conntrack has none.
 pub(super) fn each(mut each: impl FnMut(Tracked)) -> io::Result<()> {
     let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
-    let question = NetfilterMessage::new(header, ConntrackMessage::Get(Vec::new()));
+    let request = NetfilterMessage::new(header, ConntrackMessage::Get(Vec::new()));
     let listed = Netlink::open(NETLINK_NETFILTER).and_then(|netlink| {
-        netlink.dump(question, |answer: NetfilterMessage| {
+        netlink.dump(request, |answer: NetfilterMessage| {
             if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) =
                 answer.inner
                 && let Some(tracked) = read(&attributes)
@@ -60,7 +59,7 @@ pub(super) fn each(mut each: impl FnMut(Tracked)) -> io::Result<()> {
                 Some(nix::libc::EPROTONOSUPPORT | nix::libc::EINVAL | nix::libc::EOPNOTSUPP)
             ) =>
         {
-            tracing::debug!("this kernel tracks no connections");
+            tracing::debug!("this kernel has no connection tracking");
             Ok(())
         }
         listed => listed,
@@ -82,7 +81,7 @@ fn read(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
                     for info in infos {
                         match info {
                             ProtoInfoTCP::State(state) => tcp = Some(*state),
-                            // who has not seen the handshake does not know the windows' scale
+                            // set if conntrack has not seen the handshake and so does not know the window scale
                             ProtoInfoTCP::OriginalFlags(flags) => {
                                 picked_up = flags.flags & BE_LIBERAL != 0;
                             }
@@ -106,13 +105,13 @@ fn read(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
 /// `IP_CT_TCP_FLAG_BE_LIBERAL` of nf_conntrack_tcp.h.
 const BE_LIBERAL: u8 = 8;
 
-/// `enum tcp_conntrack` of the same header; `None`: over.
+/// From `enum tcp_conntrack` of the same header; `None` if the connection is over.
 fn tcp_state(state: u8) -> Option<FlowState> {
     match state {
-        1 | 9 => Some(FlowState::New),         // SYN_SENT, and both at once
-        2 | 3 => Some(FlowState::Established), // SYN_RECV: both have spoken
-        4..=6 => Some(FlowState::Closing),     // FIN_WAIT, CLOSE_WAIT, LAST_ACK
-        7 => Some(FlowState::Closed),          // TIME_WAIT: the last segments may be repeated
+        1 | 9 => Some(FlowState::New), // SYN_SENT, SYN_SENT2 (simultaneous open)
+        2 | 3 => Some(FlowState::Established), // SYN_RECV (both sides have sent), ESTABLISHED
+        4..=6 => Some(FlowState::Closing), // FIN_WAIT, CLOSE_WAIT, LAST_ACK
+        7 => Some(FlowState::Closed),  // TIME_WAIT: the last segments may be repeated
         _ => None,
     }
 }

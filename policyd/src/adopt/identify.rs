@@ -1,122 +1,122 @@
-//! Whose a veth is: pure.
+//! Decides which pod a veth belongs to. Pure.
 
 use std::net::IpAddr;
 
 use podgate_bpf::abi::Startup;
-use podgate_bpf::gating::draw_owner;
+use podgate_bpf::endpoint::draw_owner;
 use podgate_bpf::maps::{PodRef, Registration};
 use podgate_policy::index::Index;
 use podgate_policy::model::{ObjectKey, Pod, PodLife};
 
-use super::find::Veth;
+use super::discover::Veth;
+use crate::pod_key::pod_key;
 
 /// What to do with a veth that has no gate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Finding {
-    /// A pod of this node whose policy is known.
-    Pod {
-        /// Ready to be registered.
+pub(super) enum Decision {
+    /// It is the interface of a pod of this node whose policy is known.
+    Adopt {
+        /// What to register.
         registration: Registration,
-        /// Whether its runtime has finished its ADD and is not about to send DEL, for all that is known.
+        /// Whether libcni has recorded its ADD and the pod is not terminating: then no plugin is at work on it.
         settled: bool,
     },
-    /// A pod that has to wait, and why: to hold one that runs would break it.
-    Waits {
-        /// Which.
+    /// It is a pod's whose policy is not known yet. A gate without a policy would cut off a running pod.
+    Wait {
+        /// The pod.
         pod: ObjectKey,
-        /// Why.
+        /// What is missing.
         reason: String,
     },
-    /// No pod's, or not the one by which the cluster knows it.
-    Stranger,
+    /// It is no pod's, or not the interface that has the pod's addresses.
+    NotOurs,
 }
 
-/// Decides. The name that the runtime noted counts; without one, the pod that the sources say has the address.
-pub(super) fn identify(veth: &Veth, index: &Index, node: &str, anti_spoofing: bool) -> Finding {
-    let Some(inside) = &veth.inside else { return Finding::Stranger };
-    let noted = inside.attachment.as_ref().and_then(|attachment| attachment.pod.as_ref());
-    let pod = match noted {
-        Some(noted) => match known(noted, index) {
+/// Decides. The pod is the one in libcni's cache entry; without an entry, the one that has the address in the sources.
+pub(super) fn identify(veth: &Veth, index: &Index, node: &str, anti_spoofing: bool) -> Decision {
+    let Some(pod_end) = &veth.pod_end else { return Decision::NotOurs };
+    let recorded = pod_end.attachment.as_ref().and_then(|attachment| attachment.pod.as_ref());
+    let pod = match recorded {
+        Some(recorded) => match known(recorded, index) {
             Ok(pod) => pod,
-            Err(reason) => return Finding::Waits { pod: key_of(noted), reason },
+            Err(reason) => return Decision::Wait { pod: pod_key(recorded), reason },
         },
         None => {
-            let owner = inside.addresses.iter().find_map(|address| index.owner_of(*address));
+            let owner = pod_end.addresses.iter().find_map(|address| index.owner_of(*address));
             match owner {
                 Some(pod) if pod.node.as_deref().is_none_or(|its| its == node) => pod,
-                _ => return Finding::Stranger,
+                _ => return Decision::NotOurs,
             }
         }
     };
     if pod.host_network || pod.life == PodLife::Finished {
-        return Finding::Stranger;
+        return Decision::NotOurs;
     }
     if pod.addresses.is_empty() {
         let reason = "its status names no address yet".to_owned();
-        return Finding::Waits { pod: pod.key.clone(), reason };
+        return Decision::Wait { pod: pod.key.clone(), reason };
     }
     let is_own = |address: &&IpAddr| pod.addresses.contains(&address.to_canonical());
-    if !inside.addresses.iter().any(|address| is_own(&address)) {
-        // a further network's
-        return Finding::Stranger;
+    if !pod_end.addresses.iter().any(|address| is_own(&address)) {
+        // the interface of an additional network of the pod
+        return Decision::NotOurs;
     }
-    let noted_addresses = inside.attachment.as_ref().map(|a| a.addresses.as_slice());
-    let addresses = inside.addresses.iter().map(IpAddr::to_canonical);
+    let recorded_addresses = pod_end.attachment.as_ref().map(|a| a.addresses.as_slice());
+    let addresses = pod_end.addresses.iter().map(IpAddr::to_canonical);
     let addresses = addresses
         .filter(|address| {
-            is_own(&address) || noted_addresses.is_some_and(|noted| noted.contains(address))
+            is_own(&address)
+                || recorded_addresses.is_some_and(|recorded| recorded.contains(address))
         })
         .collect();
-    let attachment = inside.attachment.as_ref();
+    let attachment = pod_end.attachment.as_ref();
     let registration = Registration {
         ifindex: veth.host.index,
         owner: draw_owner(),
-        startup: Startup::Watch,
+        startup: Startup::Learn,
         anti_spoofing,
         addresses,
-        mac: inside.mac,
-        netns_cookie: inside.cookie,
+        mac: pod_end.mac,
+        netns_cookie: pod_end.cookie,
         container_id: attachment.map(|a| a.container_id.clone()).unwrap_or_default(),
-        interface: attachment.map_or_else(|| inside.interface.clone(), |a| a.ifname.clone()),
+        interface: attachment.map_or_else(|| pod_end.interface.clone(), |a| a.ifname.clone()),
         host_interface: veth.host.name.clone(),
         network: attachment.map(|a| a.network.clone()).unwrap_or_default(),
         pod: Some(PodRef {
             namespace: pod.key.namespace.to_string(),
             name: pod.key.name.to_string(),
-            uid: noted.map_or_else(|| pod.uid.to_string(), |noted| noted.uid.clone()),
+            uid: recorded.map_or_else(|| pod.uid.to_string(), |recorded| recorded.uid.clone()),
         }),
-        netns: inside.netns.to_string_lossy().into_owned(),
+        netns: pod_end.netns.to_string_lossy().into_owned(),
     };
-    Finding::Pod { registration, settled: noted.is_some() && pod.life == PodLife::Live }
+    Decision::Adopt { registration, settled: recorded.is_some() && pod.life == PodLife::Live }
 }
 
-fn known<'a>(noted: &PodRef, index: &'a Index) -> Result<&'a Pod, String> {
-    match index.pod(&key_of(noted)) {
+fn known<'a>(recorded: &PodRef, index: &'a Index) -> Result<&'a Pod, String> {
+    match index.pod(&pod_key(recorded)) {
         None => Err("it is not known to any source".to_owned()),
-        Some(pod) if !noted.uid.is_empty() && !pod.uid.is_empty() && *pod.uid != *noted.uid => {
+        Some(pod)
+            if !recorded.uid.is_empty() && !pod.uid.is_empty() && *pod.uid != *recorded.uid =>
+        {
             Err(format!(
                 "the sources' pod of this name has uid {}, the one that runs has {}",
-                pod.uid, noted.uid
+                pod.uid, recorded.uid
             ))
         }
         Some(pod) => Ok(pod),
     }
 }
 
-fn key_of(pod: &PodRef) -> ObjectKey {
-    ObjectKey::new(pod.namespace.as_str(), pod.name.as_str())
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use podgate_bpf::hostlink::Link;
-    use podgate_policy::index::Change;
+    use podgate_link::hostlink::Link;
+    use podgate_policy::object::Event;
 
     use super::*;
-    use crate::adopt::cache::Attachment;
-    use crate::adopt::find::Inside;
+    use crate::adopt::discover::PodEnd;
+    use crate::cni_cache::Attachment;
 
     fn pod(name: &str, addresses: &[&str]) -> Pod {
         Pod {
@@ -130,11 +130,12 @@ mod tests {
             host_network: false,
             node: Some("n1".into()),
             host_addresses: Vec::new(),
+            annotated_limits: None,
         }
     }
 
-    fn veth(addresses: &[&str], noted: Option<(&str, &str)>) -> Veth {
-        let attachment = noted.map(|(name, uid)| Attachment {
+    fn veth(addresses: &[&str], recorded: Option<(&str, &str)>) -> Veth {
+        let attachment = recorded.map(|(name, uid)| Attachment {
             container_id: "c".into(),
             ifname: "eth0".into(),
             network: "pods".into(),
@@ -152,7 +153,7 @@ mod tests {
                 peer_netns: Some(0),
                 mac: None,
             },
-            inside: Some(Inside {
+            pod_end: Some(PodEnd {
                 netns: "/run/netns/a".into(),
                 cookie: 5,
                 mac: Some([2, 0, 0, 0, 0, 7]),
@@ -163,46 +164,48 @@ mod tests {
         }
     }
 
-    fn decide(pods: &[Pod], veth: &Veth) -> Finding {
+    fn decide(pods: &[Pod], veth: &Veth) -> Decision {
         let mut index = Index::new();
         for pod in pods {
-            index.apply(Change::PodSet(pod.clone()));
+            index.apply(Event::from(pod.clone()));
         }
         identify(veth, &index, "n1", true)
     }
 
     #[test]
-    fn a_noted_pod_is_registered_as_its_plugin_would_have() {
+    fn a_recorded_pod_is_registered_as_its_plugin_would_have() {
         let veth = veth(&["10.0.0.7", "10.0.0.8", "192.168.0.1"], Some(("web", "u1")));
-        let Finding::Pod { registration, settled } = decide(&[pod("web", &["10.0.0.7"])], &veth)
+        let Decision::Adopt { registration, settled } = decide(&[pod("web", &["10.0.0.7"])], &veth)
         else {
-            panic!("it is a pod")
+            panic!("it is to be adopted")
         };
         assert!(settled && registration.owner != 0 && registration.anti_spoofing);
-        assert_eq!(registration.startup, Startup::Watch);
+        assert_eq!(registration.startup, Startup::Learn);
         assert_eq!((registration.ifindex, registration.netns_cookie), (7, 5));
         assert_eq!(registration.mac, Some([2, 0, 0, 0, 0, 7]));
         assert_eq!(registration.container_id, "c");
         assert_eq!(registration.interface, "eth0");
         assert_eq!(registration.network, "pods");
-        // what somebody added inside is not the pod's to send from
+        // an address that was added inside the pod may not be used as a source
         let addresses: Vec<String> =
             registration.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.0.0.7", "10.0.0.8"]);
     }
 
     #[test]
-    fn without_a_note_the_address_tells() {
+    fn without_a_record_the_address_decides() {
         let found = decide(&[pod("web", &["10.0.0.7"])], &veth(&["10.0.0.7"], None));
-        let Finding::Pod { registration, settled } = found else { panic!("it is a pod") };
+        let Decision::Adopt { registration, settled } = found else {
+            panic!("it is to be adopted")
+        };
         assert!(!settled);
         assert_eq!(
             registration.pod.map(|pod| (pod.name, pod.uid)),
             Some(("web".into(), "u1".into()))
         );
         let far = Pod { node: Some("n2".into()), ..pod("web", &["10.0.0.7"]) };
-        assert_eq!(decide(&[far], &veth(&["10.0.0.7"], None)), Finding::Stranger);
-        assert_eq!(decide(&[], &veth(&["10.0.0.7"], None)), Finding::Stranger);
+        assert_eq!(decide(&[far], &veth(&["10.0.0.7"], None)), Decision::NotOurs);
+        assert_eq!(decide(&[], &veth(&["10.0.0.7"], None)), Decision::NotOurs);
     }
 
     #[test]
@@ -211,7 +214,7 @@ mod tests {
             pods,
             &veth(&["10.0.0.7"], Some(("web", uid))),
         ) {
-            Finding::Waits { pod, reason } => {
+            Decision::Wait { pod, reason } => {
                 assert_eq!(pod, ObjectKey::new("shop", "web"));
                 reason
             }
@@ -223,22 +226,22 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_no_gate_of_its_own_is_a_stranger() {
-        let noted = veth(&["10.0.0.7"], Some(("web", "u1")));
+    fn interfaces_that_get_no_gate_are_not_ours() {
+        let recorded = veth(&["10.0.0.7"], Some(("web", "u1")));
         let host = Pod { host_network: true, ..pod("web", &["10.0.0.7"]) };
-        assert_eq!(decide(&[host], &noted), Finding::Stranger);
+        assert_eq!(decide(&[host], &recorded), Decision::NotOurs);
         let over = Pod { life: PodLife::Finished, ..pod("web", &["10.0.0.7"]) };
-        assert_eq!(decide(&[over], &noted), Finding::Stranger);
-        // a further network's interface of the same pod
-        assert_eq!(decide(&[pod("web", &["10.9.0.7"])], &noted), Finding::Stranger);
-        let nowhere = Veth { inside: None, ..noted };
-        assert_eq!(decide(&[pod("web", &["10.0.0.7"])], &nowhere), Finding::Stranger);
+        assert_eq!(decide(&[over], &recorded), Decision::NotOurs);
+        // the interface of an additional network of the same pod
+        assert_eq!(decide(&[pod("web", &["10.9.0.7"])], &recorded), Decision::NotOurs);
+        let nowhere = Veth { pod_end: None, ..recorded };
+        assert_eq!(decide(&[pod("web", &["10.0.0.7"])], &nowhere), Decision::NotOurs);
     }
 
     #[test]
     fn a_terminating_pod_is_not_settled() {
         let ends = Pod { life: PodLife::Terminating, ..pod("web", &["10.0.0.7"]) };
         let found = decide(&[ends], &veth(&["10.0.0.7"], Some(("web", "u1"))));
-        assert!(matches!(found, Finding::Pod { settled: false, .. }), "{found:?}");
+        assert!(matches!(found, Decision::Adopt { settled: false, .. }), "{found:?}");
     }
 }

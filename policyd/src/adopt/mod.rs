@@ -1,17 +1,16 @@
-//! Pods that ran before podgate came, and those that started while it was not in the runtime's configuration: found,
-//! gated and enforced, without a restart and without breaking a connection.
+//! Adopts running pods without a gate, from before podgate was installed or while it was missing in the runtime's
+//! configuration: finds them, attaches a gate and enforces policy, without a restart and without breaking a connection.
 //!
 //! ```text
-//!   find      host ends of veths that nobody registered, and what is behind them; cache: libcni's notes
-//!   identify  whose each is; who has to wait
-//!   gate      the order in which a pod that runs is gated
-//!   takeover  pods whose gate is another layout's
-//!   seeds     the flows it has open (conntrack: as the kernel tracks them; sockets: as its own sockets show them)
+//!   discover  host ends of veths without a registration, and the pod's end of each
+//!   identify  which pod each belongs to; which have to wait
+//!   gate      the order of the steps in which a running pod is gated
+//!   takeover  pods whose gate uses another map layout
+//!   seeds     the flows that a pod has open (conntrack: from the kernel's table; sockets: from its own sockets)
 //! ```
 
-mod cache;
 mod conntrack;
-mod find;
+mod discover;
 mod gate;
 mod identify;
 mod seeds;
@@ -29,54 +28,56 @@ use podgate_bpf::maps::Registration;
 use podgate_policy::model::{ObjectKey, Pod, PodLife};
 use tokio::time::Instant;
 
-pub use find::Places;
+pub use discover::SearchPaths;
 pub use takeover::Takeover;
 
-use crate::ungated::{Finding, Lookout, registered};
-use crate::view::Shared;
+use crate::backoff::Backoff;
+use crate::cni_cache;
+use crate::pod_key::{pod_key, registered_pod};
+use crate::snapshot::NodeState;
+use crate::ungated::{AdoptionStatus, Finding, registered};
 use crate::writer::Handle;
-use find::Veth;
-use identify::identify;
+use discover::Veth;
+use identify::{Decision, identify};
 
 /// How often the node's links are compared with the registry.
-const TICK: Duration = Duration::from_secs(2);
-/// How old a veth must be that may still be in the middle of its ADD, or of its DEL: then the plugin gates it, or
-/// it goes.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// How soon a veth that cannot be adopted is looked at again: doubled from the first to the second.
-const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(16));
-/// How soon after its start policyd looks whether the sources have been read.
-const SOON: Duration = Duration::from_millis(100);
-/// By then policyd is ready, whether every pod that ran before has its gate or not.
-const SETTLE: Duration = Duration::from_secs(60);
+const SCAN_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a veth is left to the plugin that may still be at work on it: an ADD that gates it, or a DEL that removes it.
+const PLUGIN_GRACE_PERIOD: Duration = Duration::from_secs(3);
+/// Delays after which a veth that cannot be adopted is tried again.
+const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(16));
+/// How often it is checked whether the first commit is done.
+const READY_POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// How long policyd's readiness waits for the pods that ran before it.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-const BEHIND: &str = "the gate of another layout of the maps stands, with the policies that it had: \
-    it is being taken over";
+const TAKEOVER_PENDING: &str = "its gate uses another map layout, with the policies that it had: it is being \
+    taken over";
 
 /// The task that adopts.
 #[derive(Clone, Debug)]
 pub struct Adopter {
-    /// What is registered, and which pods there are.
-    pub shared: Arc<Shared>,
-    /// Who puts policy in force.
+    /// Which endpoints are registered and which pods exist.
+    pub shared: Arc<NodeState>,
+    /// The writer, which puts policy in force.
     pub writer: Handle,
     /// How gates are attached.
     pub attach: AttachMode,
-    /// Where to look.
-    pub places: Places,
-    /// Where another layout may have pods: those are taken over, not adopted.
+    /// Where pods' network namespaces are looked for.
+    pub paths: SearchPaths,
+    /// The pins of all layouts. Pods of another one are taken over, not adopted.
     pub root: PinRoot,
     /// Whether adopted pods may only send from their own addresses.
     pub anti_spoofing: bool,
 }
 
-/// What is known of veths that have no gate, by the index of their host end.
+/// Veths without a gate, by the index of their host end, and pods without a veth.
 #[derive(Debug, Default)]
 struct Ungated {
     veths: BTreeMap<u32, Candidate>,
     /// Pods of this node whose veth was not found, and since when.
     missing: BTreeMap<ObjectKey, Instant>,
-    /// Why the last look failed.
+    /// Why the last search failed.
     failed: Option<String>,
     /// When adoption began.
     began: Option<Instant>,
@@ -88,43 +89,43 @@ struct Candidate {
     host_interface: String,
     since: Instant,
     due: Instant,
-    delay: Duration,
-    /// How it stands, if it is a pod's.
+    backoff: Backoff,
+    /// The pod that it belongs to, if any, and why that has no gate yet.
     pod: Option<(ObjectKey, Finding)>,
 }
 
-/// How far a round is.
+/// Progress of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     /// Pods are being gated, some of which an earlier policyd has registered.
     Gating,
-    /// All that could be gated now are.
+    /// All pods that could be gated are.
     Done,
 }
 
 impl Adopter {
-    /// Runs until the task is dropped. A pod whose adoption that interrupts is taken up by the next policyd.
+    /// Runs until the task is dropped. The next policyd continues the adoption of a pod that this interrupts.
     pub async fn run(self) {
         let mut ungated = Ungated::default();
         loop {
-            // which policy a pod has is not known before
-            let ready = self.shared.view().ready;
+            // before the first commit it is not known which policies a pod has
+            let ready = self.shared.snapshot().ready;
             if ready {
                 self.round(&mut ungated).await;
             }
-            tokio::time::sleep(if ready { TICK } else { SOON }).await;
+            tokio::time::sleep(if ready { SCAN_INTERVAL } else { READY_POLL_INTERVAL }).await;
         }
     }
 
     async fn round(&self, ungated: &mut Ungated) {
-        let mut batch = self.begun();
-        batch.extend(self.found(ungated).await);
+        let mut batch = self.unfinished();
+        batch.extend(self.new_candidates(ungated).await);
         if !batch.is_empty() {
-            // that takes a while
+            // attaching and seeding take a while
             self.report(ungated, Progress::Gating).await;
         }
         for (registration, result) in self.gate_all(batch).await {
-            let Some(pod) = key_of(&registration) else { continue };
+            let Some(pod) = registered_pod(&registration) else { continue };
             match result {
                 Ok(flows) => {
                     ungated.veths.remove(&registration.ifindex);
@@ -147,82 +148,82 @@ impl Adopter {
         self.report(ungated, Progress::Done).await;
     }
 
-    /// Those that an earlier policyd, or an earlier round, has begun with. What the writer published last may be late:
-    /// one that is enforced by now is done, and one that was given up is begun anew, with a number of its own. Under
-    /// the old one the writer might believe it in force.
-    fn begun(&self) -> Vec<Registration> {
-        let view = self.shared.view();
-        let registrations = view.endpoints.values().map(|endpoint| &*endpoint.registration);
-        let watched = registrations.filter(|each| each.startup == Startup::Watch);
-        let maps = &self.shared.gate.maps;
-        let still = |each: &&Registration| {
+    /// Endpoints that an earlier policyd or an earlier round has registered and not finished. The snapshot may be out of
+    /// date, so each is compared with the registry: one that is enforced by now is done, and one that was undone starts
+    /// again with a new owner number, because under the old one the writer might take its policy for being in force.
+    fn unfinished(&self) -> Vec<Registration> {
+        let snapshot = self.shared.snapshot();
+        let registrations = snapshot.endpoints.values().map(|endpoint| &*endpoint.registration);
+        let learning = registrations.filter(|each| each.startup == Startup::Learn);
+        let maps = &self.shared.datapath.maps;
+        let is_current = |each: &&Registration| {
             maps.registration(each.ifindex).is_ok_and(|now| now.as_ref() == Some(*each))
         };
-        watched.filter(still).cloned().collect()
+        learning.filter(is_current).cloned().collect()
     }
 
-    /// New ones whose turn it is.
-    async fn found(&self, ungated: &mut Ungated) -> Vec<Registration> {
+    /// Veths to adopt that were found now, or whose retry is due.
+    async fn new_candidates(&self, ungated: &mut Ungated) -> Vec<Registration> {
         let now = Instant::now();
         let mut known: BTreeSet<u32> =
-            self.shared.view().endpoints.keys().map(|endpoint| endpoint.0).collect();
+            self.shared.snapshot().endpoints.keys().map(|endpoint| endpoint.0).collect();
         ungated.veths.retain(|ifindex, _| !known.contains(ifindex));
         known.extend(ungated.veths.iter().filter(|(_, c)| c.due > now).map(|(index, _)| *index));
-        let (places, root) = (self.places.clone(), self.root.clone());
-        let looked = tokio::task::spawn_blocking(move || {
-            let found = match takeover::behind(&root) {
-                Ok(behind) => {
-                    known.extend(behind.into_keys());
-                    find::ungated(&places, &known).map_err(|e| e.to_string())
+        let (paths, root) = (self.paths.clone(), self.root.clone());
+        let searched = tokio::task::spawn_blocking(move || {
+            let found = match takeover::in_other_layouts(&root) {
+                Ok(taken_over) => {
+                    known.extend(taken_over.into_keys());
+                    discover::unregistered_veths(&paths, &known).map_err(|e| e.to_string())
                 }
                 Err(error) => Err(error.to_string()),
             };
             (found, known)
         });
-        let looked = match looked.await {
+        let searched = match searched.await {
             Ok((Ok(veths), known)) => Ok((veths, known)),
             Ok((Err(error), _)) => Err(error.to_string()),
             Err(error) => Err(error.to_string()),
         };
-        let (veths, known) = match looked {
-            Ok(looked) => looked,
+        let (veths, known) = match searched {
+            Ok(searched) => searched,
             Err(error) => {
-                tracing::warn!(error, "cannot look for pods without a gate, trying again");
+                tracing::warn!(error, "cannot search for pods without a gate, trying again");
                 ungated.failed = Some(error);
                 return Vec::new();
             }
         };
         ungated.failed = None;
-        let there: BTreeSet<u32> = veths.iter().map(|veth| veth.host.index).collect();
-        ungated.veths.retain(|ifindex, _| there.contains(ifindex) || known.contains(ifindex));
+        let present: BTreeSet<u32> = veths.iter().map(|veth| veth.host.index).collect();
+        ungated.veths.retain(|ifindex, _| present.contains(ifindex) || known.contains(ifindex));
         veths.iter().filter_map(|veth| self.decide(veth, ungated)).collect()
     }
 
     fn decide(&self, veth: &Veth, ungated: &mut Ungated) -> Option<Registration> {
-        let finding = identify(veth, &self.shared.index(), &self.shared.node, self.anti_spoofing);
+        let decision = identify(veth, &self.shared.index(), &self.shared.node, self.anti_spoofing);
         let candidate = ungated.candidate(veth.host.index, &veth.host.name);
-        match finding {
-            identify::Finding::Pod { registration, settled } => {
+        match decision {
+            Decision::Adopt { registration, settled } => {
                 let pending = |reason: &str| Finding::Pending(reason.to_owned());
-                let pod = key_of(&registration);
-                if settled || candidate.since.elapsed() >= PATIENCE {
+                let pod = registered_pod(&registration);
+                if settled || candidate.since.elapsed() >= PLUGIN_GRACE_PERIOD {
                     candidate.pod = pod.map(|pod| (pod, pending("it is being gated")));
                     return Some(registration);
                 }
-                let reason = "its runtime may be about to gate it, or to end it";
+                let reason = "its runtime may be about to gate or to remove it";
                 candidate.pod = pod.map(|pod| (pod, pending(reason)));
-                candidate.due = candidate.since + PATIENCE;
+                candidate.due = candidate.since + PLUGIN_GRACE_PERIOD;
             }
-            identify::Finding::Waits { pod, reason } => candidate.wait(Some((pod, reason))),
-            identify::Finding::Stranger => candidate.wait(None),
+            Decision::Wait { pod, reason } => candidate.wait(Some((pod, reason))),
+            Decision::NotOurs => candidate.wait(None),
         }
         None
     }
 
-    /// Publishes how the pods of this node stand that have no gate.
+    /// Publishes the pods of this node that have no gate, and why.
     async fn report(&self, ungated: &mut Ungated, progress: Progress) {
         let now = Instant::now();
-        let registered = registered(&self.shared.view());
+        let registered = registered(&self.shared.snapshot());
         let veths: BTreeMap<ObjectKey, Finding> = ungated
             .veths
             .values()
@@ -245,75 +246,76 @@ impl Adopter {
         for pod in keys {
             ungated.missing.entry(pod.clone()).or_insert(now);
         }
-        let noted = self.noted(&missing).await;
-        let behind = self.behind().await;
-        let say = |pod: Arc<Pod>| {
-            let finding = match behind.contains(&pod.key) {
-                true => Finding::Pending(BEHIND.to_owned()),
-                false => self.missing(&pod, noted.contains(&pod.key), ungated),
+        let recorded = self.recorded(&missing).await;
+        let taken_over = self.in_other_layouts().await;
+        let finding_of = |pod: Arc<Pod>| {
+            let finding = match taken_over.contains(&pod.key) {
+                true => Finding::Pending(TAKEOVER_PENDING.to_owned()),
+                false => self.missing(&pod, recorded.contains(&pod.key), ungated),
             };
             (pod.key.clone(), finding)
         };
-        let local = missing.into_iter().map(say).collect();
-        let mut lookout = Lookout { settled: false, local, veths, unsought: None };
+        let local = missing.into_iter().map(finding_of).collect();
+        let mut adoption = AdoptionStatus { settled: false, local, veths, not_adopted: None };
         let began = *ungated.began.get_or_insert(now);
-        let is_done = progress == Progress::Done && !lookout.is_pending();
-        if !ungated.settled && (is_done || began.elapsed() >= SETTLE) {
+        let is_done = progress == Progress::Done && !adoption.is_pending();
+        if !ungated.settled && (is_done || began.elapsed() >= SETTLE_TIMEOUT) {
             ungated.settled = true;
-            let without = lookout.without_gate();
+            let without = adoption.without_gate();
             if !without.is_empty() {
                 tracing::warn!(
                     pods = without,
-                    "ready, but no gate stands at some pods: see podgatectl status"
+                    "ready, but some pods have no gate: see podgatectl status"
                 );
             }
         }
-        lookout.settled = ungated.settled;
-        self.shared.set_lookout(lookout);
+        adoption.settled = ungated.settled;
+        self.shared.set_adoption(adoption);
     }
 
-    /// What there is to say of a pod of this node whose veth was not found.
-    fn missing(&self, pod: &Pod, is_noted: bool, ungated: &Ungated) -> Finding {
-        // manifests may speak of pods that nobody runs; an API server says an address only of one that runs
-        let is_told = is_noted || !self.shared.servers().is_empty();
-        if !is_told || pod.life == PodLife::Terminating && !is_noted {
+    /// What to report of a pod of this node whose veth was not found.
+    fn missing(&self, pod: &Pod, is_recorded: bool, ungated: &Ungated) -> Finding {
+        // manifests may describe pods that do not run; in an API server only a running pod has an address
+        let runs = is_recorded || !self.shared.servers().is_empty();
+        if !runs || pod.life == PodLife::Terminating && !is_recorded {
             return Finding::Absent;
         }
         let since = ungated.missing.get(&pod.key);
-        let is_old = since.is_some_and(|since| since.elapsed() >= PATIENCE);
+        let is_old = since.is_some_and(|since| since.elapsed() >= PLUGIN_GRACE_PERIOD);
         let reason = match &ungated.failed {
-            Some(error) => format!("cannot look for its veth: {error}"),
+            Some(error) => format!("cannot search for its veth: {error}"),
             None => self.unseen(&pod.addresses),
         };
         match (is_old, ungated.settled) {
             (true, _) => Finding::Ungated(reason),
             (false, false) => Finding::Pending(reason),
-            // its plugin is at work, or its runtime has just ended it
+            // its plugin may be at work, or its runtime has just removed it
             (false, true) => Finding::Absent,
         }
     }
 
-    /// The pods that libcni knows of, where that matters.
-    async fn noted(&self, missing: &[Arc<Pod>]) -> BTreeSet<ObjectKey> {
+    /// The pods in libcni's cache; not read if no pod is missing.
+    async fn recorded(&self, missing: &[Arc<Pod>]) -> BTreeSet<ObjectKey> {
         if missing.is_empty() {
             return BTreeSet::new();
         }
-        let dir = self.places.cni_cache.clone();
+        let dir = self.paths.cni_cache.clone();
         let read = tokio::task::spawn_blocking(move || {
-            let pods = cache::read(&dir).into_iter().filter_map(|attachment| attachment.pod);
-            pods.map(|pod| ObjectKey::new(pod.namespace.as_str(), pod.name.as_str())).collect()
+            let pods =
+                cni_cache::attachments(&dir).into_iter().filter_map(|attachment| attachment.pod);
+            pods.map(|pod| pod_key(&pod)).collect()
         });
-        // only by a panic, of which the log tells
+        // fails only after a panic, which is logged
         read.await.unwrap_or_default()
     }
 
     /// Pods whose gate is another layout's.
-    async fn behind(&self) -> BTreeSet<ObjectKey> {
+    async fn in_other_layouts(&self) -> BTreeSet<ObjectKey> {
         let root = self.root.clone();
-        let looked = tokio::task::spawn_blocking(move || takeover::behind(&root)).await;
-        // what cannot be looked at is in the log of the takeover
-        let behind = looked.ok().and_then(Result::ok).unwrap_or_default();
-        behind.into_values().flatten().collect()
+        let found = tokio::task::spawn_blocking(move || takeover::in_other_layouts(&root)).await;
+        // the takeover logs its errors itself
+        let found = found.ok().and_then(Result::ok).unwrap_or_default();
+        found.into_values().flatten().collect()
     }
 
     fn unseen(&self, addresses: &[std::net::IpAddr]) -> String {
@@ -321,7 +323,7 @@ impl Adopter {
         format!(
             "no veth leads to its address {} in the network namespaces under {}",
             list(addresses.iter().map(ToString::to_string).collect()),
-            list(self.places.netns.iter().map(|dir| dir.display().to_string()).collect()),
+            list(self.paths.netns.iter().map(|dir| dir.display().to_string()).collect()),
         )
     }
 }
@@ -329,22 +331,17 @@ impl Adopter {
 impl Ungated {
     fn candidate(&mut self, ifindex: u32, host_interface: &str) -> &mut Candidate {
         let now = Instant::now();
-        let candidate = self.veths.entry(ifindex).or_insert_with(|| Candidate {
+        let new = || Candidate {
             host_interface: host_interface.to_owned(),
             since: now,
             due: now,
-            delay: RETRY.0,
+            backoff: RETRY_BACKOFF,
             pod: None,
-        });
+        };
+        let candidate = self.veths.entry(ifindex).or_insert_with(new);
         if candidate.host_interface != host_interface {
-            // the number is another's by now
-            *candidate = Candidate {
-                host_interface: host_interface.to_owned(),
-                since: now,
-                due: now,
-                delay: RETRY.0,
-                pod: None,
-            };
+            // the index was reused for another interface
+            *candidate = new();
         }
         candidate
     }
@@ -353,12 +350,6 @@ impl Ungated {
 impl Candidate {
     fn wait(&mut self, pod: Option<(ObjectKey, String)>) {
         self.pod = pod.map(|(pod, reason)| (pod, Finding::Ungated(reason)));
-        self.due = Instant::now() + self.delay;
-        self.delay = (self.delay * 2).min(RETRY.1);
+        self.due = Instant::now() + self.backoff.next_delay();
     }
-}
-
-fn key_of(registration: &Registration) -> Option<ObjectKey> {
-    let pod = registration.pod.as_ref()?;
-    Some(ObjectKey::new(pod.namespace.as_str(), pod.name.as_str()))
 }

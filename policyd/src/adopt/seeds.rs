@@ -1,73 +1,65 @@
-//! Which flows a pod has open, as the packets at its veth show them: pure.
+//! Which flows a pod has open, keyed as its gate sees their packets. Pure.
 //!
-//! The kernel's table speaks of connections, from end to end and translated on the way; a gate sees one place of that
-//! way. What a pod sends passes its gate before any translation, what it gets passes it after all of them.
+//! Conntrack has connections from end to end, with address translation; a gate sees their packets at the pod's veth only.
+//! What a pod sends passes its gate before any translation, what it receives passes it after all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use podgate_bpf::abi::{Direction, FlowKind};
-use podgate_bpf::handshake::EndpointRef;
+use podgate_bpf::abi::{Direction, FlowKind, ip_protocol};
 use podgate_bpf::seeding::Seed;
+use podgate_contract::handshake::EndpointRef;
 
 use super::conntrack::Tracked;
 use super::sockets::{Connected, Sockets};
 
-/// Numbers of IP protocols.
-pub(super) mod protocol {
-    pub(in crate::adopt) const ICMP: u8 = 1;
-    pub(in crate::adopt) const TCP: u8 = 6;
-    pub(in crate::adopt) const UDP: u8 = 17;
-    pub(in crate::adopt) const ICMPV6: u8 = 58;
-    pub(in crate::adopt) const SCTP: u8 = 132;
-}
-
-/// An interface whose flows are asked for.
+/// An endpoint whose flows are to be seeded.
 #[derive(Clone, Debug)]
-pub(super) struct Subject {
-    /// Which.
+pub(super) struct SeedTarget {
+    /// Interface and owner number.
     pub(super) endpoint: EndpointRef,
-    /// Its addresses.
+    /// The pod's addresses on this interface.
     pub(super) addresses: Vec<IpAddr>,
-    /// What its pod has open.
+    /// The pod's open sockets.
     pub(super) sockets: Sockets,
 }
 
-/// Those whose flows are asked for, by address, and the node they are on.
+/// The endpoints to seed, by address, and the node's own addresses.
 #[derive(Debug)]
-pub(super) struct Subjects<'a> {
-    by_address: BTreeMap<IpAddr, &'a Subject>,
+pub(super) struct SeedTargets<'a> {
+    by_address: BTreeMap<IpAddr, &'a SeedTarget>,
     node: &'a BTreeSet<IpAddr>,
 }
 
-impl<'a> Subjects<'a> {
-    pub(super) fn new(subjects: &'a [Subject], node: &'a BTreeSet<IpAddr>) -> Self {
-        let each = |subject: &'a Subject| {
-            subject.addresses.iter().map(move |address| (address.to_canonical(), subject))
+impl<'a> SeedTargets<'a> {
+    pub(super) fn new(targets: &'a [SeedTarget], node: &'a BTreeSet<IpAddr>) -> Self {
+        let each = |target: &'a SeedTarget| {
+            target.addresses.iter().map(move |address| (address.to_canonical(), target))
         };
-        Self { by_address: subjects.iter().flat_map(each).collect(), node }
+        Self { by_address: targets.iter().flat_map(each).collect(), node }
     }
 
-    /// The flows of a tracked connection: one at each of its ends that is asked for.
+    /// The flows of a tracked connection: one at each of its ends that is an endpoint to seed.
     pub(super) fn of_tracked(&self, tracked: &Tracked) -> impl Iterator<Item = Seed> {
         let opener = self.by_address.get(&tracked.original.source.ip());
         let answerer = self.by_address.get(&tracked.reply.source.ip());
-        let opener = opener.map(|subject| sent(subject, tracked));
-        let answerer = answerer.map(|subject| self.received(subject, tracked));
+        let opener = opener.map(|target| sent(target, tracked));
+        let answerer = answerer.map(|target| self.received(target, tracked));
         opener.into_iter().chain(answerer).map(|seed| self.corrected(seed, tracked))
     }
 
-    fn received(&self, subject: &Subject, tracked: &Tracked) -> Seed {
+    fn received(&self, target: &SeedTarget, tracked: &Tracked) -> Seed {
         let Tracked { protocol, original, reply, state, .. } = *tracked;
         Seed {
-            endpoint: subject.endpoint,
+            endpoint: target.endpoint,
             pod: reply.source,
             peer: without_id(reply.destination, protocol),
             protocol,
             kind: kind(protocol, FlowKind::EchoByPeer),
             direction: Direction::Ingress,
             state,
-            // masqueraded for somebody else it has the node's address too, but was not sent from it
+            // A masqueraded connection arrives with the node's address as well. Only if the original source is the
+            // node's too was it opened by the node.
             by_own_node: self.is_node(original.source.ip()) && self.is_node(reply.destination.ip()),
             translated_to: None,
         }
@@ -77,16 +69,17 @@ impl<'a> Subjects<'a> {
         self.node.contains(&address)
     }
 
-    /// What was picked up in its midst may have been an answer; the pod's sockets know better.
+    /// Conntrack may take a reply for the opening packet of a connection that it picked up mid-stream: the pod's
+    /// sockets show the true direction.
     fn corrected(&self, seed: Seed, tracked: &Tracked) -> Seed {
-        let Some(subject) = self.by_address.get(&seed.pod.ip()) else { return seed };
+        let Some(target) = self.by_address.get(&seed.pod.ip()) else { return seed };
         let is = |socket: &&Connected| {
             (socket.protocol, socket.local, socket.remote) == (seed.protocol, seed.pod, seed.peer)
         };
-        if !tracked.picked_up || !subject.sockets.connected.iter().any(|socket| is(&socket)) {
+        if !tracked.picked_up || !target.sockets.connected.iter().any(|socket| is(&socket)) {
             return seed;
         }
-        let opener = subject.sockets.opener(seed.protocol, seed.pod.port(), seed.peer.port());
+        let opener = target.sockets.opener(seed.protocol, seed.pod.port(), seed.peer.port());
         self.directed(seed, opener.unwrap_or(seed.direction))
     }
 
@@ -103,35 +96,35 @@ impl<'a> Subjects<'a> {
         }
     }
 
-    /// A conversation that the kernel does not track; `None` where it cannot be told who began it, or it does not pass
-    /// the gate.
-    pub(super) fn of_socket(&self, subject: &Subject, socket: &Connected) -> Option<Seed> {
+    /// The flow of a socket whose connection conntrack does not have. `None` if it is not known which side opened it, or
+    /// if its packets do not pass the gate.
+    pub(super) fn of_socket(&self, target: &SeedTarget, socket: &Connected) -> Option<Seed> {
         let Connected { protocol, local, remote, state } = *socket;
-        if !subject.addresses.contains(&local.ip()) || subject.addresses.contains(&remote.ip()) {
+        if !target.addresses.contains(&local.ip()) || target.addresses.contains(&remote.ip()) {
             return None;
         }
-        let direction = subject.sockets.opener(protocol, local.port(), remote.port())?;
+        let direction = target.sockets.opener(protocol, local.port(), remote.port())?;
         Some(Seed {
-            endpoint: subject.endpoint,
+            endpoint: target.endpoint,
             pod: local,
             peer: remote,
             protocol,
             kind: FlowKind::Plain,
             direction,
             state,
-            // without tracking there is no masquerading
+            // masquerading needs conntrack: without an entry there, the peer's address is genuine
             by_own_node: direction == Direction::Ingress && self.is_node(remote.ip()),
             translated_to: None,
         })
     }
 }
 
-fn sent(subject: &Subject, tracked: &Tracked) -> Seed {
+fn sent(target: &SeedTarget, tracked: &Tracked) -> Seed {
     let Tracked { protocol, original, reply, state, .. } = *tracked;
     let (seen, real) =
         (without_id(original.destination, protocol), without_id(reply.source, protocol));
     Seed {
-        endpoint: subject.endpoint,
+        endpoint: target.endpoint,
         pod: original.source,
         peer: seen,
         protocol,
@@ -143,17 +136,17 @@ fn sent(subject: &Subject, tracked: &Tracked) -> Seed {
     }
 }
 
-/// An echo's identifier is the pod's side's alone.
+/// The key of an echo flow has the identifier on the pod's side only.
 fn without_id(side: SocketAddr, protocol: u8) -> SocketAddr {
     match protocol {
-        protocol::ICMP | protocol::ICMPV6 => SocketAddr::new(side.ip(), 0),
+        ip_protocol::ICMP | ip_protocol::ICMPV6 => SocketAddr::new(side.ip(), 0),
         _ => side,
     }
 }
 
 fn kind(protocol: u8, echo: FlowKind) -> FlowKind {
     match protocol {
-        protocol::ICMP | protocol::ICMPV6 => echo,
+        ip_protocol::ICMP | ip_protocol::ICMPV6 => echo,
         _ => FlowKind::Plain,
     }
 }
@@ -162,7 +155,8 @@ fn kind(protocol: u8, echo: FlowKind) -> FlowKind {
 mod tests {
     use podgate_bpf::abi::FlowState;
 
-    use super::protocol::{ICMP, TCP, UDP};
+    use podgate_bpf::abi::ip_protocol::{ICMP, TCP, UDP};
+
     use super::*;
     use crate::adopt::conntrack::Sides;
 
@@ -173,16 +167,16 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// A connection, its answers, and what is made of it for pods 10.0.0.1 and 10.0.0.2 on a node 10.0.0.254.
+    /// The seeds of a tracked connection for pods 10.0.0.1 and 10.0.0.2 on a node 10.0.0.254.
     fn seeds(tracked: Tracked, sockets: Sockets) -> Vec<Seed> {
-        let subject = |endpoint, address: &str| Subject {
+        let target = |endpoint, address: &str| SeedTarget {
             endpoint,
             addresses: vec![address.parse().unwrap()],
             sockets: sockets.clone(),
         };
-        let subjects = [subject(OWN, "10.0.0.1"), subject(OTHER, "10.0.0.2")];
+        let targets = [target(OWN, "10.0.0.1"), target(OTHER, "10.0.0.2")];
         let node = BTreeSet::from(["10.0.0.254".parse().unwrap()]);
-        Subjects::new(&subjects, &node).of_tracked(&tracked).collect()
+        SeedTargets::new(&targets, &node).of_tracked(&tracked).collect()
     }
 
     fn tracked(protocol: u8, original: [&str; 2], reply: [&str; 2]) -> Tracked {
@@ -235,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_masqueraded_looks_like_the_node_and_is_not() {
+    fn a_masqueraded_connection_is_not_the_nodes_own() {
         // from outside through a node port, and from the node's own process: both arrive with the node's address
         let outside = tracked(
             TCP,
@@ -272,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_tracking_met_in_its_midst_is_turned_round_by_the_sockets() {
+    fn sockets_correct_the_direction_of_a_connection_picked_up_midstream() {
         let (server, client) = ("10.0.0.1:80", "192.0.2.9:5000");
         // the kernel saw an answer of the pod first
         let wrong = Tracked { picked_up: true, ..tracked(TCP, [server, client], [client, server]) };
@@ -281,13 +275,13 @@ mod tests {
         let sockets = Sockets::of(&[(TCP, 80)], &[(TCP, server, client)]);
         let ingress = seed(OWN, server, client, Direction::Ingress);
         assert_eq!(seeds(wrong, sockets.clone()), [ingress]);
-        // one that saw the handshake is believed
+        // conntrack saw the handshake, so its direction is right
         let right = Tracked { picked_up: false, ..wrong };
         assert_eq!(seeds(right, sockets), [egress]);
     }
 
     #[test]
-    fn untracked_sockets_tell_who_waited() {
+    fn listening_sockets_give_the_direction_of_untracked_connections() {
         let sockets = Sockets::of(
             &[(TCP, 80)],
             &[
@@ -300,17 +294,17 @@ mod tests {
                 (TCP, "10.0.0.1:4001", "10.0.0.1:80"),
             ],
         );
-        let subject = Subject {
+        let target = SeedTarget {
             endpoint: OWN,
             addresses: vec!["10.0.0.1".parse().unwrap()],
             sockets: sockets.clone(),
         };
         let node = BTreeSet::from(["10.0.0.254".parse().unwrap()]);
-        let subjects = Subjects::new(std::slice::from_ref(&subject), &node);
+        let targets = SeedTargets::new(std::slice::from_ref(&target), &node);
         let found: Vec<Option<(Direction, bool)>> = sockets
             .connected
             .iter()
-            .map(|socket| subjects.of_socket(&subject, socket))
+            .map(|socket| targets.of_socket(&target, socket))
             .map(|seed| seed.map(|seed| (seed.direction, seed.by_own_node)))
             .collect();
         let expected = [
@@ -318,7 +312,7 @@ mod tests {
             Some((Direction::Egress, false)),
             Some((Direction::Egress, false)),
             Some((Direction::Ingress, false)),
-            // two ports that somebody chose: who began is not to be seen
+            // neither port is ephemeral: the opener is not known
             None,
             // neither passes the gate
             None,

@@ -1,4 +1,4 @@
-//! The sockets of a pod: what is open where the kernel tracks no connections, and which end of one the pod is.
+//! The sockets of a pod: its open connections where conntrack has no entries, and which side opened each.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,10 +10,9 @@ use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use podgate_bpf::abi::ip_protocol::{TCP, UDP};
 use podgate_bpf::abi::{Direction, FlowState};
-use podgate_bpf::netlink::Netlink;
-
-use super::seeds::protocol::{TCP, UDP};
+use podgate_link::netlink::Netlink;
 
 /// States of `tcp_states.h`; a datagram socket that is connected is "established", any other "close".
 const ESTABLISHED: u8 = 1;
@@ -23,14 +22,14 @@ const TIME_WAIT: u8 = 6;
 const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
 
-/// What a pod has open.
+/// A pod's open sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sockets {
-    /// Connected ones, datagram sockets too.
+    /// Connected TCP and UDP sockets.
     pub(super) connected: Vec<Connected>,
-    /// Protocol and port of those that wait for whoever comes.
-    waiting: BTreeSet<(u8, u16)>,
-    /// Ports that the kernel gives to who asks for none.
+    /// Protocol and port of TCP sockets in LISTEN and of unconnected UDP sockets.
+    listening: BTreeSet<(u8, u16)>,
+    /// `ip_local_port_range`: ports that the kernel chooses for sockets that bind none.
     ephemeral: RangeInclusive<u16>,
 }
 
@@ -41,20 +40,20 @@ pub(super) struct Connected {
     pub(super) protocol: u8,
     /// The pod's side.
     pub(super) local: SocketAddr,
-    /// The other.
+    /// The peer's side.
     pub(super) remote: SocketAddr,
-    /// How far it is.
+    /// State of the connection.
     pub(super) state: FlowState,
 }
 
 impl Default for Sockets {
     fn default() -> Self {
-        Self { connected: Vec::new(), waiting: BTreeSet::new(), ephemeral: 32768..=60999 }
+        Self { connected: Vec::new(), listening: BTreeSet::new(), ephemeral: 32768..=60999 }
     }
 }
 
 impl Sockets {
-    /// Reads those of the calling thread's network namespace. Without the kernel's means there are none.
+    /// Reads those of the calling thread's network namespace. None on a kernel without sock_diag.
     pub(super) fn read() -> io::Result<Self> {
         let mut sockets = Self::default();
         if let Some(range) = ephemeral() {
@@ -66,15 +65,15 @@ impl Sockets {
         };
         for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
             for protocol in [TCP, UDP] {
-                let question = SockDiagMessage::InetRequest(InetRequest {
+                let request = SockDiagMessage::InetRequest(InetRequest {
                     family,
                     protocol,
                     extensions: ExtensionFlags::empty(),
                     states: StateFlags::all(),
                     socket_id: socket_id.clone(),
                 });
-                match netlink.dump(question, |answer| sockets.take(protocol, answer)) {
-                    // no such module
+                match netlink.dump(request, |answer| sockets.take(protocol, answer)) {
+                    // the kernel has no sock_diag module for this protocol
                     Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => {}
                     listed => listed?,
                 }
@@ -86,12 +85,12 @@ impl Sockets {
     fn take(&mut self, protocol: u8, answer: SockDiagMessage) {
         let SockDiagMessage::InetResponse(response) = answer else { return };
         let id = &response.header.socket_id;
-        // sockets for both families have mapped addresses
+        // dual-stack sockets have IPv4-mapped addresses
         let local = SocketAddr::new(id.source_address.to_canonical(), id.source_port);
         let remote = SocketAddr::new(id.destination_address.to_canonical(), id.destination_port);
         let state = match (protocol, response.header.state) {
             (TCP, LISTEN) | (UDP, CLOSE) => {
-                self.waiting.insert((protocol, local.port()));
+                self.listening.insert((protocol, local.port()));
                 return;
             }
             (TCP, SYN_SENT) => FlowState::New,
@@ -104,12 +103,12 @@ impl Sockets {
         self.connected.push(Connected { protocol, local, remote, state });
     }
 
-    /// Who opened the conversation of these two ports, as far as sockets show it: who waits on a port is spoken to, and
-    /// ports that the kernel chose belong to the one who speaks first. `None`: they do not show it.
+    /// The direction in which the connection between these two ports was opened: towards a listening TCP port, or from an
+    /// ephemeral UDP port to one that is not. `None` if this does not decide it.
     pub(super) fn opener(&self, protocol: u8, local: u16, remote: u16) -> Option<Direction> {
         if protocol == TCP {
-            let waits = self.waiting.contains(&(TCP, local));
-            return Some(if waits { Direction::Ingress } else { Direction::Egress });
+            let listens = self.listening.contains(&(TCP, local));
+            return Some(if listens { Direction::Ingress } else { Direction::Egress });
         }
         match (self.ephemeral.contains(&local), self.ephemeral.contains(&remote)) {
             (true, false) => Some(Direction::Egress),
@@ -128,8 +127,8 @@ fn ephemeral() -> Option<RangeInclusive<u16>> {
 
 #[cfg(test)]
 impl Sockets {
-    /// Those that wait on a port, and those that are connected.
-    pub(super) fn of(waiting: &[(u8, u16)], connected: &[(u8, &str, &str)]) -> Self {
+    /// From listening ports and connected sockets.
+    pub(super) fn of(listening: &[(u8, u16)], connected: &[(u8, &str, &str)]) -> Self {
         let connected = connected.iter().map(|(protocol, local, remote)| Connected {
             protocol: *protocol,
             local: local.parse().unwrap(),
@@ -138,7 +137,7 @@ impl Sockets {
         });
         Self {
             connected: connected.collect(),
-            waiting: waiting.iter().copied().collect(),
+            listening: listening.iter().copied().collect(),
             ..Self::default()
         }
     }

@@ -1,6 +1,6 @@
-//! Pods whose gate is another layout's: an upgrade that changed the maps, or the way back from one. The policies that
-//! they had stay in force until this layout's are, and their connections come along. The order stands at
-//! [`podgate_bpf::handover`].
+//! Takes over pods whose gate uses another map layout: after an upgrade that changed the layout, or a rollback. Their
+//! earlier policies stay in force until this layout's are, and their flows are copied. [`podgate_bpf::handover`] has the
+//! order of the steps.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,65 +10,67 @@ use std::time::Duration;
 use nix::net::if_::if_nametoindex;
 use podgate_bpf::abi::Startup;
 use podgate_bpf::attach::AttachMode;
-use podgate_bpf::gating::draw_owner;
+use podgate_bpf::endpoint::draw_owner;
 use podgate_bpf::handover::{OtherLayout, Owners};
 use podgate_bpf::maps::Registration;
-use podgate_bpf::netns::Route;
-use podgate_bpf::{Gate, PinRoot};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_link::netns::Route;
 use podgate_policy::model::ObjectKey;
 use tokio::time::Instant;
 
-use super::gate::{ask, in_force, reference};
-use super::key_of;
-use crate::view::Shared;
+use super::gate::{in_force, reference, request_commit};
+use crate::pod_key::registered_pod;
+use crate::snapshot::NodeState;
 use crate::writer::Handle;
 
-/// How often other layouts are looked for: an earlier plugin may still be called.
-const TICK: Duration = Duration::from_secs(2);
-/// How often until the first commit, which all waits for.
-const SOON: Duration = Duration::from_millis(50);
-/// How long the writer may take. A pod that no source knows is tried again, and does not hold up others.
-const COMMIT: Duration = Duration::from_secs(3);
-/// Longer than a packet is on its way through the programs.
-const IN_FLIGHT: Duration = Duration::from_millis(20);
+/// How often other layouts are looked for: a plugin of another version may still be called.
+const SCAN_INTERVAL: Duration = Duration::from_secs(2);
+/// How often it is checked whether the first commit is done.
+const READY_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How long the writer may take. A pod that no source knows is tried again and does not hold up others.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longer than the programs take for a packet.
+const PACKET_DRAIN_TIME: Duration = Duration::from_millis(20);
 
 /// The task that takes pods over.
 #[derive(Clone, Debug)]
 pub struct Takeover {
-    /// What is registered.
-    pub shared: Arc<Shared>,
-    /// Who puts policy in force.
+    /// Which endpoints are registered.
+    pub shared: Arc<NodeState>,
+    /// The writer, which puts policy in force.
     pub writer: Handle,
     /// How gates are attached.
     pub attach: AttachMode,
-    /// Where the layouts are.
+    /// The directory of all layouts' pins.
     pub root: PinRoot,
 }
 
 /// Interfaces whose gate is another layout's, with their pods as far as they are known.
-pub(super) fn behind(root: &PinRoot) -> podgate_bpf::Result<BTreeMap<u32, Option<ObjectKey>>> {
-    let mut behind = BTreeMap::new();
+pub(super) fn in_other_layouts(
+    root: &PinRoot,
+) -> podgate_bpf::Result<BTreeMap<u32, Option<ObjectKey>>> {
+    let mut found = BTreeMap::new();
     for layout in OtherLayout::all(root)? {
         match layout.interfaces() {
-            Ok(interfaces) => behind.extend(interfaces.into_iter().map(|ifindex| {
+            Ok(interfaces) => found.extend(interfaces.into_iter().map(|ifindex| {
                 let registration = layout.registration(ifindex).ok().flatten();
-                (ifindex, registration.as_ref().and_then(key_of))
+                (ifindex, registration.as_ref().and_then(registered_pod))
             })),
-            // its maps cannot be read: where its programs are can be
+            // its maps cannot be read, but the interfaces of its programs can be listed
             Err(_) => {
                 let links = Route::here().and_then(|route| route.links()).unwrap_or_default();
                 for link in links {
-                    if layout.stands_at(link.index)? {
-                        behind.insert(link.index, None);
+                    if layout.is_attached(link.index)? {
+                        found.insert(link.index, None);
                     }
                 }
             }
         }
     }
-    Ok(behind)
+    Ok(found)
 }
 
-/// Pods of one round, and the layouts that are there.
+/// The pods of one round and all other layouts.
 #[derive(Debug, Default)]
 struct Batch {
     layouts: Vec<OtherLayout>,
@@ -76,13 +78,13 @@ struct Batch {
 }
 
 impl Takeover {
-    /// Runs until the task is dropped. Pods that it has begun with are taken up by the next policyd.
+    /// Runs until the task is dropped. The next policyd continues with pods that are not finished.
     pub async fn run(self) {
         let mut reported = BTreeMap::new();
         loop {
-            let view = self.shared.view();
-            // without the node's own addresses its probes would be denied
-            if view.ready && !view.node_addresses.is_empty() {
+            let snapshot = self.shared.snapshot();
+            // before the node's own addresses are known its probes would be denied
+            if snapshot.ready && !snapshot.node_addresses.is_empty() {
                 let waits = self.round().await;
                 for (pod, reason) in &waits {
                     if reported.get(pod) != Some(reason) {
@@ -94,19 +96,19 @@ impl Takeover {
                     }
                 }
                 reported = waits;
-                tokio::time::sleep(TICK).await;
+                tokio::time::sleep(SCAN_INTERVAL).await;
             } else {
-                tokio::time::sleep(SOON).await;
+                tokio::time::sleep(READY_POLL_INTERVAL).await;
             }
         }
     }
 
-    /// Takes over what can be; returns who waits, and why.
+    /// Takes over all pods that it can; returns those that have to wait, each with the reason.
     async fn round(&self) -> BTreeMap<String, String> {
         let mut waits = BTreeMap::new();
-        let (gate, root) = (self.shared.gate.clone(), self.root.clone());
+        let (datapath, root) = (self.shared.datapath.clone(), self.root.clone());
         let attach = self.attach;
-        let begun = blocking(move || begin(&gate, &root, attach)).await;
+        let begun = blocking(move || begin(&datapath, &root, attach)).await;
         let mut batch = match begun {
             Ok(batch) => batch,
             Err(reason) => return BTreeMap::from([("all".to_owned(), reason)]),
@@ -117,19 +119,20 @@ impl Takeover {
             }
             return waits;
         }
-        let deadline = Instant::now() + COMMIT;
-        let asked: Vec<_> = batch.pods.iter().map(|pod| ask(&self.writer, pod)).collect();
+        let deadline = Instant::now() + COMMIT_TIMEOUT;
+        let pending: Vec<_> =
+            batch.pods.iter().map(|pod| request_commit(&self.writer, pod)).collect();
         let mut in_time = Vec::new();
-        for (pod, answer) in std::mem::take(&mut batch.pods).into_iter().zip(asked) {
+        for (pod, answer) in std::mem::take(&mut batch.pods).into_iter().zip(pending) {
             match in_force(answer, deadline).await {
                 Ok(()) => in_time.push(pod),
                 Err(reason) => drop(waits.insert(name_of(&pod), reason)),
             }
         }
         batch.pods = in_time;
-        let gate = self.shared.gate.clone();
+        let datapath = self.shared.datapath.clone();
         let pods = batch.pods.clone();
-        let done = blocking(move || finish(&gate, &batch)).await;
+        let done = blocking(move || finish(&datapath, &batch)).await;
         match done {
             Ok(flows) if !pods.is_empty() => {
                 tracing::info!(pods = pods.len(), flows, "took pods over from another layout");
@@ -137,9 +140,9 @@ impl Takeover {
             Ok(_) => {}
             Err(reason) => waits.extend(pods.iter().map(|pod| (name_of(pod), reason.clone()))),
         }
-        // the writer publishes the registrations as they are now
-        let deadline = Instant::now() + COMMIT;
-        for answer in pods.iter().map(|pod| ask(&self.writer, pod)) {
+        // the writer publishes the changed registrations
+        let deadline = Instant::now() + COMMIT_TIMEOUT;
+        for answer in pods.iter().map(|pod| request_commit(&self.writer, pod)) {
             let _ = in_force(answer, deadline).await;
         }
         self.clear().await;
@@ -147,8 +150,8 @@ impl Takeover {
     }
 
     async fn clear(&self) {
-        let (gate, root) = (self.shared.gate.clone(), self.root.clone());
-        if let Err(reason) = blocking(move || clear(&gate, &root)).await {
+        let (datapath, root) = (self.shared.datapath.clone(), self.root.clone());
+        if let Err(reason) = blocking(move || clear(&datapath, &root)).await {
             tracing::warn!(reason, "cannot remove another layout's pins, trying again");
         }
     }
@@ -164,37 +167,37 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn name_of(registration: &Registration) -> String {
-    match key_of(registration) {
+    match registered_pod(registration) {
         Some(pod) => pod.to_string(),
         None => registration.host_interface.clone(),
     }
 }
 
-/// Steps 1 to 3: for the pods that an earlier policyd has begun with, else for those of one other layout.
-fn begin(gate: &Gate, root: &PinRoot, attach: AttachMode) -> podgate_bpf::Result<Batch> {
+/// Steps 1 to 3: for the pods that an earlier policyd has not finished, else for those of one other layout.
+fn begin(datapath: &Datapath, root: &PinRoot, attach: AttachMode) -> podgate_bpf::Result<Batch> {
     let layouts = OtherLayout::all(root)?;
-    let mut pods: Vec<Registration> = gate.maps.registrations()?;
+    let mut pods: Vec<Registration> = datapath.maps.registrations()?;
     pods.retain(|pod| pod.startup.is_handover());
     if layouts.is_empty() && pods.is_empty() {
         return Ok(Batch::default());
     }
-    // where several have pods, the newest layout's first: its programs are those in front
+    // of several layouts with pods the newest first: its programs run first
     for layout in layouts.iter().rev() {
-        let found = candidates(gate, layout, attach);
+        let found = candidates(datapath, layout, attach);
         if !pods.is_empty() || found.is_empty() {
             continue;
         }
-        gate.prepare_handover(layout)?;
+        datapath.prepare_handover(layout)?;
         for registration in found {
             let owner = draw_owner();
             let here = Registration { owner, startup: Startup::Previous, ..registration };
-            if gate.maps.register_new(&here)? {
+            if datapath.maps.register_new(&here)? {
                 pods.push(here);
             }
         }
     }
     pods.retain(|pod| {
-        let replaced = replace(gate, &layouts, pod, attach);
+        let replaced = replace(datapath, &layouts, pod, attach);
         if let Err(error) = &replaced {
             tracing::warn!(pod = name_of(pod), %error, "cannot put this layout's programs in place");
         }
@@ -204,19 +207,19 @@ fn begin(gate: &Gate, root: &PinRoot, attach: AttachMode) -> podgate_bpf::Result
 }
 
 fn replace(
-    gate: &Gate,
+    datapath: &Datapath,
     layouts: &[OtherLayout],
     pod: &Registration,
     attach: AttachMode,
 ) -> podgate_bpf::Result<()> {
     for layout in layouts {
-        gate.replace_gate(layout, pod.ifindex, attach)?;
+        datapath.replace_gate(layout, pod.ifindex, attach)?;
     }
-    gate.verify(pod.ifindex).or_else(|_| gate.attach(pod.ifindex, attach)).map(drop)
+    datapath.verify(pod.ifindex).or_else(|_| datapath.attach(pod.ifindex, attach)).map(drop)
 }
 
-/// Those of a layout that are not registered here. What is left there of others is removed.
-fn candidates(gate: &Gate, layout: &OtherLayout, attach: AttachMode) -> Vec<Registration> {
+/// A layout's pods that are not registered in this one. Registrations there that no longer apply are removed.
+fn candidates(datapath: &Datapath, layout: &OtherLayout, attach: AttachMode) -> Vec<Registration> {
     let interfaces = match layout.interfaces() {
         Ok(interfaces) => interfaces,
         Err(error) => {
@@ -226,7 +229,7 @@ fn candidates(gate: &Gate, layout: &OtherLayout, attach: AttachMode) -> Vec<Regi
     };
     let mut found = Vec::new();
     for ifindex in interfaces {
-        match candidate(gate, layout, ifindex, attach) {
+        match candidate(datapath, layout, ifindex, attach) {
             Ok(registration) => found.extend(registration),
             Err(error) => tracing::warn!(ifindex, %error, "cannot take a pod over"),
         }
@@ -235,38 +238,40 @@ fn candidates(gate: &Gate, layout: &OtherLayout, attach: AttachMode) -> Vec<Regi
 }
 
 fn candidate(
-    gate: &Gate,
+    datapath: &Datapath,
     layout: &OtherLayout,
     ifindex: u32,
     attach: AttachMode,
 ) -> podgate_bpf::Result<Option<Registration>> {
     let Some(there) = layout.registration(ifindex)? else { return Ok(None) };
     let is_gone = if_nametoindex(there.host_interface.as_str()) != Ok(ifindex);
-    match gate.maps.registration(ifindex)? {
+    match datapath.maps.registration(ifindex)? {
         _ if is_gone => {}
         Some(here) if here.startup.is_handover() => return Ok(None),
         // registered by this version's plugin, or taken over by a policyd that could not finish
-        Some(_) => drop(gate.attach(ifindex, attach)?),
-        // its adoption had just begun there, so it is open: it is adopted here
-        None if there.startup == Startup::Watch => {}
+        Some(_) => drop(datapath.attach(ifindex, attach)?),
+        // its adoption has not finished there, so it is still open: it is adopted in this layout
+        None if there.startup == Startup::Learn => {}
         None => return Ok(Some(there)),
     }
-    layout.take_away(reference(&there))?;
+    layout.remove_endpoint(reference(&there))?;
     Ok(None)
 }
 
-/// Steps 5 to 9, for all at the same pace.
-fn finish(gate: &Gate, batch: &Batch) -> podgate_bpf::Result<usize> {
+/// Steps 5 to 9, each for all pods.
+fn finish(datapath: &Datapath, batch: &Batch) -> podgate_bpf::Result<usize> {
     if batch.pods.is_empty() {
         return Ok(0);
     }
-    set_startup(gate, batch, |_| Startup::Opening)?;
-    let mut flows = copy(gate, batch)?;
-    set_startup(gate, batch, |_| Startup::Remainder)?;
-    flows += copy(gate, batch)?;
+    set_startup(datapath, batch, |_| Startup::Opening)?;
+    let mut flows = copy(datapath, batch)?;
+    set_startup(datapath, batch, |_| Startup::Remainder)?;
+    flows += copy(datapath, batch)?;
     let ends_as: BTreeMap<u32, Startup> =
         batch.pods.iter().map(|pod| (pod.ifindex, last_startup(batch, pod.ifindex))).collect();
-    set_startup(gate, batch, |pod| ends_as.get(&pod.ifindex).copied().unwrap_or(Startup::Hold))?;
+    set_startup(datapath, batch, |pod| {
+        ends_as.get(&pod.ifindex).copied().unwrap_or(Startup::Hold)
+    })?;
     for (layout, pod) in both(batch) {
         if layout.registration(pod.ifindex)?.is_some() {
             layout.forget(pod.ifindex)?;
@@ -279,7 +284,7 @@ fn both(batch: &Batch) -> impl Iterator<Item = (&OtherLayout, &Registration)> {
     batch.layouts.iter().flat_map(|layout| batch.pods.iter().map(move |pod| (layout, pod)))
 }
 
-/// What the plugin gave the pod, which one that is without a policy again would fall back to.
+/// The startup state that the plugin gave the pod. It applies again if the pod loses its policy map.
 fn last_startup(batch: &Batch, ifindex: u32) -> Startup {
     let is_open = |layout: &OtherLayout| {
         let there = layout.registration(ifindex).ok().flatten();
@@ -292,20 +297,20 @@ fn last_startup(batch: &Batch, ifindex: u32) -> Startup {
 }
 
 fn set_startup(
-    gate: &Gate,
+    datapath: &Datapath,
     batch: &Batch,
     startup: impl Fn(&Registration) -> Startup,
 ) -> podgate_bpf::Result<()> {
     for pod in &batch.pods {
-        // one that went away meanwhile has no registration to change
-        gate.maps.set_startup(reference(pod), startup(pod))?;
+        // false, and no error, if the pod is gone
+        datapath.maps.set_startup(reference(pod), startup(pod))?;
     }
-    // a packet that has met the state before is through
-    thread::sleep(IN_FLIGHT);
+    // wait for packets that were judged by the previous state
+    thread::sleep(PACKET_DRAIN_TIME);
     Ok(())
 }
 
-fn copy(gate: &Gate, batch: &Batch) -> podgate_bpf::Result<usize> {
+fn copy(datapath: &Datapath, batch: &Batch) -> podgate_bpf::Result<usize> {
     let mut flows = 0;
     for layout in &batch.layouts {
         let mut owners = Owners::new();
@@ -314,17 +319,17 @@ fn copy(gate: &Gate, batch: &Batch) -> podgate_bpf::Result<usize> {
                 owners.insert(pod.ifindex, (there.owner, pod.owner));
             }
         }
-        flows += gate.copy_flows(layout, &owners)?;
+        flows += datapath.copy_flows(layout, &owners)?;
     }
     Ok(flows)
 }
 
-/// Removes the pins of layouts that no pod is left in.
-fn clear(gate: &Gate, root: &PinRoot) -> podgate_bpf::Result<()> {
-    if gate.maps.registrations()?.iter().any(|each| each.startup.is_handover()) {
+/// Removes the pins of layouts without pods.
+fn clear(datapath: &Datapath, root: &PinRoot) -> podgate_bpf::Result<()> {
+    if datapath.maps.registrations()?.iter().any(|each| each.startup.is_handover()) {
         return Ok(());
     }
-    gate.end_handover()?;
+    datapath.end_handover()?;
     for layout in OtherLayout::all(root)? {
         if layout.interfaces().is_ok_and(|left| left.is_empty()) {
             layout.remove()?;

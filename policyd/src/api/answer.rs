@@ -3,9 +3,9 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use podgate_contract::api::ApiError;
 use podgate_policy::convert::FieldError;
 
-use super::types::ApiError;
 use crate::writer::Stopped;
 
 /// A request refused.

@@ -4,10 +4,11 @@ use axum::Json;
 use axum::extract::State;
 use podgate_bpf::abi::{Direction, Reason};
 use podgate_bpf::maps::Counters as Counted;
+use podgate_contract::api::{Counters, PacketCount, RuleCount, Verdict};
 
-use super::types::{Counters, PacketCount, RuleCount};
 use super::{Api, Refusal, endpoints};
-use crate::writer::Answers;
+use crate::encode::direction_of;
+use crate::writer::QueryContext;
 
 /// Every direction and reason with its packets and bytes, whether there were any or not.
 pub(crate) fn packets(counted: &Counted) -> impl Iterator<Item = PacketCount> {
@@ -16,8 +17,8 @@ pub(crate) fn packets(counted: &Counted) -> impl Iterator<Item = PacketCount> {
     Direction::ALL.iter().flat_map(each).map(|(direction, reason)| {
         let count = counted.get(*direction, *reason);
         PacketCount {
-            direction: direction.name().to_owned(),
-            verdict: if reason.is_denial() { "deny" } else { "allow" }.to_owned(),
+            direction: direction_of(*direction),
+            verdict: if reason.is_denial() { Verdict::Deny } else { Verdict::Allow },
             reason: reason.name().to_owned(),
             packets: count.packets,
             bytes: count.bytes,
@@ -26,17 +27,17 @@ pub(crate) fn packets(counted: &Counted) -> impl Iterator<Item = PacketCount> {
 }
 
 pub(super) async fn get(State(api): State<Api>) -> Result<Json<Counters>, Refusal> {
-    let view = api.shared.view();
-    let classes = endpoints::classes(view.endpoints.values());
-    let of = move |answers: &Answers<'_>| endpoints::members(answers, &classes);
-    let members = api.writer.ask(of).await?;
+    let snapshot = api.shared.snapshot();
+    let classes = endpoints::classes(snapshot.endpoints.values());
+    let of = move |answers: &QueryContext<'_>| endpoints::members(answers, &classes);
+    let members = api.writer.query(of).await?;
     let shared = api.shared.clone();
     let read = move || -> podgate_bpf::Result<Counters> {
-        let packets = packets(&shared.gate.maps.counters()?).collect();
+        let packets = packets(&shared.datapath.maps.counters()?).collect();
         let mut rules = Vec::new();
-        for endpoint in view.endpoints.values() {
+        for endpoint in snapshot.endpoints.values() {
             let Some(table) = &endpoint.table else { continue };
-            for allowed in endpoints::allowed(&shared, &view, endpoint, table, &members)? {
+            for allowed in endpoints::allowed(&shared, &snapshot, endpoint, table, &members)? {
                 rules.push(RuleCount { pod: endpoint.name(), allowed });
             }
         }

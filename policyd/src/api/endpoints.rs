@@ -5,27 +5,30 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::Json;
 use axum::extract::{Path, State};
 use podgate_bpf::abi::{PolicyKey, Share};
-use podgate_policy::compile::{Class, Entry, PortMatch, RuleId, RuleOrigin, Table};
-use podgate_policy::model::PolicyId;
+use podgate_contract::api::{
+    Allowed, Endpoint, EndpointDetail, EndpointState, EntryVerdict, Isolation, PeerSet,
+};
+use podgate_policy::model::Direction;
+use podgate_policy::tables::{Class, Effect, Entry, RuleId, RuleOrigin, Table};
 
-use super::types::{Allowed, Endpoint, EndpointDetail, EndpointState, Isolation, PeerSet};
+use super::policies::policy_name;
 use super::{Api, Refusal};
 use crate::encode;
 use crate::shares;
-use crate::view::{self, EndpointView, Shared, View};
-use crate::writer::Answers;
+use crate::snapshot::{self, EndpointSnapshot, NodeState, Snapshot};
+use crate::writer::QueryContext;
 
 /// Members of a class that are named.
 const NAMED: usize = 100;
 
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Endpoint>>, Refusal> {
-    let view = api.shared.view();
+    let snapshot = api.shared.snapshot();
     let shared = api.shared.clone();
-    // shares and gates are asked for in the kernel
+    // shares and gates are read from the kernel
     let described = move || {
-        let shares = shared.gate.maps.flow_table().shares()?;
+        let shares = shared.datapath.maps.flow_table().shares()?;
         let describe = |endpoint| describe(&shared, endpoint, &shares);
-        Ok(view.endpoints.values().map(describe).collect())
+        Ok(snapshot.endpoints.values().map(describe).collect())
     };
     match tokio::task::spawn_blocking(described).await {
         Ok(Ok(endpoints)) => Ok(Json(endpoints)),
@@ -38,18 +41,18 @@ pub(super) async fn get(
     State(api): State<Api>,
     Path((namespace, pod)): Path<(String, String)>,
 ) -> Result<Json<Vec<EndpointDetail>>, Refusal> {
-    let view = api.shared.view();
+    let snapshot = api.shared.snapshot();
     let shared = api.shared.clone();
     let wanted = format!("{namespace}/{pod}");
-    let classes = classes(view.endpoints.values().filter(|endpoint| endpoint.name() == wanted));
-    let members = api.writer.ask(move |answers| members(answers, &classes)).await?;
+    let classes = classes(snapshot.endpoints.values().filter(|endpoint| endpoint.name() == wanted));
+    let members = api.writer.query(move |answers| members(answers, &classes)).await?;
     // hit counters are read from the kernel
     let details = tokio::task::spawn_blocking(move || {
-        let shares = shared.gate.maps.flow_table().shares()?;
-        let of = view.endpoints.values().filter(|endpoint| endpoint.name() == wanted);
+        let shares = shared.datapath.maps.flow_table().shares()?;
+        let of = snapshot.endpoints.values().filter(|endpoint| endpoint.name() == wanted);
         let details = of.map(|endpoint| {
             let allowed = match &endpoint.table {
-                Some(table) => allowed(&shared, &view, endpoint, table, &members)?,
+                Some(table) => allowed(&shared, &snapshot, endpoint, table, &members)?,
                 None => Vec::new(),
             };
             Ok(EndpointDetail { endpoint: describe(&shared, endpoint, &shares), allowed })
@@ -66,14 +69,19 @@ pub(super) async fn get(
     }
 }
 
-fn describe(shared: &Shared, endpoint: &EndpointView, shares: &BTreeMap<u32, Share>) -> Endpoint {
+fn describe(
+    shared: &NodeState,
+    endpoint: &EndpointSnapshot,
+    shares: &BTreeMap<u32, Share>,
+) -> Endpoint {
     let table = endpoint.table.as_deref();
     let registration = &endpoint.registration;
     let pod = registration.pod.as_ref();
-    let isolation = |policies: Option<&Vec<PolicyId>>| {
-        let policies: Vec<String> =
-            policies.into_iter().flatten().map(|policy| policy.to_string()).collect();
-        Isolation { isolated: !policies.is_empty(), policies }
+    let isolation = |direction| {
+        let policies = table.map(|table| table.isolating(direction)).unwrap_or_default();
+        let policies: Vec<String> = policies.iter().map(ToString::to_string).collect();
+        let restricted = table.is_some_and(|table| restricts(table, direction));
+        Isolation { isolated: !policies.is_empty(), restricted, policies }
     };
     Endpoint {
         namespace: pod.map(|pod| pod.namespace.clone()).unwrap_or_default(),
@@ -82,61 +90,80 @@ fn describe(shared: &Shared, endpoint: &EndpointView, shares: &BTreeMap<u32, Sha
         ifindex: registration.ifindex,
         host_interface: registration.host_interface.clone(),
         gate: shared
-            .gate
+            .datapath
             .verify(registration.ifindex)
             .map_or_else(|_| String::new(), |attached| attached.to_string()),
         interface: registration.interface.clone(),
         container_id: registration.container_id.clone(),
         addresses: registration.addresses.clone(),
         state: match endpoint.state {
-            view::EndpointState::Enforced => EndpointState::Enforced,
-            view::EndpointState::Pending(_) => EndpointState::Pending,
-            view::EndpointState::Degraded(_) => EndpointState::Degraded,
+            snapshot::EndpointState::Enforced => EndpointState::Enforced,
+            snapshot::EndpointState::Pending(_) => EndpointState::Pending,
+            snapshot::EndpointState::Degraded(_) => EndpointState::Degraded,
         },
         reason: endpoint.state.reason().unwrap_or_default().to_owned(),
         startup: registration.startup.name().to_owned(),
-        ingress: isolation(table.map(|table| &table.ingress)),
-        egress: isolation(table.map(|table| &table.egress)),
+        ingress: isolation(Direction::Ingress),
+        egress: isolation(Direction::Egress),
         rules: endpoint.rules,
         share: shares::of(shares, endpoint),
     }
 }
 
+/// Whether an entry of a table denies something, which those of NetworkPolicies alone never do.
+fn restricts(table: &Table, direction: Direction) -> bool {
+    let mut entries = table.entries.iter().filter(|(entry, _)| entry.direction == direction);
+    table.ranked && entries.any(|(_, decision)| !decision.effect.passes())
+}
+
 /// The classes of peers that their tables speak of.
-pub(super) fn classes<'a>(endpoints: impl Iterator<Item = &'a EndpointView>) -> BTreeSet<Class> {
+pub(super) fn classes<'a>(
+    endpoints: impl Iterator<Item = &'a EndpointSnapshot>,
+) -> BTreeSet<Class> {
     let tables = endpoints.filter_map(|endpoint| endpoint.table.as_ref());
     tables.flat_map(|table| table.entries.keys()).map(|entry| entry.class).collect()
 }
 
 /// Everything that an endpoint's table allows, with the hits that the kernel counted.
 pub(super) fn allowed(
-    shared: &Shared,
-    view: &View,
-    endpoint: &EndpointView,
+    shared: &NodeState,
+    snapshot: &Snapshot,
+    endpoint: &EndpointSnapshot,
     table: &Table,
     members: &Members,
 ) -> podgate_bpf::Result<Vec<Allowed>> {
     let registration = &endpoint.registration;
-    let hits: BTreeMap<PolicyKey, u64> = match shared.gate.maps.policy_map(registration.ifindex)? {
-        Some(map) => map.entries()?.into_iter().map(|(key, value)| (key, value.hits)).collect(),
-        None => BTreeMap::new(),
-    };
-    let allowed = table.entries.iter().map(|(entry, rule)| {
+    let hits: BTreeMap<PolicyKey, u64> =
+        match shared.datapath.maps.policy_map(registration.ifindex)? {
+            Some(map) => map.entries()?.into_iter().map(|(key, value)| (key, value.hits)).collect(),
+            None => BTreeMap::new(),
+        };
+    let allowed = table.entries.iter().map(|(entry, decision)| {
         let keys = encode::keys(registration.owner, entry);
-        let origin = view.origins.get(*rule);
+        let origin = snapshot.origins.get(decision.rule);
         Allowed {
-            direction: entry.direction.to_string(),
+            direction: entry.direction,
             peers: peers(entry, members),
-            ports: ports(entry.ports),
-            rule: rule_name(origin.as_deref(), *rule),
+            ports: entry.ports.to_string(),
+            verdict: verdict(decision.effect),
+            rule: rule_name(origin.as_deref(), decision.rule),
             policy: match origin.as_deref() {
-                Some(RuleOrigin::Policy { policy, .. }) => Some(policy.into()),
+                Some(RuleOrigin::Policy { policy, .. }) => Some(policy_name(policy)),
                 _ => None,
             },
             hits: keys.iter().filter_map(|key| hits.get(key)).sum(),
         }
     });
     Ok(allowed.collect())
+}
+
+fn verdict(effect: Effect) -> EntryVerdict {
+    match effect {
+        Effect::Allow => EntryVerdict::Allow,
+        Effect::Audit => EntryVerdict::Audit,
+        Effect::Deny => EntryVerdict::Deny,
+        Effect::Reject => EntryVerdict::Reject,
+    }
 }
 
 fn rule_name(origin: Option<&RuleOrigin>, rule: RuleId) -> String {
@@ -146,7 +173,7 @@ fn rule_name(origin: Option<&RuleOrigin>, rule: RuleId) -> String {
 /// Who is in a class, for people: the first of them, and how many there are.
 pub(super) type Members = BTreeMap<Class, (Vec<String>, usize)>;
 
-pub(super) fn members(answers: &Answers<'_>, of: &BTreeSet<Class>) -> Members {
+pub(super) fn members(answers: &QueryContext<'_>, of: &BTreeSet<Class>) -> Members {
     let mut members = Members::new();
     let mut add = |class: Class, name: &dyn Fn() -> String| {
         if !of.contains(&class) {
@@ -176,15 +203,4 @@ fn peers(entry: &Entry, members: &Members) -> PeerSet {
     }
     let (members, count) = members.get(&entry.class).cloned().unwrap_or_default();
     PeerSet::Of { class: entry.class.0, members, count }
-}
-
-fn ports(ports: PortMatch) -> String {
-    match ports {
-        PortMatch::Everything => "any".to_owned(),
-        PortMatch::Range { protocol, first: 0, last: u16::MAX } => protocol.to_string(),
-        PortMatch::Range { protocol, first, last } if first == last => {
-            format!("{protocol} {first}")
-        }
-        PortMatch::Range { protocol, first, last } => format!("{protocol} {first}-{last}"),
-    }
 }

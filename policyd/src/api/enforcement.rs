@@ -4,12 +4,34 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use podgate_bpf::abi::Mode;
+use podgate_contract::api::{Enforcement, EnforcementMode, EnforcementState};
+use podgate_policy::model::{PolicyMode, PolicySettings};
 
-use super::types::{Enforcement, EnforcementMode};
+use super::cluster_policies::policy_name as cluster_policy_name;
+use super::policies::policy_name;
 use super::{Api, Refusal};
 
-pub(super) async fn get(State(api): State<Api>) -> Json<EnforcementMode> {
-    Json(EnforcementMode { mode: api.shared.gate.maps.control().mode().into() })
+pub(super) async fn get(State(api): State<Api>) -> Json<EnforcementState> {
+    let index = api.shared.index();
+    let audited = |settings: &PolicySettings| settings.mode == PolicyMode::Audit;
+    let namespaces = index.namespaces().filter(|namespace| audited(&namespace.settings));
+    let policies = index.policies().filter(|policy| audited(&policy.settings));
+    let cluster_policies = index.cluster_policies().filter(|policy| audited(&policy.settings));
+    Json(EnforcementState {
+        mode: enforcement(api.shared.datapath.maps.control().mode()),
+        namespaces: namespaces.map(|namespace| namespace.name.to_string()).collect(),
+        policies: policies.map(|policy| policy_name(&policy.id)).collect(),
+        cluster_policies: cluster_policies.map(|policy| cluster_policy_name(&policy.id)).collect(),
+    })
+}
+
+/// A mode as the API writes it.
+pub(super) fn enforcement(mode: Mode) -> Enforcement {
+    match mode {
+        Mode::Enforce => Enforcement::Enforce,
+        Mode::Audit => Enforcement::Audit,
+        Mode::Off => Enforcement::Off,
+    }
 }
 
 /// The mode is in a pinned map, so it outlives policyd and holds from the next packet on.
@@ -27,7 +49,7 @@ pub(super) async fn put(
         Enforcement::Audit => Mode::Audit,
         Enforcement::Off => Mode::Off,
     };
-    let control = api.shared.gate.maps.control();
+    let control = api.shared.datapath.maps.control();
     if control.mode() != mode {
         tracing::warn!(
             from = control.mode().name(),
@@ -38,5 +60,5 @@ pub(super) async fn put(
         // flows that passed only because of the old mode are judged again
         control.bump_epoch();
     }
-    Ok(Json(EnforcementMode { mode: control.mode().into() }))
+    Ok(Json(EnforcementMode { mode: enforcement(control.mode()) }))
 }

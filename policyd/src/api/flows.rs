@@ -11,32 +11,31 @@ use futures::stream;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::{Api, Refusal};
-use crate::listen::{API_STREAMS, Endless};
+use crate::listen::{API_STREAMS, Streaming};
 
-/// Ends when the client does. A client that reads too slowly loses events, which is better than
-/// holding up the others.
+/// Streams until the client leaves. A client that reads too slowly loses events and does not delay the others.
 pub(super) async fn get(State(api): State<Api>) -> Result<Response, Refusal> {
-    let Ok(place) = api.streams.clone().try_acquire_owned() else {
+    let Ok(permit) = api.streams.clone().try_acquire_owned() else {
         return Err(Refusal::busy(format!(
             "follow verdicts: {API_STREAMS} clients do already; end one of them"
         )));
     };
-    let listener = api.listeners.listen(&api.shared);
-    let lines = stream::unfold((listener, place), |(mut listener, place)| async {
+    let subscription = api.subscriptions.subscribe(&api.shared);
+    let lines = stream::unfold((subscription, permit), |(mut subscription, permit)| async {
         loop {
-            match listener.recv().await {
+            match subscription.recv().await {
                 Ok(event) => {
                     let mut line = serde_json::to_vec(&*event).unwrap_or_default();
                     line.push(b'\n');
-                    return Some((Ok::<_, Infallible>(Bytes::from(line)), (listener, place)));
+                    return Some((Ok::<_, Infallible>(Bytes::from(line)), (subscription, permit)));
                 }
                 Err(RecvError::Lagged(lost)) => {
-                    tracing::warn!(lost, "a listener of flow events is too slow");
+                    tracing::warn!(lost, "a client of the flow events is too slow");
                 }
                 Err(RecvError::Closed) => return None,
             }
         }
     });
     let head = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((head, Extension(Endless), Body::from_stream(lines)).into_response())
+    Ok((head, Extension(Streaming), Body::from_stream(lines)).into_response())
 }

@@ -4,19 +4,19 @@ use std::num::NonZeroU32;
 
 use axum::Json;
 use axum::extract::State;
+use podgate_contract::api::{ServiceEndpoint, ServiceFrontend, ServiceState};
 use podgate_policy::index::Index;
 use podgate_policy::model::{EndpointSlice, Service};
-use podgate_policy::services::{Backend, BackendState, Balance, Frontend, LeftReason};
+use podgate_policy::services::{Backend, BackendSet, BackendState, Frontend, UntranslatedReason};
 
-use super::types::{ServiceEndpoint, ServiceFrontend, ServiceState};
 use super::{Api, Refusal};
-use crate::writer::Answers;
+use crate::writer::QueryContext;
 
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<ServiceFrontend>>, Refusal> {
-    Ok(Json(api.writer.ask(every).await?))
+    Ok(Json(api.writer.query(every).await?))
 }
 
-fn every(answers: &Answers<'_>) -> Vec<ServiceFrontend> {
+fn every(answers: &QueryContext<'_>) -> Vec<ServiceFrontend> {
     let table = answers.services.table();
     let catalog = answers.index.services();
     let mut all = Vec::new();
@@ -35,7 +35,7 @@ fn every(answers: &Answers<'_>) -> Vec<ServiceFrontend> {
                 ..item(answers, service, frontend)
             });
         }
-        for (frontend, left) in table.left_of_service(&service.key) {
+        for (frontend, left) in table.untranslated_of_service(&service.key) {
             let endpoints = left.backends.iter();
             let endpoints = endpoints
                 .map(|backend| endpoint(answers.index, *backend, BackendState::Ready))
@@ -53,7 +53,7 @@ fn every(answers: &Answers<'_>) -> Vec<ServiceFrontend> {
 }
 
 /// A frontend that is left alone, without its reason and endpoints.
-fn item(answers: &Answers<'_>, service: &Service, frontend: Frontend) -> ServiceFrontend {
+fn item(answers: &QueryContext<'_>, service: &Service, frontend: Frontend) -> ServiceFrontend {
     let mut ports = service.ports.iter();
     let port = ports.find(|of| (of.port, of.protocol) == (frontend.port, frontend.protocol));
     ServiceFrontend {
@@ -72,7 +72,7 @@ fn item(answers: &Answers<'_>, service: &Service, frontend: Frontend) -> Service
     }
 }
 
-/// What a service, or who writes its slices, asks for and does not get.
+/// Fields of a service or of its slices that are not supported.
 fn unheeded<'a>(
     service: &Service,
     mut slices: impl Iterator<Item = &'a EndpointSlice>,
@@ -91,33 +91,29 @@ fn unheeded<'a>(
 }
 
 fn state(
-    answers: &Answers<'_>,
+    answers: &QueryContext<'_>,
     frontend: Frontend,
-    balance: Option<&Balance>,
+    balance: Option<&BackendSet>,
 ) -> (ServiceState, String) {
-    if let Some(left) = answers.services.table().left_at(&frontend).first() {
+    if let Some(left) = answers.services.table().untranslated_at(&frontend).first() {
         return (ServiceState::Alone, left.reason.to_string());
     }
     if let Some(reason) = answers.services.reason(frontend) {
         return (ServiceState::Degraded, reason.to_owned());
     }
     match (balance, answers.services.in_force(frontend)) {
-        (None, _) => (ServiceState::Alone, LeftReason::NoEndpoint.to_string()),
+        (None, _) => (ServiceState::Alone, UntranslatedReason::NoEndpoint.to_string()),
         (Some(_), None) => (ServiceState::Degraded, "not written yet".to_owned()),
         (Some(_), Some(_)) => (ServiceState::Translated, String::new()),
     }
 }
 
 /// An endpoint, with its pod's name.
-pub(super) fn endpoint(index: &Index, backend: Backend, state: BackendState) -> ServiceEndpoint {
+fn endpoint(index: &Index, backend: Backend, state: BackendState) -> ServiceEndpoint {
     ServiceEndpoint {
         address: backend.address,
         port: backend.port,
         pod: index.owner_of(backend.address).map(|pod| pod.key.to_string()),
-        state: match state {
-            BackendState::Ready => "ready",
-            BackendState::Serving => "serving",
-        }
-        .to_owned(),
+        state,
     }
 }

@@ -4,90 +4,52 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use podgate_bpf::abi::Mode;
 use podgate_bpf::features::Feature;
-
-use super::types::{
-    EndpointCounts, Enforcement, KernelLack, KindCount, MapCounts, ObjectCounts, ServiceCounts,
-    SourceStatus, Status, UnenforcedPod, WatchStatus,
+use podgate_contract::api::{
+    KernelLack, KindCount, ServiceCounts, SourceStatus, Status, UnenforcedPod, WatchStatus,
 };
+use podgate_manifests::unenforced::UnenforcedKind;
+
+use super::enforcement::enforcement;
 use super::{Api, Refusal};
 use crate::install::new_pods;
 use crate::shares;
+use crate::snapshot::EndpointState;
 use crate::sources::SourceState;
-use crate::sources::kubernetes::{Health, Link};
-use crate::sources::unenforced::UnenforcedKind;
-use crate::ungated::{Gating, Stage, Unenforced};
-use crate::view::{EndpointState, Shared, View};
+use crate::sources::kubernetes::{Connection, Health};
+use crate::ungated::{Gating, Stage, UngatedPod};
 
-impl From<Mode> for Enforcement {
-    fn from(mode: Mode) -> Self {
-        match mode {
-            Mode::Enforce => Self::Enforce,
-            Mode::Audit => Self::Audit,
-            Mode::Off => Self::Off,
-        }
+/// What a kernel without the feature means, as the API writes it.
+fn kernel_lack(feature: Feature) -> KernelLack {
+    KernelLack {
+        feature: feature.name().to_owned(),
+        since: feature.since().to_owned(),
+        consequence: feature.without().to_owned(),
     }
 }
 
-impl From<Feature> for KernelLack {
-    fn from(feature: Feature) -> Self {
-        Self {
-            feature: feature.name().to_owned(),
-            since: feature.since().to_owned(),
-            consequence: feature.without().to_owned(),
-        }
-    }
-}
-
-impl From<Unenforced> for UnenforcedPod {
-    fn from(unenforced: Unenforced) -> Self {
-        Self { pod: unenforced.pod.to_string(), reason: unenforced.reason }
-    }
-}
-
-/// How many endpoints are in which state.
-pub(crate) fn count_endpoints(view: &View) -> EndpointCounts {
-    let mut counts = EndpointCounts::default();
-    for endpoint in view.endpoints.values() {
-        match endpoint.state {
-            EndpointState::Enforced => counts.enforced += 1,
-            EndpointState::Pending(_) => counts.pending += 1,
-            EndpointState::Degraded(_) => counts.degraded += 1,
-        }
-    }
-    counts
-}
-
-/// How many objects are known.
-pub(crate) fn count_objects(shared: &Shared) -> ObjectCounts {
-    let index = shared.index();
-    ObjectCounts {
-        pods: index.pods().len(),
-        namespaces: index.namespaces().len(),
-        policies: index.policies().len(),
-    }
-}
-
-/// How many entries the class maps and the policy maps should have.
-pub(crate) fn count_entries(view: &View) -> MapCounts {
-    MapCounts { peers: view.peers, nets: view.nets, rules: view.rules }
+/// A pod without a gate, as the API writes it.
+fn unenforced_pod(ungated: UngatedPod) -> UnenforcedPod {
+    UnenforcedPod { pod: ungated.pod.to_string(), reason: ungated.reason }
 }
 
 fn watches(server: Option<&Arc<Health>>) -> Vec<WatchStatus> {
     let mut watches = Vec::new();
     for (kind, watch) in server.map(|server| server.watches()).unwrap_or_default() {
-        let connected = watch.link == Link::Up;
-        let (lost_for, error) = match watch.link {
-            Link::Lost { since, error } => (Some(since.elapsed().as_secs()), Some(error)),
-            Link::Up | Link::Waiting => (None, None),
+        let connected = watch.connection == Connection::Up;
+        let absent = watch.connection == Connection::Absent;
+        let (lost_for, error) = match watch.connection {
+            Connection::Lost { since, error } => (Some(since.elapsed().as_secs()), Some(error)),
+            Connection::Forbidden { error } => (None, Some(error)),
+            Connection::Up | Connection::Absent | Connection::Waiting => (None, None),
         };
         watches.push(WatchStatus {
-            kind: kind.plural().to_owned(),
+            kind: kind.names().plural.to_owned(),
             connected,
+            absent,
             lost_for,
             error,
-            heard: watch.heard.map(|at| at.elapsed().as_secs()),
+            heard: watch.last_response.map(|at| at.elapsed().as_secs()),
             lists: watch.lists,
             errors: watch.errors,
         });
@@ -97,16 +59,16 @@ fn watches(server: Option<&Arc<Health>>) -> Vec<WatchStatus> {
 
 pub(super) async fn get(State(api): State<Api>) -> Result<Json<Status>, Refusal> {
     let flows = shares::tables(&api.shared).map_err(|e| Refusal::internal(e.to_string()))?;
-    let Gating { view, unenforced, ready } = api.shared.gating();
-    let control = api.shared.gate.maps.control();
+    let Gating { snapshot, unenforced, ready } = api.shared.gating();
+    let control = api.shared.datapath.maps.control();
     let servers = api.shared.servers();
     let (pending, ungated): (Vec<_>, Vec<_>) =
         unenforced.into_iter().partition(|pod| pod.stage == Stage::Pending);
-    let mut endpoints = count_endpoints(&view);
+    let mut endpoints = snapshot.endpoint_counts();
     endpoints.pending += pending.len();
     endpoints.ungated = ungated.len();
-    let mut pending: Vec<_> = pending.into_iter().map(UnenforcedPod::from).collect();
-    pending.extend(view.endpoints.values().filter_map(|endpoint| match &endpoint.state {
+    let mut pending: Vec<_> = pending.into_iter().map(unenforced_pod).collect();
+    pending.extend(snapshot.endpoints.values().filter_map(|endpoint| match &endpoint.state {
         EndpointState::Pending(reason) => {
             Some(UnenforcedPod { pod: endpoint.name(), reason: reason.clone() })
         }
@@ -125,31 +87,34 @@ pub(super) async fn get(State(api): State<Api>) -> Result<Json<Status>, Refusal>
         kind: kind.name().to_owned(),
         objects,
     };
+    let mut problems = snapshot.problems();
+    problems.extend(api.shared.index().problems().iter().map(ToString::to_string));
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: api.shared.node.clone(),
         kernel: api.shared.kernel.release.clone(),
-        kernel_lacks: api.shared.kernel.missing.iter().copied().map(KernelLack::from).collect(),
+        kernel_lacks: api.shared.kernel.missing.iter().copied().map(kernel_lack).collect(),
+        cannot_enforce: None,
         ready,
-        problems: view.problems(),
+        problems,
         pending,
-        unenforced: ungated.into_iter().map(UnenforcedPod::from).collect(),
-        unenforced_kinds: view.unenforced().into_iter().map(kind).collect(),
+        unenforced: ungated.into_iter().map(unenforced_pod).collect(),
+        unenforced_kinds: snapshot.unenforced().into_iter().map(kind).collect(),
         new_pods: new_pods(&api.shared.install_state),
-        enforcement: control.mode().into(),
+        enforcement: enforcement(control.mode()),
         epoch: control.epoch(),
         uptime: api.shared.started.elapsed().as_secs(),
-        sources: view.sources.iter().map(source).collect(),
+        sources: snapshot.sources.iter().map(source).collect(),
         endpoints,
-        objects: count_objects(&api.shared),
+        objects: api.shared.object_counts(),
         services: ServiceCounts {
-            frontends: view.services.frontends,
-            endpoints: view.services.backends,
-            degraded: view.services.degraded,
+            frontends: snapshot.services.frontends,
+            endpoints: snapshot.services.backends,
+            degraded: snapshot.services.degraded,
         },
-        maps: count_entries(&view),
-        commits: view.commits.count,
-        last_commit: view.commits.last.as_secs_f64(),
+        maps: snapshot.map_counts(),
+        commits: snapshot.commits.count,
+        last_commit: snapshot.commits.last.as_secs_f64(),
         flows,
     }))
 }

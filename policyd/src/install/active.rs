@@ -1,22 +1,22 @@
 //! Which of a directory's files new pods get.
 //!
 //! containerd and CRI-O read `.conf`, `.conflist` and `.json`, sorted by name, hidden ones too. containerd takes as many
-//! as `max_conf_num` says (one; 0 is all), each an interface of every pod, and none at all where one that it reads is
-//! invalid: pods then wait until it is mended. CRI-O goes past an invalid file, and past one with a plugin whose binary
-//! is missing or does not speak the list's version; it takes the first that is left, or the one whose network
+//! as `max_conf_num` says (one; 0 is all), each an interface of every pod, and none at all if one that it reads is
+//! invalid: pods then wait until it is corrected. CRI-O skips an invalid file, and one with a plugin whose binary is
+//! missing or does not support the list's version; it takes the first of the rest, or the one whose network
 //! `cni_default_network` names.
 //!
-//! Which runtime and which version of its library reads the directory is not known here unless it is said. So podgate
-//! goes into every file that any of them gives new pods, and where one of these cannot take it, none behind it is
-//! edited and new pods count as not gated. `tests/tests/runtime_install_rules.rs` compares with the runtimes' own code.
+//! Which runtime and which version of its library reads the directory is not known unless an option says so. So podgate
+//! is added to every file that any of them gives new pods. If one of these cannot have it, no file after it is edited and
+//! new pods count as not gated. `tests/tests/runtime_install_rules.rs` compares with the runtimes' own code.
 
 use std::collections::BTreeSet;
 
 use clap::{Args, ValueEnum};
+use podgate_contract::plugin_conf::PLUGIN;
 
-use super::PLUGIN;
 use super::conflist::{Conflist, from_conf};
-use super::libcni::{self, Beside, Library, Network, Unfit};
+use super::libcni::{self, Library, Network, PluginDir, Unfit};
 use super::plugins::Plugin;
 
 /// A file of the configuration directory that a runtime would read.
@@ -24,11 +24,11 @@ use super::plugins::Plugin;
 pub struct Candidate {
     /// Its name.
     pub name: String,
-    /// Its content, or why there is none.
+    /// Its content, or why it cannot be read.
     pub text: Result<String, String>,
 }
 
-/// A container runtime, by how it chooses.
+/// A container runtime, with its own rule for choosing files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Runtime {
     /// containerd.
@@ -61,10 +61,10 @@ impl Default for Rules {
 
 /// What the choice depends on beside the files.
 #[derive(Clone, Copy)]
-pub(super) struct Surroundings<'a> {
-    /// What is in the directory under a network's name.
-    pub(super) beside: &'a dyn Fn(&str) -> Beside,
-    /// What is known of a plugin, by its type.
+pub(super) struct Environment<'a> {
+    /// The content of the directory with a network's name.
+    pub(super) plugin_dir: &'a dyn Fn(&str) -> PluginDir,
+    /// The versions that a plugin supports, by its type.
     pub(super) plugin: &'a dyn Fn(&str) -> Plugin,
 }
 
@@ -87,65 +87,72 @@ pub enum Active {
         /// The list.
         text: String,
     },
-    /// It makes nothing that could have a gate.
+    /// It creates no interface that could have a gate.
     NoInterface {
         /// The file's name.
         name: String,
     },
-    /// It has no room for podgate.
+    /// podgate cannot be added to it.
     Refused {
         /// The file's name.
         name: String,
-        /// Why not, and what to do.
+        /// The cause, and what to do.
         reason: String,
     },
 }
 
-/// The choice.
+/// The files that new pods get, and messages about the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// What new pods get, of any runtime that may be meant, in the order of the files.
+    /// The files that any of the possible runtimes gives new pods, in their order.
     pub networks: Vec<Active>,
-    /// What is wrong with files, and which are passed over.
+    /// Invalid files, and files that a runtime skips.
     pub problems: Vec<String>,
-    /// What cannot be known from here.
+    /// What cannot be determined by this program.
     pub doubts: Vec<String>,
-    /// Files that are fine and that new pods do not get.
+    /// Valid files that new pods do not get.
     pub unused: Vec<String>,
 }
 
 /// What one runtime gives new pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// Names of files: what it gives, and before that what it gives if a plugin that is not where this program looks
-    /// is somewhere else.
+    /// Names of files. The last one is what it gives; those before it are what it gives instead if a plugin that is missing
+    /// here is in another directory.
     pub files: Vec<String>,
-    /// Whether it surely gives the last of them. If not, it gives none as far as can be seen from here.
+    /// Whether it certainly gives the last of them. If not, it may give none.
     pub sure: bool,
-    /// Those of the files that it gives only if a plugin, which cannot be run from here, does not work there either.
+    /// Those of the files that it gives only if a plugin that cannot be run by this program cannot be run by the runtime
+    /// either.
     pub doubtful: Vec<String>,
 }
 
-/// What there is to say about the files.
+/// Messages about the files.
 #[derive(Default)]
-struct Said {
+struct Messages {
     problems: Vec<String>,
     doubts: Vec<String>,
 }
 
-/// What a single plugin's file is called once the list has taken its place: runtimes do not read it.
-pub(super) const KEPT: &str = ".before-podgate";
+/// Suffix of a single plugin's file once a list has replaced it: runtimes do not read such names.
+pub(super) const BACKUP_SUFFIX: &str = ".before-podgate";
 
 /// Whether a runtime reads files of this name.
 pub(super) fn is_read(name: &str) -> bool {
     name.rfind('.').is_some_and(|dot| matches!(&name[dot..], ".conf" | ".conflist" | ".json"))
 }
 
-fn read(file: &Candidate, library: Library, around: Surroundings<'_>) -> Result<Network, Unfit> {
+fn read(
+    file: &Candidate,
+    library: Library,
+    environment: Environment<'_>,
+) -> Result<Network, Unfit> {
     match &file.text {
-        // the runtime may well read it: a link that leads out of a container's mount
-        Err(reason) => Err(Unfit::Unknown(format!("it cannot be read from here: {reason}"))),
-        Ok(text) if file.name.ends_with(".conflist") => libcni::list(text, library, around.beside),
+        // the runtime may be able to read it, e.g. a link that leads out of this container's mount
+        Err(reason) => Err(Unfit::Unknown(format!("this program cannot read it: {reason}"))),
+        Ok(text) if file.name.ends_with(".conflist") => {
+            libcni::list(text, library, environment.plugin_dir)
+        }
         Ok(text) => libcni::single(text),
     }
 }
@@ -156,9 +163,9 @@ pub(super) fn verdict(
     runtime: Runtime,
     library: Library,
     rules: &Rules,
-    around: Surroundings<'_>,
+    environment: Environment<'_>,
 ) -> Verdict {
-    walk(&sorted(files), runtime, library, rules, around, &mut Said::default())
+    walk(&sorted(files), runtime, library, rules, environment, &mut Messages::default())
 }
 
 fn walk(
@@ -166,14 +173,14 @@ fn walk(
     runtime: Runtime,
     library: Library,
     rules: &Rules,
-    around: Surroundings<'_>,
-    said: &mut Said,
+    environment: Environment<'_>,
+    messages: &mut Messages,
 ) -> Verdict {
     let mut verdict = Verdict::default();
     let mut doubt = false;
     for file in files {
         let name = &file.name;
-        let network = match read(file, library, around) {
+        let network = match read(file, library, environment) {
             Ok(network) => network,
             Err(Unfit::Unknown(_)) => {
                 verdict.files.push(name.clone());
@@ -183,13 +190,13 @@ fn walk(
                 let what = format!("{name} is no CNI configuration: {reason}");
                 match runtime {
                     Runtime::Containerd => {
-                        said.problems.push(format!(
-                            "{what}; until it is mended or removed, containerd starts no pod"
+                        messages.problems.push(format!(
+                            "{what}; until it is corrected or removed, containerd starts no pod"
                         ));
                         return Verdict::default();
                     }
                     Runtime::CriO => {
-                        said.problems.push(format!("{what}; CRI-O goes on to the next"));
+                        messages.problems.push(format!("{what}; CRI-O skips it"));
                     }
                 }
                 continue;
@@ -206,22 +213,23 @@ fn walk(
             Runtime::CriO => {
                 let own = if network.name.is_empty() { name } else { &network.name };
                 let is_default = rules.default_network.as_ref().is_none_or(|wanted| wanted == own);
-                let pass = passed_over(&network, around);
-                let may_be_taken = !matches!(pass, Some((Pass::Surely, _)));
+                let skip = skipped(&network, environment);
+                let may_be_taken = !matches!(skip, Some((Skip::Certain, _)));
                 if is_default && may_be_taken {
                     verdict.files.push(name.clone());
                     verdict.doubtful.extend(doubt.then(|| name.clone()));
                 }
-                match pass {
+                match skip {
                     None if is_default => return Verdict { sure: true, ..verdict },
                     None => {}
-                    Some((Pass::Unknown, reason)) => {
+                    Some((Skip::Unknown, reason)) => {
                         doubt = true;
-                        said.doubts
+                        messages
+                            .doubts
                             .push(format!("whether CRI-O takes {name} is not known: {reason}"));
                     }
                     Some((_, reason)) => {
-                        said.problems.push(format!("CRI-O passes over {name}: {reason}"));
+                        messages.problems.push(format!("CRI-O skips {name}: {reason}"));
                     }
                 }
             }
@@ -230,38 +238,39 @@ fn walk(
     verdict
 }
 
-/// How certain it is that CRI-O passes over a list, the most certain first.
+/// How certain it is that CRI-O skips a list, the most certain first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Pass {
-    /// It does.
-    Surely,
-    /// It does unless a plugin is in another directory.
+enum Skip {
+    /// It is certain.
+    Certain,
+    /// It does unless a plugin is in another of its directories.
     Missing,
-    /// It cannot be said from here.
+    /// This program cannot tell.
     Unknown,
 }
 
-/// Why CRI-O passes over a list, if it does.
-fn passed_over(network: &Network, around: Surroundings<'_>) -> Option<(Pass, String)> {
+/// Why CRI-O skips a list, if it does.
+fn skipped(network: &Network, environment: Environment<'_>) -> Option<(Skip, String)> {
     let version = if network.version.is_empty() { "0.1.0" } else { &network.version };
-    let fault = |kind: &String| match (around.plugin)(kind) {
-        Plugin::Speaks(versions) if versions.iter().any(|spoken| spoken == version) => None,
-        Plugin::Speaks(versions) => {
+    let fault = |kind: &String| match (environment.plugin)(kind) {
+        Plugin::Supports(versions) if versions.iter().any(|spoken| spoken == version) => None,
+        Plugin::Supports(versions) => {
             let spoken = versions.join(", ");
-            Some((Pass::Surely, format!("its plugin {kind} speaks {spoken} and not {version}")))
+            Some((Skip::Certain, format!("its plugin {kind} supports {spoken} and not {version}")))
         }
-        Plugin::Silent(reason) => {
-            Some((Pass::Surely, format!("its plugin {kind} gives no versions: {reason}")))
+        Plugin::NoAnswer(reason) => {
+            Some((Skip::Certain, format!("its plugin {kind} gives no versions: {reason}")))
         }
         Plugin::Missing => {
             let where_else = "unless another of its plugin_dirs has it";
-            Some((Pass::Missing, format!("its plugin {kind} is not there ({where_else})")))
+            Some((Skip::Missing, format!("its plugin {kind} is not there ({where_else})")))
         }
-        Plugin::Unknown(reason) => {
-            Some((Pass::Unknown, format!("its plugin {kind} cannot be run from here: {reason}")))
-        }
+        Plugin::Unknown(reason) => Some((
+            Skip::Unknown,
+            format!("its plugin {kind} cannot be run by this program: {reason}"),
+        )),
     };
-    network.kinds.iter().filter_map(fault).min_by_key(|(pass, _)| *pass)
+    network.kinds.iter().filter_map(fault).min_by_key(|(skip, _)| *skip)
 }
 
 fn sorted(files: &[Candidate]) -> Vec<&Candidate> {
@@ -271,16 +280,16 @@ fn sorted(files: &[Candidate]) -> Vec<&Candidate> {
 }
 
 /// Chooses among `files` as runtimes do.
-pub(super) fn choose(files: &[Candidate], rules: &Rules, around: Surroundings<'_>) -> Choice {
+pub(super) fn choose(files: &[Candidate], rules: &Rules, environment: Environment<'_>) -> Choice {
     let files = sorted(files);
-    let mut said = Said::default();
+    let mut messages = Messages::default();
     let (mut used, mut needed) = (BTreeSet::new(), BTreeSet::new());
     for runtime in [Runtime::Containerd, Runtime::CriO] {
         if rules.runtime.is_some_and(|only| only != runtime) {
             continue;
         }
         for library in Library::ALL {
-            let verdict = walk(&files, runtime, library, rules, around, &mut said);
+            let verdict = walk(&files, runtime, library, rules, environment, &mut messages);
             let certain = verdict.files.iter().filter(|file| !verdict.doubtful.contains(file));
             needed.extend(certain.cloned());
             used.extend(verdict.files);
@@ -289,41 +298,42 @@ pub(super) fn choose(files: &[Candidate], rules: &Rules, around: Surroundings<'_
     let mut choice = Choice::default();
     for file in &files {
         if !used.contains(&file.name) {
-            if Library::ALL.iter().any(|library| read(file, *library, around).is_ok()) {
+            if Library::ALL.iter().any(|library| read(file, *library, environment).is_ok()) {
                 choice.unused.push(file.name.clone());
             }
             continue;
         }
-        match active(file, &files, around) {
+        match active(file, &files, environment) {
             Active::Refused { name, reason } if !needed.contains(&name) => {
-                said.doubts
+                messages
+                    .doubts
                     .push(format!("if not, CRI-O takes {name}, which has no gate: {reason}"));
             }
             network => choice.networks.push(network),
         }
     }
-    // both libraries say most of it
+    // most messages are the same for both libraries
     let once = |mut lines: Vec<String>| {
         let mut seen = BTreeSet::new();
         lines.retain(|line| seen.insert(line.clone()));
         lines
     };
-    choice.problems = once(said.problems);
-    choice.doubts = once(said.doubts);
+    choice.problems = once(messages.problems);
+    choice.doubts = once(messages.doubts);
     choice
 }
 
-/// What podgate can do with a file that new pods get.
-fn active(file: &Candidate, files: &[&Candidate], around: Surroundings<'_>) -> Active {
+/// Whether and how podgate can be added to a file that new pods get.
+fn active(file: &Candidate, files: &[&Candidate], environment: Environment<'_>) -> Active {
     let name = file.name.clone();
     let refused = |reason: String| Active::Refused { name: name.clone(), reason };
     for library in Library::ALL {
-        match read(file, library, around) {
+        match read(file, library, environment) {
             Err(Unfit::Unknown(reason)) => return refused(reason),
             Ok(network) if network.name.is_empty() => {
                 return refused("its network has no name: write one".into());
             }
-            Ok(network) if network.beside != Beside::Nothing => {
+            Ok(network) if network.plugin_dir != PluginDir::Nothing => {
                 return refused(load_refusal(&network));
             }
             _ => {}
@@ -331,27 +341,28 @@ fn active(file: &Candidate, files: &[&Candidate], around: Surroundings<'_>) -> A
     }
     let only_loopback =
         |network: &Network| network.kinds.iter().all(|kind| kind == "loopback" || kind == PLUGIN);
-    if Library::ALL.iter().all(|lib| read(file, *lib, around).is_ok_and(|n| only_loopback(&n))) {
+    if Library::ALL.iter().all(|lib| read(file, *lib, environment).is_ok_and(|n| only_loopback(&n)))
+    {
         return Active::NoInterface { name };
     }
-    let Ok(text) = &file.text else { return refused("it cannot be read from here".into()) };
+    let Ok(text) = &file.text else { return refused("this program cannot read it".into()) };
     if file.name.ends_with(".conflist") {
         return match Conflist::parse(text).map(|list| list.refusal()) {
             Ok(None) => Active::List { name, text: text.clone() },
             Ok(Some(reason)) => refused(reason),
-            Err(e) => refused(format!("{e} as podgate reads it, and runtimes take it: mend it")),
+            Err(e) => refused(format!("{e} as podgate reads it, and runtimes take it: correct it")),
         };
     }
     let as_list = match from_conf(text) {
         Ok(as_list) => as_list,
         Err(e) => {
-            return refused(format!("{e} as podgate reads it, and runtimes take it: mend it"));
+            return refused(format!("{e} as podgate reads it, and runtimes take it: correct it"));
         }
     };
-    // as a list it would load what is beside it
+    // as a list it would also load the plugins in the directory with the network's name
     for library in Library::ALL {
-        match libcni::list(&as_list, library, around.beside) {
-            Ok(network) if network.beside != Beside::Nothing => {
+        match libcni::list(&as_list, library, environment.plugin_dir) {
+            Ok(network) if network.plugin_dir != PluginDir::Nothing => {
                 return refused(load_refusal(&network));
             }
             Ok(_) => {}
@@ -370,14 +381,14 @@ fn active(file: &Candidate, files: &[&Candidate], around: Surroundings<'_>) -> A
 
 fn load_refusal(network: &Network) -> String {
     let name = &network.name;
-    match &network.beside {
-        Beside::Broken(reason) => format!(
-            "libcni 1.3 looks for plugins in {name:?} beside it, in vain ({reason}): mend or remove that, or write \
+    match &network.plugin_dir {
+        PluginDir::Broken(reason) => format!(
+            "libcni 1.3 cannot load plugins from the directory {name:?} beside it ({reason}): correct or remove that, or write \
              \"loadOnlyInlinedPlugins\": true into the list"
         ),
-        beside => {
-            let files = match beside {
-                Beside::Plugins(files) => files.join(", "),
+        plugin_dir => {
+            let files = match plugin_dir {
+                PluginDir::Plugins(files) => files.join(", "),
                 _ => String::new(),
             };
             format!(
@@ -389,20 +400,20 @@ fn load_refusal(network: &Network) -> String {
     }
 }
 
-/// A name for the list at the same place in the order. Of the two usual ones, that may be taken or jump over
-/// another file, the second never is: nothing sorts between it and the file's own name but what begins like it.
+/// A name for the list that sorts where the single file did. The usual name may be taken, or sort after another file. The
+/// other one never does: only names that begin with the file's own sort between the two.
 fn list_name(single: &str, files: &[&Candidate]) -> String {
     let stem = single.rsplit_once('.').map_or(single, |(stem, _)| stem);
     let usual = format!("{stem}.conflist");
     let others = || files.iter().map(|file| file.name.as_str()).filter(|name| *name != single);
     let place = |name: &str| others().filter(|other| *other < name).count();
-    // one that is there is an earlier turn's, whose single file somebody has written anew
+    // a list with podgate is from an earlier conversion, whose single file was written again
     let taken = files.iter().any(|file| {
         file.name == usual
             && !file
                 .text
                 .as_deref()
-                .is_ok_and(|text| Conflist::parse(text).is_ok_and(|list| list.gates()))
+                .is_ok_and(|text| Conflist::parse(text).is_ok_and(|list| list.has_podgate()))
     });
     let earlier = others().filter(|other| *other < single && *other != usual).count();
     let moved = others().filter(|other| *other < usual.as_str() && *other != usual).count();

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::readiness::OnCannotEnforce;
 use super::{Entry, Rules};
-use crate::args::Log;
+use crate::logging::Log;
 
-/// Where runtimes look.
+/// The runtime's directories.
 #[derive(Args, Clone, Debug)]
 pub struct Dirs {
     /// The runtime's configuration directory
@@ -42,17 +43,27 @@ pub struct Install {
     #[arg(long, env = "PODGATE_PLUGIN", value_name = "PATH")]
     pub plugin: Option<PathBuf>,
 
-    /// Go on: put the entry in once the primary plugin's configuration arrives, and back when it is written anew
+    /// Keep running: add the entry once the primary plugin's configuration exists, and again when it is overwritten
     #[arg(long, conflicts_with = "once")]
     pub watch: bool,
 
-    /// Do it once, and fail if it could not be done [default]
+    /// Install once, and fail if that is not possible [default]
     #[arg(long)]
     pub once: bool,
 
-    /// Edit the configuration only once a policyd answers here that it is ready, so that no pod waits for one
+    /// Edit the configuration only once policyd answers on this socket that it is ready, so that no pod waits for it
     #[arg(long, env = "PODGATE_WAIT_FOR", value_name = "SOCKET")]
     pub wait_for: Option<PathBuf>,
+
+    /// What happens to new pods while that policyd reports that it cannot enforce on this node
+    #[arg(
+        long,
+        env = "PODGATE_ON_CANNOT_ENFORCE",
+        value_enum,
+        default_value_t,
+        value_name = "WHAT"
+    )]
+    pub on_cannot_enforce: OnCannotEnforce,
 
     /// Which files new pods get.
     #[command(flatten)]
@@ -78,15 +89,15 @@ pub struct Uninstall {
     #[arg(long, env = "PODGATE_BPF_ROOT", default_value = podgate_bpf::pins::DEFAULT_BPF_ROOT, value_name = "DIR")]
     pub bpf_root: PathBuf,
 
-    /// Where libcni remembers the pods' chains: the binary stays as long as one of them has podgate in it
+    /// libcni's cache of the pods' plugin lists: the binary stays as long as one of them has podgate
     #[arg(long, env = "PODGATE_CNI_CACHE_DIR", default_value = "/var/lib/cni", value_name = "DIR")]
     pub cni_cache_dir: PathBuf,
 
-    /// How long to wait for a policyd or an `install --watch` that still runs
+    /// How long to wait for a policyd or an `install --watch` that is still running
     #[arg(long, default_value_t = 30, value_name = "S")]
     pub wait_seconds: u64,
 
-    /// How long to wait for pods that are just being started, before the last look
+    /// How long to wait for pods that are being started, before gates are searched again
     #[arg(long, default_value_t = 3000, value_name = "MS")]
     pub settle_ms: u64,
 
@@ -102,7 +113,7 @@ pub struct Uninstall {
 /// `policyd mount-bpffs`.
 #[derive(Args, Debug)]
 pub struct MountBpffs {
-    /// Where
+    /// Mount point
     #[arg(long, default_value = "/sys/fs/bpf", value_name = "DIR")]
     pub at: PathBuf,
 

@@ -9,7 +9,8 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use super::args::MountBpffs;
 use super::{InstallError, failed};
 
-/// Mounts one, if there is none. In a container the mount must be let out (`mountPropagation: Bidirectional`).
+/// Mounts one, if there is none. In a container the mount must be propagated to the node (`mountPropagation:
+/// Bidirectional`).
 pub fn mount_bpffs(args: &MountBpffs) -> Result<(), InstallError> {
     let at = &args.at;
     let is_there = |at: &Path| {

@@ -1,34 +1,30 @@
-//! The entry's way into the text of a conflist and out of it. What is not ours keeps its bytes: order, spacing,
-//! numbers and keys that nobody here knows. So taking the entry out gives back what was there before it.
+//! Adds podgate's entry to the text of a conflist and removes it. All other bytes stay: order, spacing, numbers and unknown
+//! keys. So removing the entry restores the text from before it was added.
 
 use std::ops::Range;
 
+use podgate_contract::plugin_conf::{BANDWIDTH, PLUGIN};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::PLUGIN;
 use super::entry::Entry;
 use super::libcni::{self, Library, Unfit};
 
-/// The versions of the protocol that the plugin speaks (`cni-plugin/src/spec/version.rs`; a test compares).
+/// The versions of the protocol that the plugin supports (`cni-plugin/src/spec/version.rs`; a test compares).
 pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// Adds a qdisc of the kind `ingress` to the host veth, which leaves no room for clsact: it goes first, so that the
-/// gate sees that and uses TCX.
-const BEFORE_US: &str = "bandwidth";
-
-/// The text is no configuration that a runtime would take.
+/// The text is no configuration that a runtime would accept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NotAConflist(String);
 
-/// A conflist's text, and where in it each plugin's configuration is.
+/// A conflist's text, with the position of each plugin's configuration.
 #[derive(Clone, Debug)]
 pub struct Conflist<'a> {
     text: &'a str,
     plugins: Vec<Plugin>,
-    /// The version that plugins are called with, by each version of the library.
+    /// The version that plugins are called with, for each version of the library.
     versions: [String; 2],
 }
 
@@ -38,7 +34,7 @@ struct Plugin {
     kind: String,
 }
 
-/// What both kinds of files have. Other keys are not ours to know.
+/// Keys of lists and of single plugins' configurations. Others are ignored.
 #[derive(Deserialize)]
 struct Keys<'a> {
     name: Option<String>,
@@ -54,7 +50,7 @@ struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     fn read(text: &'a str) -> Result<Self, NotAConflist> {
-        // a list would be taken for the values in order
+        // serde would read an array as the struct's fields in order
         if text.trim_start().starts_with('[') {
             return Err(NotAConflist("it is no object".into()));
         }
@@ -64,7 +60,7 @@ impl<'a> Keys<'a> {
     fn all_versions(&self) -> Result<[String; 2], NotAConflist> {
         let one = self.version.as_deref().unwrap_or_default();
         let of = |library| match libcni::version_of(one, self.versions.as_ref(), library) {
-            // what it means to plugins
+            // the version that plugins assume without one
             Ok(version) if version.is_empty() => Ok("0.1.0".to_owned()),
             Ok(version) => Ok(version),
             Err(Unfit::Invalid(reason) | Unfit::Unknown(reason)) => Err(NotAConflist(reason)),
@@ -99,39 +95,39 @@ impl<'a> Conflist<'a> {
         self.plugins.iter().map(|plugin| plugin.kind.as_str())
     }
 
-    /// Whether podgate is in it.
-    pub fn gates(&self) -> bool {
+    /// Whether podgate is one of its plugins.
+    pub fn has_podgate(&self) -> bool {
         self.kinds().any(|kind| kind == PLUGIN)
     }
 
-    /// Why podgate cannot be in this list, if it cannot: every version of the runtimes' library must call it with one
-    /// that it speaks, or no pod starts.
+    /// Why podgate cannot be in this list, if it cannot: every version of the runtimes' library must call it with a version
+    /// that it supports, or no pod starts.
     pub fn refusal(&self) -> Option<String> {
         let [before, since] = &self.versions;
         let unknown = |version: &str| !VERSIONS.contains(&version);
-        let spoken = VERSIONS.join(", ");
+        let supported = VERSIONS.join(", ");
         match (unknown(before), unknown(since)) {
             (false, false) => None,
             (true, false) => Some(format!(
                 "runtimes with libcni before 1.2 do not read cniVersions and take its cniVersion to be {before}, \
-                 podgate speaks {spoken}: write one of these as cniVersion too"
+                 podgate supports {supported}: write one of these as cniVersion too"
             )),
             (_, true) => {
-                Some(format!("its cniVersion is {since}, podgate speaks {spoken}: raise it"))
+                Some(format!("its cniVersion is {since}, podgate supports {supported}: raise it"))
             }
         }
     }
 
-    /// The text with the entry as it should be, `None` if it is so already.
+    /// The text with the entry, `None` if it has the right entry already.
     ///
-    /// A missing one goes to the end: what the others have made is there then (addresses, qdiscs, somebody else's
-    /// programs), and no container has started yet. One that is there keeps its place, if that is behind another
-    /// plugin and not before `bandwidth`.
+    /// A missing entry is appended: the interfaces, addresses, qdiscs and programs of all other plugins exist by then, and no
+    /// container has started yet. An existing one keeps its place if that is after another plugin and not before
+    /// `bandwidth`, whose qdisc the gate must see to choose TCX.
     pub fn with(&self, entry: &Entry) -> Option<String> {
         let mut ours = (0..self.plugins.len()).filter(|&i| self.plugins[i].kind == PLUGIN);
         let Some(first) = ours.next() else { return Some(self.append(entry, None)) };
         let misplaced = first == 0
-            || self.plugins[first..].iter().any(|plugin| plugin.kind == BEFORE_US)
+            || self.plugins[first..].iter().any(|plugin| plugin.kind == BANDWIDTH)
             || ours.next().is_some();
         let old = &self.text[self.plugins[first].at.clone()];
         if misplaced {
@@ -146,13 +142,13 @@ impl<'a> Conflist<'a> {
         Some(text)
     }
 
-    /// The text without any entry of ours, `None` if there is none, or nothing else.
+    /// The text without podgate's entries. `None` if there is none, or no other plugin.
     pub fn without(&self) -> Option<String> {
         let ours = self.plugins.iter().position(|plugin| plugin.kind == PLUGIN)?;
         if self.kinds().all(|kind| kind == PLUGIN) {
             return None;
         }
-        // with the comma that parts it from its neighbour
+        // with the comma that separates it from its neighbour
         let cut = match ours {
             0 => self.plugins[0].at.start..self.plugins[1].at.start,
             n => self.plugins[n - 1].at.end..self.plugins[n].at.end,
@@ -165,9 +161,9 @@ impl<'a> Conflist<'a> {
 
     fn append(&self, entry: &Entry, old: Option<&str>) -> String {
         let mut text = self.text.to_owned();
-        // never empty: see parse
+        // `parse` refuses an empty list
         let Some(last) = self.plugins.last() else { return text };
-        // what in_place_of finds unchanged is taken as it is
+        // an entry that is right already is moved with its text
         let new = match (entry.in_place_of(old), old) {
             (Some(pairs), _) => self.spell(&pairs, last.at.start),
             (None, Some(old)) => old.to_owned(),
@@ -182,7 +178,7 @@ impl<'a> Conflist<'a> {
         text
     }
 
-    /// What stands before `at` on its line, if that is only space.
+    /// The text before `at` on its line, if that is only white space.
     fn indent(&self, at: usize) -> Option<&str> {
         let line = self.text[..at].rfind('\n')? + 1;
         let before = &self.text[line..at];
@@ -209,7 +205,7 @@ fn kind_of(plugin: &str) -> Result<String, NotAConflist> {
     kind.ok_or_else(|| NotAConflist("a plugin in it has no type".into()))
 }
 
-/// A single plugin's configuration (`.conf`, `.json`) as a list of one, which means the same to a runtime.
+/// Converts a single plugin's configuration (`.conf`, `.json`) to a list of one plugin, which a runtime treats alike.
 pub fn from_conf(text: &str) -> Result<String, NotAConflist> {
     let keys = Keys::read(text)?;
     if keys.kind.as_deref().unwrap_or_default().is_empty() {

@@ -1,16 +1,16 @@
-//! The runtime's directories as they are now: what [`super::active`] decides on.
+//! Reads the runtime's directories, for [`super::active`] to decide.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::active::{Candidate, Choice, Rules, Runtime, Surroundings, Verdict, is_read};
-use super::libcni::{self, Beside, Library, Unfit};
+use super::active::{Candidate, Choice, Environment, Rules, Runtime, Verdict, is_read};
+use super::libcni::{self, Library, PluginDir, Unfit};
 use super::plugins::Plugins;
 use super::{InstallError, active, failed};
 
-/// More than any runtime reads.
-const LARGEST: u64 = 2 << 20;
+/// Larger than any file that a runtime reads, bytes.
+const MAX_FILE_SIZE: u64 = 2 << 20;
 
 /// A configuration directory and the directory of its plugins.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Reads nothing yet.
+    /// Does not read the directories yet.
     pub fn new(conf: PathBuf, bin: PathBuf) -> Self {
         Self { conf, plugins: Plugins::new(bin) }
     }
@@ -40,12 +40,12 @@ impl Directory {
         read_all(&self.conf)
     }
 
-    /// What new pods get of these files.
+    /// Which of these files new pods get.
     pub fn choose(&self, files: &[Candidate], rules: &Rules) -> Choice {
-        self.around(|around| active::choose(files, rules, around))
+        self.with_environment(|environment| active::choose(files, rules, environment))
     }
 
-    /// What one runtime with one version of the library gives them.
+    /// Which of them one runtime with one version of the library gives new pods.
     pub fn verdict(
         &self,
         files: &[Candidate],
@@ -53,20 +53,22 @@ impl Directory {
         library: Library,
         rules: &Rules,
     ) -> Verdict {
-        self.around(|around| active::verdict(files, runtime, library, rules, around))
+        self.with_environment(|environment| {
+            active::verdict(files, runtime, library, rules, environment)
+        })
     }
 
-    fn around<T>(&self, decide: impl FnOnce(Surroundings<'_>) -> T) -> T {
-        decide(Surroundings {
-            beside: &|name| beside(&self.conf, name),
-            plugin: &|kind| self.plugins.ask(kind),
+    fn with_environment<T>(&self, decide: impl FnOnce(Environment<'_>) -> T) -> T {
+        decide(Environment {
+            plugin_dir: &|name| plugin_dir(&self.conf, name),
+            plugin: &|kind| self.plugins.versions_of(kind),
         })
     }
 }
 
-/// What libcni 1.3 finds under a network's name.
-fn beside(conf: &Path, name: &str) -> Beside {
-    // Go appends what begins with a slash, too
+/// The plugins that libcni 1.3 finds in the directory with a network's name.
+fn plugin_dir(conf: &Path, name: &str) -> PluginDir {
+    // Go's filepath.Join ignores a leading slash, Rust's join would replace the path
     let dir = conf.join(name.trim_start_matches('/'));
     let list = || -> io::Result<Vec<String>> {
         let mut files = Vec::new();
@@ -81,10 +83,10 @@ fn beside(conf: &Path, name: &str) -> Beside {
         Ok(files)
     };
     let files = match list() {
-        Ok(files) if files.is_empty() => return Beside::Nothing,
+        Ok(files) if files.is_empty() => return PluginDir::Nothing,
         Ok(files) => files,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Beside::Nothing,
-        Err(e) => return Beside::Broken(e.to_string()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return PluginDir::Nothing,
+        Err(e) => return PluginDir::Broken(e.to_string()),
     };
     for file in &files {
         let checked = match read(&dir.join(file)) {
@@ -92,13 +94,13 @@ fn beside(conf: &Path, name: &str) -> Beside {
             Ok(text) => libcni::plugin(&text).map_err(Unfit::reason),
         };
         if let Err(reason) = checked {
-            return Beside::Broken(format!("{file}: {reason}"));
+            return PluginDir::Broken(format!("{file}: {reason}"));
         }
     }
-    Beside::Plugins(files)
+    PluginDir::Plugins(files)
 }
 
-/// Every file that a runtime would read. A directory that is not there holds none.
+/// Every file that a runtime would read; none if the directory does not exist.
 pub(super) fn read_all(dir: &Path) -> Result<Vec<Candidate>, InstallError> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -108,12 +110,12 @@ pub(super) fn read_all(dir: &Path) -> Result<Vec<Candidate>, InstallError> {
     for entry in entries {
         let entry = entry.map_err(failed(format!("read {}", dir.display())))?;
         let Ok(name) = entry.file_name().into_string() else { continue };
-        // a link to a directory is read, and fails, as it does for a runtime
+        // reading a link to a directory fails, as it does for a runtime
         if !is_read(&name) || entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
         match read(&entry.path()) {
-            // it has gone meanwhile
+            // removed since the directory was listed
             Err(e) if e.kind() == io::ErrorKind::NotFound && !entry.path().is_symlink() => {}
             text => files.push(Candidate { name, text: text.map_err(|e| e.to_string()) }),
         }
@@ -123,9 +125,9 @@ pub(super) fn read_all(dir: &Path) -> Result<Vec<Candidate>, InstallError> {
 
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(LARGEST + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > LARGEST {
-        return Err(io::Error::other(format!("it is larger than {LARGEST} bytes")));
+    File::open(path)?.take(MAX_FILE_SIZE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE_SIZE {
+        return Err(io::Error::other(format!("it is larger than {MAX_FILE_SIZE} bytes")));
     }
     Ok(text)
 }

@@ -1,16 +1,17 @@
-//! What podgate's entry in the conflist says.
+//! The content of podgate's entry in the conflist.
 
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use podgate_bpf::attach::AttachMode;
+use podgate_contract::plugin_conf::{
+    BANDWIDTH, LogLevel, MAX_TIMEOUT_MS, OnTimeout, PLUGIN, Startup, key,
+};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-
-use super::PLUGIN;
 
 /// Options that go into the entry. What is not given is not written: the plugin's default holds.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
@@ -22,7 +23,7 @@ pub struct Entry {
     #[arg(long, env = "PODGATE_STARTUP", value_enum, value_name = "STATE")]
     pub startup: Option<Startup>,
     /// How long ADD waits for policyd
-    #[arg(long, env = "PODGATE_POLICYD_TIMEOUT_MS", value_name = "MS", value_parser = clap::value_parser!(u64).range(..=300_000))]
+    #[arg(long, env = "PODGATE_POLICYD_TIMEOUT_MS", value_name = "MS", value_parser = clap::value_parser!(u64).range(..=MAX_TIMEOUT_MS))]
     pub policyd_timeout_ms: Option<u64>,
     /// What ADD does then
     #[arg(long, env = "PODGATE_ON_TIMEOUT", value_enum, value_name = "WHAT")]
@@ -39,45 +40,16 @@ pub struct Entry {
     /// How gates are attached: auto, tcx or clsact
     #[arg(long, env = "PODGATE_ATTACH", value_name = "KIND")]
     pub attach: Option<AttachMode>,
+    /// Whether limits of bandwidth are taken from the runtime: pods' annotations kubernetes.io/ingress-bandwidth and
+    /// egress-bandwidth. Not in a list with the bandwidth plugin, which does that itself
+    #[arg(long, env = "PODGATE_BANDWIDTH", value_name = "BOOL", default_value = "true")]
+    pub bandwidth: Option<bool>,
     /// The plugin's log, as the node sees it
     #[arg(long, env = "PODGATE_PLUGIN_LOG_FILE", value_name = "PATH", value_parser = absolute)]
     pub plugin_log_file: Option<PathBuf>,
     /// What goes to it
     #[arg(long, env = "PODGATE_PLUGIN_LOG_LEVEL", value_enum, value_name = "LEVEL")]
-    pub plugin_log_level: Option<Level>,
-}
-
-/// `startup`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Startup {
-    /// Only its own node reaches it.
-    Hold,
-    /// Everything.
-    Open,
-}
-
-/// `onTimeout`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OnTimeout {
-    /// Succeed, in the startup state.
-    Hold,
-    /// Fail: the runtime tries again.
-    Fail,
-}
-
-/// `logLevel`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Level {
-    /// What failed.
-    Error,
-    /// And what is odd.
-    Warn,
-    /// And what was done.
-    Info,
-    /// And why.
-    Debug,
-    /// And every step.
-    Trace,
+    pub plugin_log_level: Option<LogLevel>,
 }
 
 fn absolute(text: &str) -> Result<PathBuf, String> {
@@ -85,49 +57,50 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err("write an absolute path".to_owned()) }
 }
 
-/// The keys that the options above decide; every other key of an entry is its operator's.
-const DECIDED: [&str; 10] = [
+/// The keys that the options above set; all other keys of an entry are the operator's and stay.
+const OWN_KEYS: [&str; 11] = [
     "type",
-    "startup",
-    "policydTimeoutMs",
-    "onTimeout",
-    "socket",
-    "bpfRoot",
-    "antiSpoofing",
-    "attach",
-    "logFile",
-    "logLevel",
+    key::STARTUP,
+    key::POLICYD_TIMEOUT_MS,
+    key::ON_TIMEOUT,
+    key::SOCKET,
+    key::BPF_ROOT,
+    key::ANTI_SPOOFING,
+    key::ATTACH,
+    key::CAPABILITIES,
+    key::LOG_FILE,
+    key::LOG_LEVEL,
 ];
 
 impl Entry {
     fn pairs(&self) -> Vec<(String, Value)> {
-        let name = |value: Option<clap::builder::PossibleValue>| value.map(|v| json!(v.get_name()));
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| json!(path));
         let values = [
             Some(json!(PLUGIN)),
-            name(self.startup.and_then(|v| v.to_possible_value())),
+            self.startup.map(|v| json!(v)),
             self.policyd_timeout_ms.map(Value::from),
-            name(self.on_timeout.and_then(|v| v.to_possible_value())),
+            self.on_timeout.map(|v| json!(v)),
             path(&self.socket),
             path(&self.bpf_root),
             self.anti_spoofing.map(Value::from),
             self.attach.map(|mode| json!(mode.to_string())),
+            self.bandwidth.filter(|on| *on).map(|on| json!({ BANDWIDTH: on })),
             path(&self.plugin_log_file),
-            name(self.plugin_log_level.and_then(|v| v.to_possible_value())),
+            self.plugin_log_level.map(|v| json!(v)),
         ];
-        let given = DECIDED.into_iter().zip(values);
+        let given = OWN_KEYS.into_iter().zip(values);
         given.filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
     }
 
-    /// The entry as it should be, where `old` stands now: its own keys that no option decides stay, with their text.
-    /// `None` if it says that already.
+    /// The keys of the entry that replaces `old`, which keeps those keys that no option sets. `None` if `old` is right
+    /// already.
     pub(super) fn in_place_of(&self, old: Option<&str>) -> Option<Vec<(String, String)>> {
         let mut new: Vec<_> =
             self.pairs().into_iter().map(|(key, value)| (key, value.to_string())).collect();
-        // an entry was found by its type, so it is an object
+        // `old` has a type, so it is an object
         let before = old.and_then(|old| serde_json::from_str::<Pairs>(old).ok());
         let Some(Pairs(before)) = before else { return Some(new) };
-        new.extend(before.iter().filter(|(key, _)| !DECIDED.contains(&key.as_str())).cloned());
+        new.extend(before.iter().filter(|(key, _)| !OWN_KEYS.contains(&key.as_str())).cloned());
         let meaning = |pairs: &[(String, String)]| {
             let value = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
             let mut all: Vec<_> = pairs.iter().map(|(k, v)| (k.clone(), value(v))).collect();

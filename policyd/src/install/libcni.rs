@@ -1,12 +1,11 @@
-//! What the runtimes' library makes of one configuration file: containerd and CRI-O both leave the reading to libcni,
-//! whose versions differ. Pure; `tests/tests/runtime_install_rules.rs` compares it with the library itself.
+//! Reads one configuration file as the runtimes do: containerd and CRI-O both use libcni, whose versions differ. Pure; `tests/tests/runtime_install_rules.rs` compares it with the library itself.
 //!
-//! Where the library takes a file and podgate could not edit it, that is a reason to refuse by name, not to go on to
-//! the next file; so this is as lenient as the library, not as strict as [`super::conflist`].
+//! If the library accepts a file that podgate cannot edit, podgate must report that file and not use the next one. So this is
+//! as lenient as the library, not as strict as [`super::conflist`].
 
 use serde_json::{Map, Value};
 
-/// The library's reading.
+/// A version of the library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Library {
     /// libcni up to 1.1: containerd 1.6 and 1.7, CRI-O up to 1.29.
@@ -16,14 +15,14 @@ pub enum Library {
 }
 
 impl Library {
-    /// Both. A version between them (libcni 1.2) has some of the rules of the one and some of the other.
+    /// Both versions. One between them (libcni 1.2) has some of the rules of the one and some of the other.
     pub const ALL: [Self; 2] = [Self::Before, Self::Since];
 }
 
-/// What is in the configuration directory under the network's own name: libcni 1.3 loads plugins from there, unless
-/// the list says `loadOnlyInlinedPlugins`.
+/// The directory with the network's name in the configuration directory: libcni 1.3 loads plugins from there, unless the
+/// list has `loadOnlyInlinedPlugins`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Beside {
+pub(super) enum PluginDir {
     /// No such directory, or no `.conf` in it.
     Nothing,
     /// These files.
@@ -41,8 +40,8 @@ pub(super) struct Network {
     pub(super) version: String,
     /// The types of the plugins in the file itself, in order.
     pub(super) kinds: Vec<String>,
-    /// What libcni 1.3 loads behind them; older versions do not.
-    pub(super) beside: Beside,
+    /// The plugins that libcni 1.3 loads after them; older versions do not.
+    pub(super) plugin_dir: PluginDir,
 }
 
 /// Why a file gives no network.
@@ -55,7 +54,7 @@ pub(super) enum Unfit {
 }
 
 impl Unfit {
-    /// As text.
+    /// The cause as text.
     pub(super) fn reason(self) -> String {
         match self {
             Self::Invalid(reason) | Self::Unknown(reason) => reason,
@@ -69,14 +68,14 @@ fn invalid<T>(reason: impl Into<String>) -> Result<T, Unfit> {
     Err(Unfit::Invalid(reason.into()))
 }
 
-/// JSON as Go reads it, as far as this program can.
+/// Parses JSON as Go does, as far as possible.
 fn json(text: &str) -> Result<Map<String, Value>, Unfit> {
     match serde_json::from_str(text) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => invalid("it is no object"),
         Err(error) => {
             let error = error.to_string();
-            // Go goes deeper, and puts a replacement character in the place of half a surrogate pair
+            // Go allows deeper nesting, and replaces half a surrogate pair by U+FFFD
             let differs =
                 ["recursion limit", "surrogate", "hex escape"].iter().any(|e| error.contains(e));
             Err(if differs { Unfit::Unknown(error) } else { Unfit::Invalid(error) })
@@ -84,11 +83,11 @@ fn json(text: &str) -> Result<Map<String, Value>, Unfit> {
     }
 }
 
-/// A `.conflist`. `beside` says what is under a name in the same directory.
+/// Reads a `.conflist`. `plugin_dir` reads the directory with a network's name.
 pub(super) fn list(
     text: &str,
     library: Library,
-    beside: impl Fn(&str) -> Beside,
+    plugin_dir: impl Fn(&str) -> PluginDir,
 ) -> Result<Network, Unfit> {
     let map = json(text)?;
     let Some(Value::String(name)) = map.get("name") else { return invalid("it has no name") };
@@ -121,23 +120,23 @@ pub(super) fn list(
         }
         (Some(_), _) => return invalid("its plugins are no list"),
     };
-    let beside = if inlined_only { Beside::Nothing } else { beside(name) };
-    match (&beside, library) {
-        (Beside::Broken(reason), Library::Since) => {
+    let plugin_dir = if inlined_only { PluginDir::Nothing } else { plugin_dir(name) };
+    match (&plugin_dir, library) {
+        (PluginDir::Broken(reason), Library::Since) => {
             return invalid(format!("libcni 1.3 loads plugins from {name:?} beside it: {reason}"));
         }
-        (Beside::Nothing, _) if kinds.is_empty() => return invalid("it has no plugins"),
+        (PluginDir::Nothing, _) if kinds.is_empty() => return invalid("it has no plugins"),
         _ => {}
     }
-    Ok(Network { name: name.clone(), version, kinds, beside })
+    Ok(Network { name: name.clone(), version, kinds, plugin_dir })
 }
 
-/// A plugin's configuration in the directory beside a list.
+/// Checks a plugin's configuration in the directory with the network's name.
 pub(super) fn plugin(text: &str) -> Result<(), Unfit> {
     kind(&Value::Object(json(text)?), "it").map(drop)
 }
 
-/// A `.conf` or `.json` for a single plugin. The library makes a list of it, with nothing from beside.
+/// Reads a `.conf` or `.json` for a single plugin. The library converts it to a list and loads no other plugins.
 pub(super) fn single(text: &str) -> Result<Network, Unfit> {
     let map = json(text)?;
     let kind = kind(&Value::Object(map.clone()), "it").map_err(|unfit| match unfit {
@@ -148,7 +147,7 @@ pub(super) fn single(text: &str) -> Result<Network, Unfit> {
     })?;
     let text = |key| Ok::<_, Unfit>(string(&map, key)?.unwrap_or_default());
     let (name, version) = (text("name")?, text("cniVersion")?);
-    Ok(Network { name, version, kinds: vec![kind], beside: Beside::Nothing })
+    Ok(Network { name, version, kinds: vec![kind], plugin_dir: PluginDir::Nothing })
 }
 
 /// `true`, `false`, or one of these as a string of any case.
@@ -188,7 +187,7 @@ pub(super) fn version_of(
     if let [.., (before, _), (last, _)] = &known[..]
         && before == last
     {
-        // the library compares the two in a way that has no order
+        // the order in which the library sorts these two is not defined
         return Err(Unfit::Unknown("its cniVersions spell one version in two ways".into()));
     }
     Ok(known.last().map_or(one, |(_, text)| text).to_owned())
@@ -207,7 +206,8 @@ fn parsed(text: &str) -> Option<Vec<i64>> {
     Some(numbers)
 }
 
-/// The type of a plugin's configuration, which Go decodes into a structure: keys in any case, types as they should be.
+/// The type of a plugin's configuration. Go decodes it into a struct: keys match in any case, values must have the field's
+/// type.
 fn kind(plugin: &Value, what: &str) -> Result<String, Unfit> {
     let empty = Map::new();
     let map = match plugin {

@@ -1,33 +1,34 @@
 //! `policyd install` and `policyd uninstall`: podgate's entry in the node's CNI configuration, and its binary.
 //!
 //! ```text
-//!   directory  what is in the runtime's directories
-//!   libcni     what the runtimes' library makes of one file
-//!   plugins    which versions of the protocol the plugins speak
-//!   active     which of the files new pods get, by each runtime's rule
-//!   conflist   text in, text out: the entry goes in and comes out, every other byte stays
-//!   entry      what the entry says
-//!   place      temp file, fsync, rename, fsync: nobody meets half a file
-//!   pass       one look at the node, and what it takes to bring it where it should be
-//!   state      the outcome, in a file that `policyd run` shows
-//!   watch      looks again whenever something changes: the primary comes later, or writes its file anew
-//!   uninstall  the way back, in an order that no packet notices: restore (configuration), unload (gates and pins),
-//!              cached (does the runtime still need the binary?)
-//!   bpffs      mount-bpffs, for nodes that have none
+//!   directory    reads the runtime's directories
+//!   libcni       what the runtimes' library makes of one file
+//!   plugins      which versions of the protocol the plugins support
+//!   active       which of the files new pods get, by each runtime's rule
+//!   conflist     adds the entry to a conflist's text and removes it, keeping every other byte
+//!   entry        the content of the entry
+//!   readiness    policyd's state, and what to do with the entry in it
+//!   bandwidth    conflict with the bandwidth plugin in the same list
+//!   atomic_file  temporary file, fsync, rename, fsync
+//!   reconcile    compares the directories with what they should hold, and edits them
+//!   state        the outcome, in a file that `policyd run` reads
+//!   watch        reconciles whenever something changes: the primary plugin's file comes later, or is written again
+//!   uninstall    removes everything without losing a packet: restore (configuration), unload (gates and pins)
+//!   bpffs        mount-bpffs, for nodes without a BPF file system
 //! ```
 
 mod active;
 mod args;
+mod atomic_file;
+mod bandwidth;
 mod bpffs;
-mod cached;
 mod conflist;
 mod directory;
 mod entry;
 mod libcni;
-mod lock;
-mod pass;
-mod place;
 mod plugins;
+mod readiness;
+mod reconcile;
 mod restore;
 mod state;
 mod uninstall;
@@ -36,30 +37,29 @@ mod watch;
 
 use std::io;
 
+use crate::lock::LockError;
+
 pub use active::{Active, Candidate, Choice, Rules, Runtime, Verdict};
 pub use args::{Install, MountBpffs, Uninstall};
 pub use bpffs::mount_bpffs;
 pub use conflist::{Conflist, NotAConflist, VERSIONS, from_conf};
 pub use directory::Directory;
-pub use entry::{Entry, Level, OnTimeout, Startup};
+pub use entry::Entry;
 pub use libcni::Library;
-pub use pass::{Installer, Report, Standing};
-pub use state::{NewPods, STATE_FILE, new_pods};
+pub use reconcile::{Edit, InstallState, Installer, Report};
+pub use state::{STATE_FILE, new_pods};
 pub use uninstall::uninstall;
 pub use watch::install;
-
-/// The name of the plugin's binary, which is also its `type`.
-pub const PLUGIN: &str = "podgate";
 
 /// Installing or uninstalling has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    /// A file, directory or socket.
+    /// An operation on a file, directory or socket failed.
     #[error("{what}: {source}")]
     Io {
         /// "verb object".
         what: String,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// The plugin's binary does not run here.
@@ -67,16 +67,16 @@ pub enum InstallError {
     Plugin {
         /// The binary.
         path: String,
-        /// What it did instead.
+        /// What went wrong.
         reason: String,
     },
-    /// The kernel's side.
+    /// Loading, attaching or removing gates failed.
     #[error(transparent)]
     Bpf(#[from] podgate_bpf::Error),
-    /// Somebody else is at it.
+    /// Another process holds the lock, or keeps writing the files.
     #[error("{0}")]
     Busy(String),
-    /// The node is not as it should be, and nothing here can change that.
+    /// New pods get no gate, and this program cannot change that.
     #[error("install into {dir}: {reason}")]
     NotInForce {
         /// The configuration directory.
@@ -84,6 +84,15 @@ pub enum InstallError {
         /// What is missing.
         reason: String,
     },
+}
+
+impl From<LockError> for InstallError {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Held { .. } => Self::Busy(error.to_string()),
+            LockError::Io { what, source } => Self::Io { what, source },
+        }
+    }
 }
 
 pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> InstallError {

@@ -1,68 +1,70 @@
-//! The configuration as it was before podgate came.
+//! Restores the configuration from before podgate was installed.
 
 use std::fs;
 use std::path::Path;
 
-use super::active::KEPT;
+use podgate_contract::plugin_conf::PLUGIN;
+
+use super::active::BACKUP_SUFFIX;
+use super::atomic_file::{Expected, MAX_ATTEMPTS, WriteOutcome, wait_for_writer};
 use super::conflist::{Conflist, from_conf};
 use super::directory::read_all;
-use super::place::{Over, Put, TRIES, pause};
-use super::{InstallError, PLUGIN, failed, place};
+use super::{InstallError, atomic_file, failed};
 
-/// Takes the entry out of every file of the directory, not only of the one in use, and gives single plugins their
-/// files back. Returns what it has done, one line each; doing it again does nothing.
+/// Removes the entry from every file of the directory, not only from those in use, and restores single plugins' files.
+/// Returns the edits, one line each. Idempotent.
 ///
-/// A file that nobody has touched since has its old bytes again, since putting the entry in kept all others. One
-/// that has changed since keeps the change.
+/// A file that was not changed since has its original bytes again, because adding the entry kept all others. One that was
+/// changed keeps the change.
 pub(super) fn restore(dir: &Path) -> Result<Vec<String>, InstallError> {
     let mut done = Vec::new();
-    for _ in 0..TRIES {
-        if restore_once(dir, &mut done)? == Put::Done {
+    for _ in 0..MAX_ATTEMPTS {
+        if restore_once(dir, &mut done)? == WriteOutcome::Done {
             return Ok(done);
         }
-        pause();
+        wait_for_writer();
     }
     Err(InstallError::Busy(format!(
-        "take {PLUGIN} out of {}: a file there is being written again and again; stop whoever does it",
+        "remove {PLUGIN} from {}: another program keeps writing a file there; stop it first",
         dir.display()
     )))
 }
 
-fn restore_once(dir: &Path, done: &mut Vec<String>) -> Result<Put, InstallError> {
+fn restore_once(dir: &Path, done: &mut Vec<String>) -> Result<WriteOutcome, InstallError> {
     for single in singles(dir)? {
-        done.extend(give_back(dir, &single)?);
+        done.extend(restore_single(dir, &single)?);
     }
     for file in read_all(dir)? {
         let Ok(text) = file.text else { continue };
         let Ok(list) = Conflist::parse(&text) else { continue };
-        if !file.name.ends_with(".conflist") || !list.gates() {
+        if !file.name.ends_with(".conflist") || !list.has_podgate() {
             continue;
         }
         let Some(without) = list.without() else {
-            tracing::warn!(file = file.name, "lists nothing but {PLUGIN}: left alone");
+            tracing::warn!(file = file.name, "lists only {PLUGIN}: not edited");
             continue;
         };
         let path = dir.join(&file.name);
         let real = fs::canonicalize(&path).unwrap_or(path);
-        if place::put(&real, without.as_bytes(), 0o644, Over::Text(&text))
+        if atomic_file::write(&real, without.as_bytes(), 0o644, Expected::Text(&text))
             .map_err(failed(format!("write {}", real.display())))?
-            == Put::Overtaken
+            == WriteOutcome::Conflict
         {
-            return Ok(Put::Overtaken);
+            return Ok(WriteOutcome::Conflict);
         }
-        done.push(format!("took {PLUGIN} out of {}", file.name));
+        done.push(format!("removed {PLUGIN} from {}", file.name));
     }
-    Ok(Put::Done)
+    Ok(WriteOutcome::Done)
 }
 
-/// Names of files for a single plugin, there or kept.
+/// Names of files for a single plugin, in use or renamed as backup.
 fn singles(dir: &Path) -> Result<Vec<String>, InstallError> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(failed(format!("read {}", dir.display())))?,
     };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let single = |name: String| name.strip_suffix(KEPT).map(str::to_owned).unwrap_or(name);
+    let single = |name: String| name.strip_suffix(BACKUP_SUFFIX).map(str::to_owned).unwrap_or(name);
     let mut names: Vec<_> = names
         .map(single)
         .filter(|name| name.ends_with(".conf") || name.ends_with(".json"))
@@ -72,20 +74,20 @@ fn singles(dir: &Path) -> Result<Vec<String>, InstallError> {
     Ok(names)
 }
 
-/// Puts a single plugin's file back and removes the list made of it: in this order, since the file comes first, so
-/// that the runtime never finds neither.
-fn give_back(dir: &Path, single: &str) -> Result<Vec<String>, InstallError> {
+/// Restores a single plugin's file and then removes the list made from it. In this order the runtime never finds neither,
+/// and the file sorts first.
+fn restore_single(dir: &Path, single: &str) -> Result<Vec<String>, InstallError> {
     let mut done = Vec::new();
     let path = dir.join(single);
-    let kept = dir.join(format!("{single}{KEPT}"));
-    let source = if kept.exists() { &kept } else { &path };
-    // neither: it has gone meanwhile
+    let backup = dir.join(format!("{single}{BACKUP_SUFFIX}"));
+    let source = if backup.exists() { &backup } else { &path };
+    // both are gone: removed since the directory was listed
     let Ok(original) = fs::read_to_string(source) else { return Ok(done) };
     let Ok(as_list) = from_conf(&original) else { return Ok(done) };
     let rename_back = || {
-        place::rename(&kept, &path, Over::Anything)
+        atomic_file::rename(&backup, &path, Expected::Any)
             .map(drop)
-            .map_err(failed(format!("rename {}", kept.display())))
+            .map_err(failed(format!("rename {}", backup.display())))
     };
     let stem = single.rsplit_once('.').map_or(single, |(stem, _)| stem);
     let lists = [format!("{stem}.conflist"), format!("{single}-podgate.conflist")];
@@ -97,24 +99,24 @@ fn give_back(dir: &Path, single: &str) -> Result<Vec<String>, InstallError> {
         if !made_of_it {
             continue;
         }
-        if kept.exists() && !path.exists() {
+        if backup.exists() && !path.exists() {
             rename_back()?;
-            done.push(format!("gave {single} back"));
+            done.push(format!("restored {single}"));
         }
-        place::remove(&at).map_err(failed(format!("remove {}", at.display())))?;
+        atomic_file::remove(&at).map_err(failed(format!("remove {}", at.display())))?;
         done.push(format!("removed {list}"));
     }
     let is_list = |list: &String| {
         fs::read_to_string(dir.join(list)).is_ok_and(|text| Conflist::parse(&text).is_ok())
     };
-    if kept.exists() && !path.exists() && !lists.iter().any(is_list) {
-        // whoever removed or broke the list has put nothing in its place: without this one the node has no network
+    if backup.exists() && !path.exists() && !lists.iter().any(is_list) {
+        // the list was removed or damaged and not replaced: without the single file the node has no network
         rename_back()?;
-        done.push(format!("gave {single} back"));
-    } else if kept.exists() {
-        // somebody has written the file anew, or changed the list: what is in force is theirs
-        place::remove(&kept).map_err(failed(format!("remove {}", kept.display())))?;
-        done.push(format!("removed the old {single}, in whose place there is something newer"));
+        done.push(format!("restored {single}"));
+    } else if backup.exists() {
+        // the file was written again or the list was changed: that is newer than the backup
+        atomic_file::remove(&backup).map_err(failed(format!("remove {}", backup.display())))?;
+        done.push(format!("removed the backup of {single}, which has been replaced since"));
     }
     Ok(done)
 }
@@ -198,7 +200,7 @@ mod tests {
             restored(&[kept, ("10-a.conflist", &list)]),
             files(&[("10-a.conflist", &edited)])
         );
-        // the primary has written its file anew, and nobody has turned it again
+        // the primary plugin has written its file again, and it was not converted again
         let list = gated(&from_conf(SINGLE).unwrap());
         let newer = ("10-a.conf", "{\"cniVersion\":\"1.0.0\",\"name\":\"n\",\"type\":\"bridge\"}");
         assert_eq!(restored(&[kept, ("10-a.conflist", &list), newer]), files(&[newer]));

@@ -1,23 +1,25 @@
-//! `policyd uninstall`: the way back. Each step is one that may be done twice, and each leaves the node with what it
-//! had before or with what it will have.
+//! `policyd uninstall`. Every step is idempotent and leaves the node in its earlier or its later state.
 //!
-//! Nobody who would undo it may be at work; then the configuration, so that no new pod gets a gate; then the gates
-//! and the pins; at last the binary, which a runtime may still want to call for pods that it was called for.
+//! First it locks out `install --watch` and policyd, which would undo it. Then it restores the configuration, so that no
+//! new pod gets a gate, removes the gates and the pins, and finally the binary, unless a runtime still needs it for the DEL
+//! of running pods.
 
 use std::thread;
 use std::time::Duration;
 
 use podgate_bpf::PinRoot;
+use podgate_contract::plugin_conf::PLUGIN;
 
 use super::args::{Dirs, Uninstall};
-use super::{InstallError, PLUGIN, cached, failed, lock, place, restore, state, unload, watch};
+use super::{InstallError, atomic_file, failed, restore, state, unload, watch};
+use crate::{cni_cache, lock};
 
 const HOLDER: &str = "`policyd install --watch` is running and would put the entry back; stop it first \
     (kubectl delete daemonset podgate)";
 
-/// An ADD that a runtime has begun with the old configuration may stand a gate after all others are gone: so often
-/// it is looked again.
-const ROUNDS: usize = 5;
+/// How often the steps are repeated: an ADD that a runtime has started with the old configuration may attach a gate after
+/// all others were removed.
+const MAX_ROUNDS: usize = 5;
 
 /// `policyd uninstall`.
 pub fn uninstall(args: Uninstall) -> Result<(), InstallError> {
@@ -35,13 +37,13 @@ pub fn uninstall(args: Uninstall) -> Result<(), InstallError> {
     let root = PinRoot::new(bpf_root);
     let _no_watch = cni_conf_dir
         .is_dir()
-        .then(|| lock::only_one(&cni_conf_dir, Some(limit), HOLDER))
+        .then(|| lock::acquire(&cni_conf_dir, Some(limit), HOLDER))
         .transpose()?;
     let _no_policyd = unload::lock(&root, limit)?;
-    place::sweep(&cni_conf_dir);
-    place::sweep(&cni_bin_dir);
+    atomic_file::remove_stale(&cni_conf_dir);
+    atomic_file::remove_stale(&cni_bin_dir);
 
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_ROUNDS {
         let mut done = restore::restore(&cni_conf_dir)?;
         done.extend(unload::unload(&root)?);
         for line in &done {
@@ -55,21 +57,21 @@ pub fn uninstall(args: Uninstall) -> Result<(), InstallError> {
 
     state::remove(&install_state)?;
     let binary = cni_bin_dir.join(PLUGIN);
-    let remembered = cached::count(&cni_cache_dir);
-    if remembered > 0 && binary.exists() {
+    let attachments = cni_cache::count_with_podgate(&cni_cache_dir);
+    if attachments > 0 && binary.exists() {
         tracing::warn!(
-            attachments = remembered,
+            attachments,
             "left {}: the runtime may call it when pods that started with podgate end; it does nothing any more. \
              run this again once they are gone",
             binary.display()
         );
     } else if binary.exists() {
-        place::remove(&binary).map_err(failed(format!("remove {}", binary.display())))?;
+        atomic_file::remove(&binary).map_err(failed(format!("remove {}", binary.display())))?;
         tracing::info!("removed {}", binary.display());
     }
     tracing::info!("podgate is not in this node's network any more");
     if let Some(signals) = signals {
-        // the end of a container of a DaemonSet would only be its next start
+        // a DaemonSet's container that ends would only be started again
         let _ = signals.wait();
     }
     Ok(())

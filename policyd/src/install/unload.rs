@@ -1,10 +1,9 @@
-//! Gates and pins go, and no packet notices.
+//! Removes gates and pins without losing a packet.
 //!
-//! 1. Denials pass, everywhere at once: a gate is two programs, which cannot be cut at the same moment. With one of
-//!    them gone the other would see the answers of flows whose beginning it has not seen, and deny them.
-//! 2. Every gate is detached, at every interface, registered or not: one that has lost its registration drops
-//!    everything.
-//! 3. Only then the pins are removed. Killed anywhere, a second run begins anew and finds what is left.
+//! 1. Enforcement is switched off for the whole node. A gate is two programs, which cannot be detached at the same moment:
+//!    with one of them gone the other would see replies of flows that it does not know, and deny them.
+//! 2. Every gate is detached, at every interface, registered or not: one without a registration drops everything.
+//! 3. Only then the pins are removed. If it is killed at any point, a second run removes the rest.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,76 +14,78 @@ use nix::fcntl::Flock;
 use podgate_bpf::abi::Mode;
 use podgate_bpf::handover::OtherLayout;
 use podgate_bpf::loader::{LEAST_FLOWS, Sizes};
-use podgate_bpf::netns::Route;
-use podgate_bpf::{Gate, PinRoot, attach};
+use podgate_bpf::{Datapath, PinRoot, clsact};
+use podgate_link::netns::Route;
 
-use super::{InstallError, failed, lock};
+use super::{InstallError, failed};
+use crate::lock;
 
 const HOLDER: &str = "policyd is running and would put gates back; stop it first \
     (kubectl delete daemonset podgate, or systemctl stop policyd)";
 
-/// Waits until no policyd runs on these pins, of whatever layout, and keeps it so.
+/// Locks the pins of all layouts, after waiting for a policyd that runs on them.
 pub(super) fn lock(root: &PinRoot, limit: Duration) -> Result<Vec<Flock<File>>, InstallError> {
     let layouts = root.layouts()?;
-    layouts.iter().map(|layout| lock::only_one(&layout.dir(), Some(limit), HOLDER)).collect()
+    let acquire = |layout: &PinRoot| Ok(lock::acquire(&layout.dir(), Some(limit), HOLDER)?);
+    layouts.iter().map(acquire).collect()
 }
 
-/// Removes everything; returns what it has done, one line each. Nothing there is fine.
+/// Removes everything and returns what was done, one line each; nothing if there are no gates and no pins.
 pub(super) fn unload(root: &PinRoot) -> Result<Vec<String>, InstallError> {
     let interfaces = interfaces()?;
     let mut stray = false;
     for interface in &interfaces {
-        stray |= attach::has_filters(*interface)?;
+        stray |= clsact::has_filters(*interface)?;
     }
     if root.layouts()?.is_empty() && !stray {
         return Ok(Vec::new());
     }
-    // Completes pins of which some are missing: a gate cannot be taken away without.
-    let gate = Gate::open_or_load(
+    // also recreates missing pins, without which gates cannot be removed
+    let datapath = Datapath::open_or_load(
         root,
         &Sizes { flows4: LEAST_FLOWS, flows6: LEAST_FLOWS, ..Sizes::default() },
     )?;
-    let before = gate.maps.control().mode();
-    gate.maps.control().set_mode(Mode::Off);
+    let before = datapath.maps.control().mode();
+    datapath.maps.control().set_mode(Mode::Off);
     let others = OtherLayout::all(root)?;
     for other in &others {
-        // one that cannot be read is taken away as it is
+        // one whose maps cannot be read is removed nevertheless
         if let Err(error) = other.set_mode(Mode::Off) {
-            tracing::warn!(%error, "gates of another layout deny until they are gone");
+            tracing::warn!(%error, "gates of another layout enforce until they are removed");
         }
     }
     let mut gated = 0;
-    for interface in all(&gate, interfaces)? {
-        match (gate.is_at(interface), gate.detach(interface)) {
+    for interface in all(&datapath, interfaces)? {
+        match (datapath.is_attached(interface), datapath.detach(interface)) {
             (present, Ok(())) => gated += usize::from(present),
             (_, Err(error)) => {
-                // those that still stand enforce again, as long as somebody looks after the fault
-                gate.maps.control().set_mode(before);
+                // the gates that remain enforce again until the error is dealt with
+                datapath.maps.control().set_mode(before);
                 return Err(error.into());
             }
         }
     }
-    drop(gate);
-    Gate::unload(root)?;
+    drop(datapath);
+    Datapath::unload(root)?;
     for other in root.others()? {
-        // a gate goes with the pin of its link
+        // removing the pin of a TCX link detaches its program
         remove_all(&other.dir().join("links"))?;
         remove_all(&other.dir())?;
     }
     match fs::remove_dir(root.root()) {
-        // a mount point, or something of somebody else's in it
+        // it is a mount point, or holds other files
         Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound) => {
-            tracing::debug!(dir = %root.root().display(), %e, "left");
+            tracing::debug!(dir = %root.root().display(), %e, "directory kept");
         }
         _ => {}
     }
-    Ok(vec![format!("took {gated} gates away, and the pins below {}", root.root().display())])
+    Ok(vec![format!("removed {gated} gates and the pins below {}", root.root().display())])
 }
 
-/// The interfaces there are, and those that pins and registrations speak of.
-fn all(gate: &Gate, mut interfaces: Vec<u32>) -> Result<Vec<u32>, InstallError> {
-    interfaces.extend(gate.maps.registrations()?.iter().map(|r| r.ifindex));
-    interfaces.extend(gate.linked()?);
+/// All interfaces, with those that pins and registrations name.
+fn all(datapath: &Datapath, mut interfaces: Vec<u32>) -> Result<Vec<u32>, InstallError> {
+    interfaces.extend(datapath.maps.registrations()?.iter().map(|r| r.ifindex));
+    interfaces.extend(datapath.linked_interfaces()?);
     interfaces.sort_unstable();
     interfaces.dedup();
     Ok(interfaces)

@@ -1,38 +1,35 @@
-//! `policyd install`: one pass, or one after the other whenever something changes.
+//! `policyd install`: reconciles once, or whenever something changes.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::Flock;
 use nix::sys::signal::{SigSet, Signal};
-use notify::event::{AccessKind, AccessMode, EventKind};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use podgate_bpf::handshake::{Request, Response};
 
 use super::args::{Dirs, Install};
-use super::{Directory, InstallError, Installer, Report, Standing, failed, lock, place, state};
+use super::readiness::Readiness;
+use super::{Directory, InstallError, InstallState, Installer, Report, atomic_file, failed, state};
+use crate::dir_watch::{DirEvent, DirWatch, debounce};
+use crate::lock::{self, LockError};
 
-/// Whoever writes a file may do it in several steps.
-const QUIET: Duration = Duration::from_millis(30);
-/// A directory that is never quiet is looked at all the same.
-const LONGEST: Duration = Duration::from_millis(300);
-/// Looks without an event: a file system that tells nothing, a lost watch.
-const RECHECK: Duration = Duration::from_secs(10);
-/// The same while something is missing.
-const RETRY: Duration = Duration::from_secs(1);
-/// So many edits in [`WINDOW`] mean that another program undoes each one: then each waits for [`TRUCE`].
-const QUARREL: usize = 20;
-const TRUCE: Duration = Duration::from_secs(2);
-const WINDOW: Duration = Duration::from_secs(60);
-/// How long `--once` waits for another to end.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a policyd may take to answer.
-const ANSWER: Duration = Duration::from_secs(1);
+/// The files are read this long after the last event: programs write in several steps.
+const DEBOUNCE: Duration = Duration::from_millis(30);
+/// The files are read this long after the first event at the latest.
+const MAX_DEBOUNCE: Duration = Duration::from_millis(300);
+/// Interval without an event: some file systems have none, and a watch may be lost.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// The same while new pods get no gate.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// This number of edits in [`EDIT_WINDOW`] means that another program undoes each one: then the next ones wait for
+/// [`CONFLICT_DELAY`].
+const MAX_EDITS: usize = 20;
+const CONFLICT_DELAY: Duration = Duration::from_secs(2);
+const EDIT_WINDOW: Duration = Duration::from_secs(60);
+/// How long `--once` waits for another installer to end.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 const HOLDER: &str = "another `policyd install` is at work on this node";
 
@@ -43,14 +40,16 @@ pub fn install(args: Install) -> Result<(), InstallError> {
         plugin,
         watch,
         wait_for,
+        on_cannot_enforce,
         rules,
         entry,
         ..
     } = args;
-    // before any thread exists, so that all of them leave it to the one that waits
+    // before any thread is started, since threads inherit the blocked signals
     let stop = watch.then(stop_signals).transpose()?;
     let dirs = Directory::new(cni_conf_dir.clone(), cni_bin_dir.clone());
     let mut installer = Installer::new(dirs, rules, plugin, entry)?;
+    let readiness = Readiness::new(wait_for, on_cannot_enforce);
     fs::create_dir_all(&cni_conf_dir)
         .map_err(failed(format!("create {}", cni_conf_dir.display())))?;
     let (events, woken) = mpsc::channel();
@@ -61,22 +60,22 @@ pub fn install(args: Install) -> Result<(), InstallError> {
             let _ = events.send(Wake::Stop);
         });
     }
-    let _only = if watch {
-        // the holder may never end: so that a signal ends the wait, it is done beside
+    let _lock = if watch {
+        // on another thread: the holder may never end, and a signal must end the wait
         let dir = cni_conf_dir.clone();
         let events = events.clone();
-        thread::spawn(move || events.send(Wake::Locked(lock::only_one(&dir, None, HOLDER))));
+        thread::spawn(move || events.send(Wake::Locked(lock::acquire(&dir, None, HOLDER))));
         match woken.recv() {
             Ok(Wake::Locked(lock)) => lock?,
             _ => return Ok(()),
         }
     } else {
-        lock::only_one(&cni_conf_dir, Some(PATIENCE), HOLDER)?
+        lock::acquire(&cni_conf_dir, Some(LOCK_TIMEOUT), HOLDER)?
     };
-    place::sweep(&cni_conf_dir);
-    place::sweep(&cni_bin_dir);
+    atomic_file::remove_stale(&cni_conf_dir);
+    atomic_file::remove_stale(&cni_bin_dir);
     if !watch {
-        return once(&mut installer, &cni_conf_dir, wait_for.as_deref(), &install_state);
+        return once(&mut installer, &cni_conf_dir, readiness, &install_state);
     }
     tracing::info!(
         dir = %cni_conf_dir.display(), plugin = installer.version(),
@@ -84,15 +83,13 @@ pub fn install(args: Install) -> Result<(), InstallError> {
     );
     let mut watch = Watch {
         installer,
-        dirs: [cni_conf_dir, cni_bin_dir],
-        wait_for,
+        readiness,
         install_state,
-        watched: Vec::new(),
-        watcher: None,
-        told: Vec::new(),
+        dir: cni_conf_dir.clone(),
+        dir_watch: DirWatch::new(vec![cni_conf_dir, cni_bin_dir]),
+        logged: Vec::new(),
         edits: Vec::new(),
-        quarrel: false,
-        unwatched: None,
+        in_conflict: false,
     };
     watch.run(&events, &woken);
     Ok(())
@@ -101,73 +98,85 @@ pub fn install(args: Install) -> Result<(), InstallError> {
 fn once(
     installer: &mut Installer,
     dir: &Path,
-    wait_for: Option<&Path>,
+    mut readiness: Readiness,
     install_state: &Path,
 ) -> Result<(), InstallError> {
-    let pass = installer.pass(wait_for.is_none_or(is_ready));
-    state::write(install_state, pass.as_ref(), false)?;
-    let report = pass?;
+    let outcome = installer.reconcile(&readiness.edit());
+    state::write(install_state, outcome.as_ref(), false)?;
+    let report = outcome?;
     for change in &report.changes {
         tracing::info!("{change}");
     }
-    for problem in &report.problems {
+    for problem in report.problems.iter().chain(&report.warnings) {
         tracing::warn!("{problem}");
     }
     for note in &report.notes {
         tracing::info!("{note}");
     }
-    match report.standing {
-        Standing::InForce { files } => {
+    match report.state {
+        InstallState::InForce { files } => {
             let file = files.join(", ");
             tracing::info!(file, plugin = installer.version(), "new pods get a gate");
             Ok(())
         }
-        Standing::Waiting { reason } => {
+        InstallState::Refusing { reason } => Err(InstallError::NotInForce {
+            dir: dir.display().to_string(),
+            reason: refused(&reason),
+        }),
+        InstallState::Waiting { reason } => {
             Err(InstallError::NotInForce { dir: dir.display().to_string(), reason })
         }
     }
 }
 
+fn refused(reason: &str) -> String {
+    format!("new pods are refused, or held where the plugin can load the programs: {reason}")
+}
+
 enum Wake {
-    Touched,
-    Locked(Result<nix::fcntl::Flock<fs::File>, InstallError>),
+    Dir(DirEvent),
+    Locked(Result<Flock<fs::File>, LockError>),
     Stop,
 }
 
 struct Watch {
     installer: Installer,
-    dirs: [PathBuf; 2],
-    wait_for: Option<PathBuf>,
+    readiness: Readiness,
     install_state: PathBuf,
-    /// Device and inode of each directory: another one may take its name.
-    watched: Vec<Option<(u64, u64)>>,
-    watcher: Option<RecommendedWatcher>,
-    /// What has been said already.
-    told: Vec<String>,
+    /// The configuration directory.
+    dir: PathBuf,
+    dir_watch: DirWatch,
+    /// The lines logged at the last reconciliation.
+    logged: Vec<String>,
+    /// When files were edited.
     edits: Vec<Instant>,
-    /// Whether there have been too many, which has been said.
-    quarrel: bool,
-    /// Why directories cannot be watched, which has been said.
-    unwatched: Option<String>,
+    /// Whether another program undoes the edits, which was logged.
+    in_conflict: bool,
 }
 
 impl Watch {
     fn run(&mut self, events: &mpsc::Sender<Wake>, woken: &mpsc::Receiver<Wake>) {
         loop {
-            // before the look, so that nothing is missed in between
-            self.watch(events);
-            let pause = self.look();
-            match woken.recv_timeout(pause.unwrap_or(RECHECK)) {
-                Ok(Wake::Touched) => {
-                    let rest = self.rest();
-                    let late = Instant::now() + rest.max(LONGEST);
-                    loop {
-                        match woken.recv_timeout(rest) {
-                            Err(mpsc::RecvTimeoutError::Timeout) => break,
-                            Ok(Wake::Stop) | Err(_) => return,
-                            Ok(_) if Instant::now() >= late => break,
-                            Ok(_) => {}
+            // before the files are read, so that no change in between is missed
+            let events = events.clone();
+            self.dir_watch.refresh(RECHECK_INTERVAL, move |event| {
+                // fails only while the program is stopping
+                let _ = events.send(Wake::Dir(event));
+            });
+            let interval = self.reconcile();
+            match woken.recv_timeout(interval) {
+                Ok(Wake::Dir(event)) => {
+                    self.dir_watch.handle(event);
+                    let quiet = self.quiet_time();
+                    let longest = quiet.max(MAX_DEBOUNCE);
+                    let goes_on = debounce(woken, quiet, longest, |wake| {
+                        if let Wake::Dir(event) = wake {
+                            self.dir_watch.handle(event);
                         }
+                        !matches!(wake, Wake::Stop)
+                    });
+                    if !goes_on {
+                        return;
                     }
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) | Ok(Wake::Locked(_)) => {}
@@ -176,129 +185,76 @@ impl Watch {
         }
     }
 
-    /// How long to wait after an event.
-    fn rest(&mut self) -> Duration {
-        self.edits.retain(|at| at.elapsed() < WINDOW);
-        let quarrel = self.edits.len() >= QUARREL;
-        if quarrel && !self.quarrel {
+    /// How long there must be no event before the files are read.
+    fn quiet_time(&mut self) -> Duration {
+        self.edits.retain(|at| at.elapsed() < EDIT_WINDOW);
+        let in_conflict = self.edits.len() >= MAX_EDITS;
+        if in_conflict && !self.in_conflict {
             tracing::warn!(
-                "another program undoes podgate's edits of {}: putting the entry back only every {} s",
-                self.dirs[0].display(),
-                TRUCE.as_secs()
+                "another program undoes podgate's edits of {}: adding the entry again only every {} s",
+                self.dir.display(),
+                CONFLICT_DELAY.as_secs()
             );
         }
-        self.quarrel = quarrel;
-        if quarrel { TRUCE } else { QUIET }
+        self.in_conflict = in_conflict;
+        if in_conflict { CONFLICT_DELAY } else { DEBOUNCE }
     }
 
-    /// One pass; says what is new. When to look again, if earlier than usual.
-    fn look(&mut self) -> Option<Duration> {
-        let edit = self.wait_for.as_deref().is_none_or(is_ready);
-        if edit {
-            // policyd may stop again: the entry stays, the pods' state then is the plugin's to decide
-            self.wait_for = None;
-        }
-        let pass = self.installer.pass(edit);
-        // at every look, also as a sign of life
-        let written = state::write(&self.install_state, pass.as_ref(), true);
-        match pass {
-            Ok(Report { standing, changes, mut problems, notes }) => {
+    /// Reconciles and logs what is new. Returns the time until the next reconciliation without an event.
+    fn reconcile(&mut self) -> Duration {
+        let outcome = self.installer.reconcile(&self.readiness.edit());
+        // each time, because its age shows that this process still runs
+        let written = state::write(&self.install_state, outcome.as_ref(), true);
+        match outcome {
+            Ok(Report { state, changes, mut problems, warnings, notes }) => {
                 for change in &changes {
                     tracing::info!("{change}");
                 }
                 if !changes.is_empty() {
                     self.edits.push(Instant::now());
                 }
+                problems.extend(warnings);
                 problems.extend(written.err().map(|error| error.to_string()));
-                let mut fine = notes;
-                let pause = match standing {
-                    Standing::InForce { files } => {
-                        fine.push(format!("new pods get a gate: {}", files.join(", ")));
-                        None
+                let mut information = notes;
+                let interval = match state {
+                    InstallState::InForce { files } => {
+                        information.push(format!("new pods get a gate: {}", files.join(", ")));
+                        RECHECK_INTERVAL
                     }
-                    Standing::Waiting { reason } => {
+                    InstallState::Refusing { reason } => {
+                        problems.push(refused(&reason));
+                        RETRY_INTERVAL
+                    }
+                    InstallState::Waiting { reason } => {
                         problems.push(format!("new pods get no gate: {reason}"));
-                        Some(RETRY)
+                        RETRY_INTERVAL
                     }
                 };
-                self.tell(problems, fine);
-                pause
+                self.log(problems, information);
+                interval
             }
             Err(error) => {
-                self.tell(vec![error.to_string()], Vec::new());
-                Some(RETRY)
+                self.log(vec![error.to_string()], Vec::new());
+                RETRY_INTERVAL
             }
         }
     }
 
-    /// Says each thing once, as long as it is so.
-    fn tell(&mut self, problems: Vec<String>, fine: Vec<String>) {
-        let is_new = |line: &&String| !self.told.contains(*line);
+    /// Logs the lines that were not logged at the last reconciliation.
+    fn log(&mut self, problems: Vec<String>, information: Vec<String>) {
+        let is_new = |line: &&String| !self.logged.contains(*line);
         problems.iter().filter(is_new).for_each(|line| tracing::warn!("{line}"));
-        fine.iter().filter(is_new).for_each(|line| tracing::info!("{line}"));
-        self.told = problems.into_iter().chain(fine).collect();
-    }
-
-    fn watch(&mut self, events: &mpsc::Sender<Wake>) {
-        let identity =
-            |dir: &PathBuf| fs::metadata(dir).ok().map(|found| (found.dev(), found.ino()));
-        let now: Vec<_> = self.dirs.iter().map(identity).collect();
-        if self.watcher.is_some() && self.watched == now {
-            return;
-        }
-        let events = events.clone();
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let reads = |kind: EventKind| match kind {
-                EventKind::Access(access) => access != AccessKind::Close(AccessMode::Write),
-                _ => false,
-            };
-            if !event.is_ok_and(|event| reads(event.kind)) {
-                // it may just have stopped
-                let _ = events.send(Wake::Touched);
-            }
-        });
-        let watcher = watcher.and_then(|mut watcher| {
-            for dir in self.dirs.iter().filter(|dir| dir.is_dir()) {
-                watcher.watch(dir, RecursiveMode::NonRecursive)?;
-            }
-            Ok(watcher)
-        });
-        match watcher {
-            Ok(watcher) => {
-                (self.watcher, self.watched, self.unwatched) = (Some(watcher), now, None);
-            }
-            Err(error) => {
-                let error = Some(error.to_string());
-                if self.unwatched != error {
-                    let every = RECHECK.as_secs();
-                    tracing::warn!(error, "cannot watch the directories, looking every {every} s");
-                }
-                self.unwatched = error;
-            }
-        }
+        information.iter().filter(is_new).for_each(|line| tracing::info!("{line}"));
+        self.logged = problems.into_iter().chain(information).collect();
     }
 }
 
-/// Blocks the signals that ask to end; as the first process of a container one has to take them up oneself.
+/// Blocks SIGTERM and SIGINT so that they can be waited for: for the first process of a container they have no default
+/// action.
 pub(super) fn stop_signals() -> Result<SigSet, InstallError> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
     signals.thread_block().map_err(|e| failed("block signals")(e.into()))?;
     Ok(signals)
-}
-
-/// Whether a policyd answers there that it is ready.
-fn is_ready(socket: &Path) -> bool {
-    let ask = || -> std::io::Result<Response> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        stream.set_write_timeout(Some(ANSWER))?;
-        let line = serde_json::to_string(&Request::Status)? + "\n";
-        stream.write_all(line.as_bytes())?;
-        let mut answer = String::new();
-        BufReader::new(stream).read_line(&mut answer)?;
-        Ok(serde_json::from_str(&answer)?)
-    };
-    matches!(ask(), Ok(Response::Ok))
 }

@@ -1,4 +1,4 @@
-//! Taking connections.
+//! Accepts connections.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -7,53 +7,57 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::room::{Place, Room};
+use super::connection_limit::{ConnectionLimit, ConnectionPermit};
+use crate::backoff::Backoff;
 
-/// How long to wait after a connection could not be taken: doubled from the first to the second.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Delays after accept failed.
+const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
 
-/// The next connection, once there is a place for it. Until then clients wait in the backlog.
+/// Accepts the next connection, once there is a permit for it. Until then clients wait in the listen backlog.
 pub async fn accept_unix(
     listener: &UnixListener,
-    places: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
 ) -> (UnixStream, Option<OwnedSemaphorePermit>) {
-    // never closed
-    let place = places.clone().acquire_owned().await.ok();
-    let mut pause = PAUSE.0;
+    // fails only once the semaphore is closed, which it never is
+    let permit = permits.clone().acquire_owned().await.ok();
+    let mut backoff = RETRY_BACKOFF;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
-            Err(error) => failed("a local client", &error, &mut pause).await,
+            Ok((stream, _)) => return (stream, permit),
+            Err(error) => failed("a local client", &error, &mut backoff).await,
         }
     }
 }
 
-/// The next connection for which there is room. One for which there is none is closed at once: in the backlog it would
-/// stand before the node's own.
-pub async fn accept_tcp(listener: &TcpListener, room: &Room) -> (TcpStream, Place) {
-    let mut pause = PAUSE.0;
+/// Accepts the next connection within the limit. One above it is closed at once, because in the backlog it would delay
+/// those of the node itself.
+pub async fn accept_tcp(
+    listener: &TcpListener,
+    limit: &ConnectionLimit,
+) -> (TcpStream, ConnectionPermit) {
+    let mut backoff = RETRY_BACKOFF;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                pause = PAUSE.0;
-                let place = stream.local_addr().ok().and_then(|local| room.admit(peer, local));
-                match place {
-                    Some(place) => return (stream, place),
+                backoff.reset();
+                let permit = stream.local_addr().ok().and_then(|local| limit.admit(peer, local));
+                match permit {
+                    Some(permit) => return (stream, permit),
                     None => tracing::debug!(%peer, "refused a connection: too many from there"),
                 }
             }
-            Err(error) => failed("a client", &error, &mut pause).await,
+            Err(error) => failed("a client", &error, &mut backoff).await,
         }
     }
 }
 
-/// What the client did wrong concerns nobody else. For want of descriptors or memory nothing can be taken for a while:
-/// the connection stays in the backlog, and asking for it again at once would keep a CPU busy.
-async fn failed(whose: &str, error: &io::Error, pause: &mut Duration) {
+/// Waits before the next accept, unless only this one client has failed. Without descriptors or memory no connection can be
+/// accepted for a while; it stays in the backlog, and trying again at once would keep a CPU busy.
+async fn failed(whose: &str, error: &io::Error, backoff: &mut Backoff) {
     if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) {
         return;
     }
-    tracing::warn!(%error, wait_ms = pause.as_millis(), "cannot take a connection of {whose}, trying again");
-    tokio::time::sleep(*pause).await;
-    *pause = (*pause * 2).min(PAUSE.1);
+    let delay = backoff.next_delay();
+    tracing::warn!(%error, wait_ms = delay.as_millis(), "cannot accept a connection of {whose}, trying again");
+    tokio::time::sleep(delay).await;
 }

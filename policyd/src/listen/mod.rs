@@ -1,27 +1,27 @@
-//! What bounds every listener: how many connections, for how long, how much they may say, and how many descriptors all
-//! of them together can take.
+//! The limits of every listener: number of connections, time, size of a request, and the descriptors that all of them
+//! together can use.
 //!
-//! | listener | connections | who waits when there are more |
+//! | listener | connections | when there are more |
 //! |---|---|---|
-//! | metrics and health, TCP | [`Room`]: some for the node itself, more for others, a few for each address | nobody: the connection is closed |
-//! | `api.sock` | [`API_CONNECTIONS`], of which [`API_STREAMS`] streams | the client, in the backlog |
-//! | `cni.sock` | [`CNI_CONNECTIONS`] | the plugin, in the backlog, until its own deadline |
+//! | metrics and health, TCP | [`ConnectionLimit`]: for the node itself, for all others, for each address | the connection is closed |
+//! | `api.sock` | [`API_CONNECTIONS`], of which [`API_STREAMS`] streams | the client waits in the backlog |
+//! | `cni.sock` | [`CNI_CONNECTIONS`] | the plugin waits in the backlog, until its own deadline |
 //!
-//! No listener can take the descriptors of another: each has its bound, and [`descriptors::raise`] makes room for the
-//! sum of them. One connection carries one request, so there is no idle connection that has said what it wanted.
+//! No listener can use up the descriptors of another: each has its limit, and [`descriptors::raise`] raises that of the
+//! process to their sum. One connection carries one request, so there are no idle connections.
 
 mod accept;
+mod connection_limit;
 pub mod descriptors;
 mod http;
-mod room;
 
 use std::time::Duration;
 
 pub use accept::{accept_tcp, accept_unix};
-pub use http::{Endless, serve_tcp, serve_unix};
-pub use room::{Place, Room};
+pub use connection_limit::{ConnectionLimit, ConnectionPermit};
+pub use http::{Streaming, serve_tcp, serve_unix};
 
-/// Connections of the node itself (kubelet's probes) to the metrics port, which nobody else can take.
+/// Connections of the node itself (kubelet's probes) to the metrics port, which no other client can take.
 pub const METRICS_FROM_NODE: usize = 16;
 /// Connections of all others to the metrics port.
 pub const METRICS_FROM_OTHERS: usize = 128;
@@ -39,7 +39,7 @@ pub const CNI_CONNECTIONS: usize = 256;
 pub struct Limits {
     /// From the connection to the last byte of the request's head.
     pub head: Duration,
-    /// From the connection to the last byte of the answer, but for [`Endless`] ones.
+    /// From the connection to the last byte of the response, except for [`Streaming`] ones.
     pub request: Duration,
     /// Bytes of the request's head.
     pub head_bytes: usize,
@@ -48,14 +48,14 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Of the metrics port: requests without a body, answers that a scrape waits for.
+    /// Of the metrics port: requests without a body.
     pub const METRICS: Self = Self {
         head: Duration::from_secs(5),
         request: Duration::from_secs(15),
         head_bytes: 8 << 10,
         body_bytes: 1 << 10,
     };
-    /// Of `api.sock`: a policy as large as an API server takes, and an answer that waits until it is in force.
+    /// Of `api.sock`: a policy as large as an API server accepts, and a response that waits until it is in force.
     pub const API: Self = Self {
         head: Duration::from_secs(5),
         request: Duration::from_secs(60),

@@ -1,4 +1,4 @@
-//! The node's addresses, and whose they are.
+//! Lists the node's addresses, and which of them are kube-proxy's.
 
 use std::net::IpAddr;
 
@@ -10,16 +10,17 @@ use rtnetlink::packet_route::address::AddressAttribute;
 
 use crate::writer::NodeAddresses;
 
-/// Where kube-proxy has the addresses of all services in IPVS mode. It translates them; nothing listens there.
-const IPVS: &str = "kube-ipvs0";
+/// The interface to which kube-proxy in IPVS mode assigns the addresses of all services. It translates them; nothing
+/// listens there.
+const IPVS_INTERFACE: &str = "kube-ipvs0";
 
 /// Every address of the node, link-local ones too: the kubelet's probes may come from any.
 pub(super) async fn list(handle: &Handle) -> Result<NodeAddresses, String> {
     let mut found = NodeAddresses::default();
-    let proxy = if_nametoindex(IPVS).ok();
+    let proxy = if_nametoindex(IPVS_INTERFACE).ok();
     let mut dump = handle.address().get().execute();
     while let Some(message) = dump.try_next().await.map_err(|e| format!("list addresses: {e}"))? {
-        // Local is the own address, Address the other end's where the link is point-to-point
+        // on a point-to-point link IFA_ADDRESS is the other end's, IFA_LOCAL the node's
         let own = message.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Local(address) => Some(*address),
             _ => None,
@@ -33,7 +34,7 @@ pub(super) async fn list(handle: &Handle) -> Result<NodeAddresses, String> {
     Ok(found)
 }
 
-/// The same at once, for the start: an empty answer if the system gives none.
+/// The same without waiting, for the start. Empty if the system call fails.
 pub(crate) fn now() -> NodeAddresses {
     let mut found = NodeAddresses::default();
     match getifaddrs() {
@@ -43,7 +44,7 @@ pub(crate) fn now() -> NodeAddresses {
                     let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
                     v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
                 });
-                found.add(address, interface.interface_name == IPVS);
+                found.add(address, interface.interface_name == IPVS_INTERFACE);
             }
         }
         Err(error) => {

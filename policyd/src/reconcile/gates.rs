@@ -1,26 +1,26 @@
-//! Gates that somebody removed, replaced or overtook.
+//! Attaches gates again that were removed, replaced or are no longer first.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use podgate_bpf::Gate;
-use podgate_bpf::handshake::EndpointRef;
+use podgate_bpf::Datapath;
+use podgate_contract::handshake::EndpointRef;
 
 use super::Reconciler;
 
 /// How long a gate must have been broken before it is attached again: the plugin registers before it attaches, and
 /// removes programs before it unregisters.
-const PATIENCE: Duration = Duration::from_secs(3);
+const GRACE_PERIOD: Duration = Duration::from_secs(3);
 
 pub(super) async fn watch(reconciler: &Reconciler) {
     loop {
         let broken = check(reconciler, registered(reconciler)).await;
         if !broken.is_empty() {
-            tokio::time::sleep(PATIENCE).await;
+            tokio::time::sleep(GRACE_PERIOD).await;
             let now = registered(reconciler);
-            // only those that are still the same endpoint
+            // only those whose owner number is still the same
             let again: BTreeMap<u32, u32> = broken
                 .into_iter()
                 .filter(|(ifindex, (owner, _))| now.get(ifindex) == Some(owner))
@@ -36,33 +36,33 @@ pub(super) async fn watch(reconciler: &Reconciler) {
 
 /// Every endpoint's interface and owner.
 fn registered(reconciler: &Reconciler) -> BTreeMap<u32, u32> {
-    let view = reconciler.shared.view();
-    view.endpoints.values().map(|e| (e.registration.ifindex, e.registration.owner)).collect()
+    let snapshot = reconciler.shared.snapshot();
+    snapshot.endpoints.values().map(|e| (e.registration.ifindex, e.registration.owner)).collect()
 }
 
-/// Those whose gate is not what it should be, and why.
+/// The endpoints whose gate is broken, with owner number and reason.
 async fn check(
     reconciler: &Reconciler,
     endpoints: BTreeMap<u32, u32>,
 ) -> BTreeMap<u32, (u32, String)> {
-    let check = move |gate: Arc<Gate>| {
+    let check = move |datapath: Arc<Datapath>| {
         let fault = |(ifindex, owner)| {
-            let error = gate.verify(ifindex).err()?;
+            let error = datapath.verify(ifindex).err()?;
             Some((ifindex, (owner, error.to_string())))
         };
         endpoints.into_iter().filter_map(fault).collect()
     };
-    let gate = reconciler.shared.gate.clone();
-    tokio::task::spawn_blocking(move || check(gate)).await.unwrap_or_default()
+    let datapath = reconciler.shared.datapath.clone();
+    tokio::task::spawn_blocking(move || check(datapath)).await.unwrap_or_default()
 }
 
 async fn attach(reconciler: &Reconciler, endpoint: EndpointRef, reason: &str) {
     let EndpointRef { ifindex, owner } = endpoint;
-    let name = reconciler.shared.view().name_of(ifindex);
-    let (gate, mode) = (reconciler.shared.gate.clone(), reconciler.attach);
-    // What the writer published last may be late. A gate where nobody is registered would let nothing pass.
-    let attach = move || match gate.maps.registration(ifindex)? {
-        Some(found) if found.owner == owner => gate.attach(ifindex, mode).map(Some),
+    let name = reconciler.shared.snapshot().name_of(ifindex);
+    let (datapath, mode) = (reconciler.shared.datapath.clone(), reconciler.attach);
+    // The snapshot may be out of date, and a gate without a registration would drop everything.
+    let attach = move || match datapath.maps.registration(ifindex)? {
+        Some(found) if found.owner == owner => datapath.attach(ifindex, mode).map(Some),
         _ => Ok(None),
     };
     match tokio::task::spawn_blocking(attach).await {

@@ -1,7 +1,7 @@
-//! Links and addresses of the node's network namespace, by rtnetlink.
+//! Follows links and addresses of the node's network namespace by rtnetlink.
 //!
-//! Events say only "look again": what is acted on is always a fresh answer of the kernel, so a lost
-//! event costs time and a late one does no harm.
+//! An event only triggers a new request: what is acted on is always the kernel's present state, so a lost event costs time
+//! and a late one does no harm.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,19 +15,20 @@ use super::Reconciler;
 use super::addresses;
 use crate::writer::Message;
 
-const RETRY: Duration = Duration::from_secs(1);
+/// Delay before netlink is opened again after an error.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn watch(reconciler: &Reconciler) {
     loop {
         let Err(error) = follow(reconciler).await;
         tracing::warn!(error, "cannot watch the node's links and addresses, trying again");
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
-/// What an event is about.
+/// What the events received so far say may have changed.
 #[derive(Default)]
-struct News {
+struct Changes {
     /// Interfaces that may be gone.
     links: BTreeSet<u32>,
     addresses: bool,
@@ -35,11 +36,11 @@ struct News {
     everything: bool,
 }
 
-impl News {
+impl Changes {
     fn add(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) {
         match &message.payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
-                // a bridge tells of a port that leaves in the same words, under its own family
+                // a bridge reports a port that leaves with the same message, with family AF_BRIDGE
                 if link.header.interface_family == AddressFamily::Unspec {
                     self.links.insert(link.header.index);
                 }
@@ -60,37 +61,37 @@ async fn follow(reconciler: &Reconciler) -> Result<std::convert::Infallible, Str
     let _connection = Task(tokio::spawn(connection));
     let mut due = tokio::time::interval(reconciler.every);
     loop {
-        let mut news = News::default();
+        let mut changes = Changes::default();
         tokio::select! {
-            _ = due.tick() => news.everything = true,
+            _ = due.tick() => changes.everything = true,
             event = events.next() => {
                 let Some((event, _)) = event else { return Err("netlink connection ended".into()) };
-                news.add(&event);
-                // one look for all that has piled up
+                changes.add(&event);
+                // one request for all events that are queued
                 while let Ok((event, _)) = events.try_recv() {
-                    news.add(&event);
+                    changes.add(&event);
                 }
             }
         }
-        if news.addresses || news.everything {
+        if changes.addresses || changes.everything {
             let mut addresses = addresses::list(&handle).await?;
             addresses.named.clone_from(&reconciler.named);
-            tell(reconciler, Message::NodeAddresses(addresses))?;
+            send(reconciler, Message::NodeAddresses(addresses))?;
         }
-        let mut gone = news.links;
-        if news.everything {
-            let view = reconciler.shared.view();
-            gone.extend(view.endpoints.keys().map(|endpoint| endpoint.0));
+        let mut gone = changes.links;
+        if changes.everything {
+            let snapshot = reconciler.shared.snapshot();
+            gone.extend(snapshot.endpoints.keys().map(|endpoint| endpoint.0));
         }
         for ifindex in gone {
             if !exists(&handle, ifindex).await? {
-                tell(reconciler, Message::LinkGone(ifindex))?;
+                send(reconciler, Message::LinkGone(ifindex))?;
             }
         }
     }
 }
 
-/// Ends with its owner.
+/// A task that is aborted when this is dropped.
 struct Task(tokio::task::JoinHandle<()>);
 
 impl Drop for Task {
@@ -99,7 +100,7 @@ impl Drop for Task {
     }
 }
 
-fn tell(reconciler: &Reconciler, message: Message) -> Result<(), String> {
+fn send(reconciler: &Reconciler, message: Message) -> Result<(), String> {
     reconciler.writer.send(message).map_err(|stopped| stopped.to_string())
 }
 

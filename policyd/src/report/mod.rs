@@ -1,73 +1,51 @@
-//! Tells operators where they look, on the objects themselves, whether policy is in force: Kubernetes Events on
-//! pods, policies and the node.
+//! Reports whether policy is in force on the objects themselves: Kubernetes Events on pods, policies and the node, and the
+//! `Accepted` condition of ClusterNetworkPolicies.
 //!
 //! ```text
-//!   Shared (view, mode, health) --once a second--> standing --what is news?--> tracker --Notice--> publish
+//!   NodeState (snapshot, mode, health) --once a second--> node_status --changes--> tracker --Notice--> publish
 //! ```
 //!
-//! The writer knows nothing of this: what happened is seen from one look to the next. A slow API server
-//! fills a bounded queue and then costs events, which are counted, and nothing else.
+//! The writer is not involved: changes are found by comparing the status each second. If the API server is slow, a bounded
+//! queue fills and further Events are dropped and counted.
 
+mod accepted;
+mod counts;
+mod kernel;
+mod node_status;
 mod notice;
+mod outage;
 mod publish;
-mod standing;
 mod tracker;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kube::Client;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
 use tokio::sync::mpsc;
 
+use self::accepted::Accepting;
 use self::publish::Publisher;
 use self::tracker::Tracker;
-use crate::view::Shared;
+use crate::snapshot::NodeState;
 
-pub use notice::{About, Notice, PodRef, Severity};
-pub use standing::{PodStanding, Standing, State};
+pub use counts::ReportCounts;
+pub use node_status::{NodeStatus, PodStatus, State};
+pub use notice::{About, Dedupe, Notice, PodRef, Severity};
+pub(crate) use outage::cannot_enforce;
 pub use tracker::Settings;
 
-/// How often to look for news.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the status is compared with what was reported.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Events that may wait for the API server.
-const QUEUE: usize = 512;
+const QUEUE_SIZE: usize = 512;
 
-/// What became of events.
-#[derive(Debug, Default)]
-pub struct Reported {
-    /// The API server took them, or had them already from another node.
-    pub sent: AtomicU64,
-    /// It refused them.
-    pub refused: AtomicU64,
-    /// There was no room for them while the API server was slow or away.
-    pub dropped: AtomicU64,
-}
-
-impl Reported {
-    /// Writes them for Prometheus.
-    pub(crate) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Kubernetes Events, by what became of them";
-        let mut family = encoder.encode_descriptor("reports", help, None, MetricType::Counter)?;
-        for (result, count) in
-            [("sent", &self.sent), ("refused", &self.refused), ("dropped", &self.dropped)]
-        {
-            let counter = ConstCounter::new(count.load(Ordering::Relaxed));
-            counter.encode(family.encode_family(&[("result", result)])?)?;
-        }
-        Ok(())
-    }
-}
-
-/// Reports of one node.
+/// The task that reports on this node.
 pub struct Reporter {
-    /// What is reported on.
-    pub shared: Arc<Shared>,
-    /// Where to.
+    /// The node's state.
+    pub shared: Arc<NodeState>,
+    /// The API server's client.
     pub client: Client,
 }
 
@@ -78,25 +56,39 @@ impl fmt::Debug for Reporter {
 }
 
 impl Reporter {
-    /// Never ends.
+    /// Runs until the task is dropped.
     pub async fn run(self) {
         let Self { shared, client } = self;
-        let (queue, waiting) = mpsc::channel(QUEUE);
-        let publisher = Publisher::new(client, shared.node.clone(), shared.reports.clone());
-        tokio::join!(publisher.run(waiting), look(&shared, queue));
+        let (queue, waiting) = mpsc::channel(QUEUE_SIZE);
+        let publisher = Publisher::new(client.clone(), shared.node.clone(), shared.reports.clone());
+        if let Some(notice) = kernel::lacks(&shared.kernel) {
+            // cannot fail: the queue is empty
+            let _ = queue.try_send(notice);
+        }
+        let accepting = Accepting::new(client);
+        tokio::join!(publisher.run(waiting), track(&shared, queue), accept(&shared, accepting));
     }
 }
 
-async fn look(shared: &Shared, queue: mpsc::Sender<Notice>) {
+async fn track(shared: &NodeState, queue: mpsc::Sender<Notice>) {
     let mut tracker = Tracker::new(Settings::default());
-    let mut clock = tokio::time::interval(LOOK);
+    let mut clock = tokio::time::interval(CHECK_INTERVAL);
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         clock.tick().await;
-        for notice in tracker.news(Instant::now(), Standing::of(shared)) {
+        for notice in tracker.update(Instant::now(), NodeStatus::of(shared)) {
             if queue.try_send(notice).is_err() {
                 shared.reports.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
+    }
+}
+
+async fn accept(shared: &NodeState, mut accepting: Accepting) {
+    let mut clock = tokio::time::interval(CHECK_INTERVAL);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        accepting.look(shared).await;
     }
 }

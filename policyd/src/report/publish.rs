@@ -1,4 +1,4 @@
-//! Notices to Events.
+//! Sends notices as Events.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -11,59 +11,66 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, PostParams};
 use kube::{Client, Error};
+use podgate_policy::model::{ClusterPolicy, PodTrafficPolicy};
+use podgate_policy::object::Resource;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::Reported;
-use super::notice::{About, Notice, Severity};
+use super::ReportCounts;
+use super::notice::{About, Dedupe, Notice, Severity};
+use crate::backoff::Backoff;
 
-/// Who reports, in the form the API wants: a qualified name.
+/// The reporting controller; the API requires a qualified name.
 const CONTROLLER: &str = "podgate.io/policyd";
-/// Events at once, after a quiet time.
+/// Largest number of Events sent at once.
 const BURST: u32 = 20;
-/// One more event per this.
-const EVERY: Duration = Duration::from_millis(200);
-/// How long the API server may take for one.
-const ANSWER: Duration = Duration::from_secs(10);
-/// How long to wait when it is away: doubled from the first to the second.
-const AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// The longest note that the API server takes, and room for what we append.
-const NOTE: usize = 1000;
+/// Interval of further Events.
+const EVENT_INTERVAL: Duration = Duration::from_millis(200);
+/// How long the API server may take for one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Delays after a request that failed.
+const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+/// Largest length of a note, bytes; the API server accepts 1024.
+const MAX_NOTE: usize = 1000;
 
 pub(super) struct Publisher {
     client: Client,
     node: String,
-    counts: Arc<Reported>,
-    pace: Pace,
+    counts: Arc<ReportCounts>,
+    rate_limit: RateLimit,
 }
 
 impl Publisher {
-    pub(super) fn new(client: Client, node: String, counts: Arc<Reported>) -> Self {
-        Self { client, node, counts, pace: Pace::new() }
+    pub(super) fn new(client: Client, node: String, counts: Arc<ReportCounts>) -> Self {
+        Self { client, node, counts, rate_limit: RateLimit::new() }
     }
 
-    /// Never ends while somebody can send.
+    /// Runs until all senders are gone.
     pub(super) async fn run(mut self, mut waiting: mpsc::Receiver<Notice>) {
         while let Some(notice) = waiting.recv().await {
             self.publish(notice).await;
         }
     }
 
-    /// Publishes one, for as long as the server is away.
+    /// Publishes one, and tries again until the API server has answered.
     async fn publish(&mut self, notice: Notice) {
         let event = event(&notice, &self.node, Timestamp::now());
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         let counts = self.counts.clone();
-        let mut delay = AWAY.0;
+        let mut backoff = RETRY_BACKOFF;
         loop {
-            self.pace.next().await;
-            let became = match timeout(ANSWER, events.create(&PostParams::default(), &event)).await
+            self.rate_limit.wait().await;
+            let outcome = match timeout(
+                REQUEST_TIMEOUT,
+                events.create(&PostParams::default(), &event),
+            )
+            .await
             {
                 Ok(Ok(_)) => Some(&counts.sent),
-                // another node said it first
+                // another node, or an earlier policyd, has sent the same one
                 Ok(Err(Error::Api(status))) if status.code == 409 => Some(&counts.sent),
-                // its namespace is going away, or we have no right to
+                // e.g. its namespace is being deleted, or RBAC does not allow it
                 Ok(Err(Error::Api(status))) if status.code / 100 == 4 && status.code != 429 => {
                     tracing::debug!(%status.message, ?notice, "the API server refuses an event");
                     Some(&counts.refused)
@@ -77,12 +84,11 @@ impl Publisher {
                     None
                 }
             };
-            if let Some(became) = became {
-                became.fetch_add(1, Ordering::Relaxed);
+            if let Some(count) = outcome {
+                count.fetch_add(1, Ordering::Relaxed);
                 return;
             }
-            sleep(delay.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            delay = (delay * 2).min(AWAY.1);
+            sleep(backoff.next_jittered()).await;
         }
     }
 }
@@ -93,25 +99,25 @@ fn event(notice: &Notice, node: &str, now: Timestamp) -> Event {
     let name = regarding.name.as_deref().unwrap_or_default();
     let mut hasher = DefaultHasher::new();
     (notice.reason, &notice.note, &regarding.uid).hash(&mut hasher);
-    match notice.shared {
-        // the same name from every node: the first one wins
-        Some(round) => round.hash(&mut hasher),
-        None => (node, now.as_nanosecond()).hash(&mut hasher),
+    match notice.dedupe {
+        Dedupe::Cluster(round) => round.hash(&mut hasher),
+        Dedupe::Node(round) => (node, round).hash(&mut hasher),
+        Dedupe::No => (node, now.as_nanosecond()).hash(&mut hasher),
     }
-    let note = match notice.shared {
-        Some(_) => notice.note.clone(),
-        None => format!("{} (node {node})", notice.note),
+    let note = match notice.dedupe {
+        Dedupe::Cluster(_) => notice.note.clone(),
+        Dedupe::Node(_) | Dedupe::No => format!("{} (node {node})", notice.note),
     };
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{}.{:016x}", cut(name, 230), hasher.finish())),
-            // a node has no namespace; its events stand in this one
+            name: Some(format!("{}.{:016x}", truncate(name, 230), hasher.finish())),
+            // events of objects without a namespace belong into "default"
             namespace: Some(regarding.namespace.clone().unwrap_or_else(|| "default".to_owned())),
             ..ObjectMeta::default()
         },
         action: Some("Enforce".to_owned()),
         reason: Some(notice.reason.to_owned()),
-        note: Some(cut(&note, NOTE).to_owned()),
+        note: Some(truncate(&note, MAX_NOTE).to_owned()),
         type_: Some(
             match notice.severity {
                 Severity::Normal => "Normal",
@@ -122,7 +128,7 @@ fn event(notice: &Notice, node: &str, now: Timestamp) -> Event {
         event_time: Some(MicroTime(now)),
         regarding: Some(regarding),
         reporting_controller: Some(CONTROLLER.to_owned()),
-        reporting_instance: Some(cut(node, 128).to_owned()),
+        reporting_instance: Some(truncate(node, 128).to_owned()),
         ..Event::default()
     }
 }
@@ -146,7 +152,28 @@ fn regarding(about: &About, node: &str) -> ObjectReference {
             uid: some(uid),
             ..ObjectReference::default()
         },
-        // the kubelet's own events name the node so, and kubectl describe looks for that
+        About::ClusterPolicy { name, uid } => ObjectReference {
+            api_version: some(ClusterPolicy::API.version),
+            kind: some(ClusterPolicy::API.kind),
+            name: some(name),
+            uid: some(uid),
+            ..ObjectReference::default()
+        },
+        About::PodTrafficPolicy { key, uid } => ObjectReference {
+            api_version: some(PodTrafficPolicy::API.version),
+            kind: some(PodTrafficPolicy::API.kind),
+            namespace: some(&key.namespace),
+            name: some(&key.name),
+            uid: some(uid),
+            ..ObjectReference::default()
+        },
+        About::Namespace(name) => ObjectReference {
+            api_version: some("v1"),
+            kind: some("Namespace"),
+            name: some(name),
+            ..ObjectReference::default()
+        },
+        // the kubelet's events have the node's name as uid, and kubectl describe looks for these
         About::Node => ObjectReference {
             api_version: some("v1"),
             kind: some("Node"),
@@ -157,8 +184,8 @@ fn regarding(about: &About, node: &str) -> ObjectReference {
     }
 }
 
-/// At most this many bytes of a text.
-fn cut(text: &str, most: usize) -> &str {
+/// The beginning of a text, at most `most` bytes.
+pub(super) fn truncate(text: &str, most: usize) -> &str {
     let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -166,19 +193,19 @@ fn cut(text: &str, most: usize) -> &str {
     &text[..end]
 }
 
-/// So many at once, then so many per second.
-struct Pace {
+/// Token bucket: [`BURST`] Events at once, then one per [`EVENT_INTERVAL`].
+struct RateLimit {
     left: u32,
     filled: Instant,
 }
 
-impl Pace {
+impl RateLimit {
     fn new() -> Self {
         Self { left: BURST, filled: Instant::now() }
     }
 
-    async fn next(&mut self) {
-        let earned = self.filled.elapsed().as_millis() / EVERY.as_millis();
+    async fn wait(&mut self) {
+        let earned = self.filled.elapsed().as_millis() / EVENT_INTERVAL.as_millis();
         let earned = u32::try_from(earned).unwrap_or(BURST).min(BURST);
         if earned > 0 {
             self.left = (self.left + earned).min(BURST);
@@ -187,7 +214,7 @@ impl Pace {
         match self.left.checked_sub(1) {
             Some(left) => self.left = left,
             None => {
-                sleep(EVERY).await;
+                sleep(EVENT_INTERVAL).await;
                 self.filled = Instant::now();
             }
         }
@@ -210,9 +237,9 @@ mod tests {
     type Server = mock::Handle<Request<Body>, Response<Body>>;
 
     /// A publisher at work on these, its server, and what it counts.
-    fn publishing(notices: Vec<Notice>) -> (Server, Arc<Reported>) {
+    fn publishing(notices: Vec<Notice>) -> (Server, Arc<ReportCounts>) {
         let (service, server) = mock::pair();
-        let counts = Arc::new(Reported::default());
+        let counts = Arc::new(ReportCounts::default());
         let client = Client::new(service, "default");
         let publisher = Publisher::new(client, "n1".into(), counts.clone());
         let (queue, waiting) = mpsc::channel(1000);
@@ -248,18 +275,18 @@ mod tests {
             severity: Severity::Normal,
             reason: "PolicyInForce",
             note: "in force".into(),
-            shared: None,
+            dedupe: Dedupe::No,
         }
     }
 
-    fn counted(counts: &Reported) -> BTreeMap<&'static str, u64> {
+    fn counted(counts: &ReportCounts) -> BTreeMap<&'static str, u64> {
         [("sent", &counts.sent), ("refused", &counts.refused), ("dropped", &counts.dropped)]
             .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
             .into()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_event_stands_on_its_object() {
+    async fn an_event_names_its_object() {
         let node = Notice { about: About::Node, severity: Severity::Warning, ..about_pod("") };
         let (mut server, counts) = publishing(vec![about_pod("web"), node]);
         let (path, event, respond) = asked(&mut server).await;
@@ -290,15 +317,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_every_node_says_has_one_name() {
+    async fn the_same_report_has_one_name() {
         let key = ObjectKey::new("shop", "p");
         let about = About::Policy { key, uid: "u".into() };
-        let said = |round| Notice { about: about.clone(), shared: Some(round), ..about_pod("") };
+        let said = |round| Notice {
+            about: about.clone(),
+            dedupe: Dedupe::Cluster(round),
+            ..about_pod("")
+        };
         let name =
             |notice: &Notice, node: &str| event(notice, node, Timestamp::now()).metadata.name;
         assert_eq!(name(&said(1), "n1"), name(&said(1), "n2"));
         assert_ne!(name(&said(1), "n1"), name(&said(2), "n1"));
         assert_ne!(name(&about_pod("a"), "n1"), name(&about_pod("a"), "n2"));
+        let lacks =
+            |round| Notice { about: About::Node, dedupe: Dedupe::Node(round), ..about_pod("") };
+        assert_eq!(name(&lacks(0), "n1"), name(&lacks(0), "n1"), "a policyd that starts again");
+        assert_ne!(name(&lacks(0), "n1"), name(&lacks(0), "n2"));
+        assert_ne!(name(&lacks(0), "n1"), name(&lacks(1), "n1"));
         let (mut server, counts) = publishing(vec![said(1)]);
         let (_, event, respond) = asked(&mut server).await;
         assert_eq!(event["note"], "in force", "it is true of all nodes");
@@ -308,7 +344,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_server_that_is_away_is_waited_for_and_one_that_refuses_is_not() {
+    async fn a_server_that_does_not_answer_is_tried_again_and_one_that_refuses_is_not() {
         let (mut server, counts) = publishing(vec![about_pod("a"), about_pod("b")]);
         let (_, first, respond) = asked(&mut server).await;
         respond.send_error(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
@@ -335,12 +371,12 @@ mod tests {
             answer(respond, 201, &event);
         }
         let took = began.elapsed();
-        assert!(took >= EVERY * (many - BURST - 2), "{took:?}");
-        assert!(took <= EVERY * many, "{took:?}");
+        assert!(took >= EVENT_INTERVAL * (many - BURST - 2), "{took:?}");
+        assert!(took <= EVENT_INTERVAL * many, "{took:?}");
     }
 
     #[test]
-    fn what_is_too_long_is_cut() {
+    fn long_texts_are_truncated() {
         let long = Notice { note: "ä".repeat(1000), ..about_pod(&"n".repeat(253)) };
         let event = event(&long, "n1", Timestamp::now());
         assert!(event.note.unwrap().len() <= 1024);

@@ -1,28 +1,30 @@
-//! What is news, from one look to the next.
+//! Compares the node's status with what was reported, and decides which Events to send.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use podgate_bpf::abi::Mode;
+use podgate_manifests::unenforced::{self, UnenforcedKind};
+use podgate_policy::index::{Problem, Sort};
 use podgate_policy::model::PolicyId;
+use podgate_policy::object::ObjectId;
 
-use super::notice::{About, Notice, PodRef, Severity};
-use super::standing::{PodStanding, Standing, State, refused_key};
-use crate::sources::unenforced::{self, UnenforcedKind};
+use super::node_status::{NodeStatus, PodStatus, State, about};
+use super::notice::{About, Dedupe, Notice, PodRef, Severity};
 
-/// When something is told.
+/// When something is reported.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// What is wrong for less than this is not told: a pod is gated before its object is known, and a
-    /// policy may be mended at once.
+    /// A problem that lasts shorter is not reported: a pod is gated before its object is known, and a policy may be
+    /// corrected at once.
     pub grace: Duration,
-    /// What every node says is told this much later, another time on each node.
+    /// What every node would report is delayed by this time in addition, a different one on each node.
     pub spread: Duration,
-    /// What is still wrong is told again after this: events are forgotten after an hour.
-    pub again: Duration,
-    /// How many pods have their policies in force is corrected after this at the earliest, then after twice that, and so
-    /// on up to `again`: pods come and go.
-    pub correct: Duration,
+    /// A problem that lasts is reported again after this time: the API server keeps events for an hour.
+    pub repeat_after: Duration,
+    /// The number of pods with their policies in force is reported again after this time at the earliest, then after twice
+    /// that, and so on up to `repeat_after`: pods come and go.
+    pub summary_interval: Duration,
 }
 
 impl Default for Settings {
@@ -30,52 +32,53 @@ impl Default for Settings {
         Self {
             grace: Duration::from_secs(10),
             spread: Duration::from_secs(20).mul_f64(fastrand::f64()),
-            again: Duration::from_secs(30 * 60),
-            correct: Duration::from_secs(15),
+            repeat_after: Duration::from_secs(30 * 60),
+            summary_interval: Duration::from_secs(15),
         }
     }
 }
 
-/// What was told, and how things stood at the last look.
+/// What was reported.
 #[derive(Debug)]
 pub(super) struct Tracker {
     settings: Settings,
     summary: Option<Summary>,
     mode: Mode,
-    /// When the mode was told, if it ever was.
-    mode_told: Option<Instant>,
-    /// Of each pod the isolation that is known to be in force.
+    /// When the mode was last reported.
+    mode_reported: Option<Instant>,
+    /// The isolation that is known to be in force, of each pod.
     pods: BTreeMap<PodRef, InForce>,
-    /// What is wrong.
-    wrong: BTreeMap<Key, Wrong>,
+    /// The present problems.
+    problems: BTreeMap<ProblemKey, Lasting>,
 }
 
-/// How many pods have their policies in force, as last told.
+/// The last report of how many pods have their policies in force.
 #[derive(Debug)]
 struct Summary {
     note: String,
-    told: Instant,
-    /// The next one is told so much later at the earliest.
+    reported: Instant,
+    /// The earliest time after it for the next one.
     wait: Duration,
 }
 
-/// The isolation of a pod that was told to be in force.
+/// What was reported of a pod's isolation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum InForce {
-    /// By these policies, for ingress and for egress.
+    /// It is in force, by these policies for ingress and for egress.
     By(Vec<PolicyId>, Vec<PolicyId>),
-    /// An earlier policyd left it; what it was, is not known, and it has been told.
-    Adopted,
-    /// It was told not to be.
+    /// It was put in force and reported by an earlier policyd, with policies that are not known.
+    Recovered,
+    /// It was reported as not in force.
     Lacking,
 }
 
-/// One thing that can be wrong.
+/// What a problem is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
+enum ProblemKey {
     Pod(PodRef),
     Policy(PolicyId),
-    Refused(PolicyId, String),
+    Refused(ObjectId, String),
+    Flaw(ObjectId, String),
     Ungated(PodRef),
     Kind(UnenforcedKind),
     Classes,
@@ -85,9 +88,9 @@ enum Key {
 }
 
 #[derive(Debug)]
-struct Wrong {
+struct Lasting {
     since: Instant,
-    told: Option<Instant>,
+    last_reported: Option<Instant>,
 }
 
 impl Tracker {
@@ -96,71 +99,75 @@ impl Tracker {
             settings,
             summary: None,
             mode: Mode::Enforce,
-            mode_told: None,
+            mode_reported: None,
             pods: BTreeMap::new(),
-            wrong: BTreeMap::new(),
+            problems: BTreeMap::new(),
         }
     }
 
-    /// What is news at this look.
-    pub(super) fn news(&mut self, now: Instant, standing: Standing) -> Vec<Notice> {
+    /// The notices for the present status.
+    pub(super) fn update(&mut self, now: Instant, status: NodeStatus) -> Vec<Notice> {
         let mut news = Vec::new();
-        self.mode(now, &standing, &mut news);
-        if !standing.ready {
-            for (pod, stands) in &standing.pods {
-                if matches!(stands.state, State::Earlier(_)) {
-                    self.pods.entry(pod.clone()).or_insert(InForce::Adopted);
+        self.mode(now, &status, &mut news);
+        if !status.ready {
+            for (pod, pod_status) in &status.pods {
+                if matches!(pod_status.state, State::Earlier(_)) {
+                    self.pods.entry(pod.clone()).or_insert(InForce::Recovered);
                 }
             }
             return news;
         }
-        self.summarize(now, &standing, &mut news);
-        let wrongs = wrongs(&standing);
-        self.mended(&standing, &wrongs, &mut news);
-        self.broken(now, wrongs, &mut news);
-        self.in_force(&standing, &mut news);
+        self.summarize(now, &status, &mut news);
+        let problems = problems(&status);
+        self.resolved(&status, &problems, &mut news);
+        self.raised(now, problems, &mut news);
+        self.in_force(&status, &mut news);
         news
     }
 
-    /// How many pods have their policies in force: once that is settled, and when it is no longer so.
-    fn summarize(&mut self, now: Instant, standing: &Standing, news: &mut Vec<Notice>) {
-        if !standing.settled {
+    /// Reports how many pods have their policies in force, once it is settled and when it changes.
+    fn summarize(&mut self, now: Instant, status: &NodeStatus, news: &mut Vec<Notice>) {
+        if !status.settled {
             return;
         }
-        let in_force = standing.pods.values().filter(|pod| pod.state == State::InForce).count();
-        let all = standing.pods.len() + standing.ungated.len();
+        let in_force = status.pods.values().filter(|pod| pod.state == State::InForce).count();
+        let all = status.pods.len() + status.ungated.len();
         let have = |count: usize| if count == 1 { "pod has its" } else { "pods have their" };
         let mut note = match all - in_force {
             0 => format!("{in_force} {} policies in force", have(in_force)),
             _ => format!("{in_force} of {all} pods have their policies in force"),
         };
-        if !standing.ungated.is_empty() {
-            note += &format!(", without a gate: {}", some(standing.ungated.keys()));
+        if !status.ungated.is_empty() {
+            note += &format!(", without a gate: {}", some(status.ungated.keys()));
         }
-        let Settings { again, correct, .. } = self.settings;
+        let Settings { repeat_after, summary_interval, .. } = self.settings;
         let wait = match &self.summary {
-            None => correct,
+            None => summary_interval,
             Some(last) => {
-                let passed = now.duration_since(last.told);
+                let passed = now.duration_since(last.reported);
                 if last.note == note || passed < last.wait {
                     return;
                 }
-                if passed >= again { correct } else { (last.wait * 2).min(again) }
+                if passed >= repeat_after {
+                    summary_interval
+                } else {
+                    (last.wait * 2).min(repeat_after)
+                }
             }
         };
-        self.summary = Some(Summary { note: note.clone(), told: now, wait });
+        self.summary = Some(Summary { note: note.clone(), reported: now, wait });
         news.push(notice(About::Node, Severity::Normal, "PolicyInForce", note));
     }
 
-    /// Whether denials mean anything.
-    fn mode(&mut self, now: Instant, standing: &Standing, news: &mut Vec<Notice>) {
-        let old = |told| now.duration_since(told) >= self.settings.again;
-        let forgotten = standing.mode != Mode::Enforce && self.mode_told.is_some_and(old);
-        if standing.mode == self.mode && !forgotten {
+    /// Reports a mode in which denials have no effect, and its end.
+    fn mode(&mut self, now: Instant, status: &NodeStatus, news: &mut Vec<Notice>) {
+        let is_old = |reported| now.duration_since(reported) >= self.settings.repeat_after;
+        let has_expired = status.mode != Mode::Enforce && self.mode_reported.is_some_and(is_old);
+        if status.mode == self.mode && !has_expired {
             return;
         }
-        (self.mode, self.mode_told) = (standing.mode, Some(now));
-        let (severity, reason, note) = match standing.mode {
+        (self.mode, self.mode_reported) = (status.mode, Some(now));
+        let (severity, reason, note) = match status.mode {
             Mode::Enforce => (
                 Severity::Normal,
                 "Enforcing",
@@ -178,79 +185,90 @@ impl Tracker {
         news.push(notice(About::Node, severity, reason, note.to_owned()));
     }
 
-    /// What was told to be wrong and is not any more. Of pods this is told with what is in force instead.
-    fn mended(
+    /// Reports that problems are resolved. For pods the policies that are in force now are reported instead.
+    fn resolved(
         &mut self,
-        standing: &Standing,
-        wrongs: &BTreeMap<Key, Notice>,
+        status: &NodeStatus,
+        problems: &BTreeMap<ProblemKey, Notice>,
         news: &mut Vec<Notice>,
     ) {
-        let mended: Vec<Key> =
-            self.wrong.keys().filter(|key| !wrongs.contains_key(key)).cloned().collect();
-        for key in mended {
-            let told = self.wrong.remove(&key).is_some_and(|wrong| wrong.told.is_some());
-            if !told {
+        let resolved: Vec<ProblemKey> =
+            self.problems.keys().filter(|key| !problems.contains_key(key)).cloned().collect();
+        for key in resolved {
+            let problem = self.problems.remove(&key);
+            if problem.is_none_or(|problem| problem.last_reported.is_none()) {
                 continue;
             }
             let note = match &key {
-                // what is in force instead is told below
-                Key::Pod(pod) => {
+                // reported by `in_force`
+                ProblemKey::Pod(pod) => {
                     self.pods.insert(pod.clone(), InForce::Lacking);
                     continue;
                 }
-                Key::Policy(_) => "in force again on every pod of this node that it selects",
-                Key::Refused(..) | Key::Kind(_) => continue,
-                Key::Ungated(_) => "a gate stands at the pod",
-                Key::AnyUngated => "a gate stands at every pod",
-                Key::Classes => "changes are put in force again",
-                Key::Manifests => "every manifest can be read again",
-                Key::Pods => "every pod has its policies in force again",
+                ProblemKey::Policy(_) => "in force again on every pod of this node that it selects",
+                ProblemKey::Refused(..) | ProblemKey::Flaw(..) | ProblemKey::Kind(_) => continue,
+                ProblemKey::Ungated(_) => "the pod has a gate",
+                ProblemKey::AnyUngated => "every pod has a gate",
+                ProblemKey::Classes => "changes are put in force again",
+                ProblemKey::Manifests => "every manifest can be read again",
+                ProblemKey::Pods => "every pod has its policies in force again",
             };
             let about = match key {
-                Key::Policy(id) => match standing.uids.get(&id.key) {
+                ProblemKey::Policy(id) => match status.uids.get(&ObjectId::Policy(id.clone())) {
                     Some(uid) => About::Policy { key: id.key, uid: uid.to_string() },
-                    // it is gone, and with it what was wrong
+                    // the policy was deleted
                     None => continue,
                 },
-                Key::Ungated(pod) if standing.pods.contains_key(&pod) => About::Pod(pod),
-                Key::Ungated(_) => continue,
+                ProblemKey::Ungated(pod) if status.pods.contains_key(&pod) => About::Pod(pod),
+                ProblemKey::Ungated(_) => continue,
                 _ => About::Node,
             };
             news.push(notice(about, Severity::Normal, "PolicyInForce", note.to_owned()));
         }
     }
 
-    fn broken(&mut self, now: Instant, wrongs: BTreeMap<Key, Notice>, news: &mut Vec<Notice>) {
-        for (key, mut notice) in wrongs {
+    /// Reports problems that have lasted longer than the grace time, and repeats them.
+    fn raised(
+        &mut self,
+        now: Instant,
+        problems: BTreeMap<ProblemKey, Notice>,
+        news: &mut Vec<Notice>,
+    ) {
+        for (key, mut notice) in problems {
             let grace = match &key {
-                Key::Refused(..) => self.settings.grace + self.settings.spread,
+                ProblemKey::Refused(..) | ProblemKey::Flaw(..) => {
+                    self.settings.grace + self.settings.spread
+                }
                 _ => self.settings.grace,
             };
-            let wrong = self.wrong.entry(key).or_insert(Wrong { since: now, told: None });
-            let due = match wrong.told {
-                None => now.duration_since(wrong.since) >= grace,
-                Some(told) => now.duration_since(told) >= self.settings.again,
+            let problem =
+                self.problems.entry(key).or_insert(Lasting { since: now, last_reported: None });
+            let due = match problem.last_reported {
+                None => now.duration_since(problem.since) >= grace,
+                Some(reported) => now.duration_since(reported) >= self.settings.repeat_after,
             };
             if due {
-                wrong.told = Some(now);
-                notice.shared = notice.shared.map(|_| round(self.settings.again));
+                problem.last_reported = Some(now);
+                if let Dedupe::Cluster(number) = &mut notice.dedupe {
+                    *number = round(self.settings.repeat_after);
+                }
                 news.push(notice);
             }
         }
     }
 
-    /// Pods whose isolation is in force and was not, or was another.
-    fn in_force(&mut self, standing: &Standing, news: &mut Vec<Notice>) {
-        self.pods.retain(|pod, _| standing.pods.contains_key(pod));
-        for (pod, stands) in &standing.pods {
-            if stands.state != State::InForce {
+    /// Reports pods whose isolation is in force and was not, or has changed.
+    fn in_force(&mut self, status: &NodeStatus, news: &mut Vec<Notice>) {
+        self.pods.retain(|pod, _| status.pods.contains_key(pod));
+        for (pod, pod_status) in &status.pods {
+            if pod_status.state != State::InForce {
                 continue;
             }
-            let isolation = InForce::By(stands.ingress.clone(), stands.egress.clone());
+            let isolation = InForce::By(pod_status.ingress.clone(), pod_status.egress.clone());
             let before = self.pods.insert(pod.clone(), isolation.clone());
-            let isolated = !stands.ingress.is_empty() || !stands.egress.is_empty();
+            let isolated = !pod_status.ingress.is_empty() || !pod_status.egress.is_empty();
             let (reason, note) = match before {
-                Some(InForce::Adopted) => continue,
+                Some(InForce::Recovered) => continue,
                 Some(before) if before == isolation => continue,
                 None if !isolated => continue,
                 Some(InForce::By(..)) if !isolated => (
@@ -258,7 +276,7 @@ impl Tracker {
                     "no NetworkPolicy selects the pod any more: all traffic is allowed".to_owned(),
                 ),
                 Some(InForce::By(..) | InForce::Lacking) | None => {
-                    ("PolicyInForce", describe(stands))
+                    ("PolicyInForce", describe(pod_status))
                 }
             };
             news.push(notice(About::Pod(pod.clone()), Severity::Normal, reason, note));
@@ -266,81 +284,106 @@ impl Tracker {
     }
 }
 
-/// Everything that is wrong, and what there is to say of it.
-fn wrongs(standing: &Standing) -> BTreeMap<Key, Notice> {
-    let mut wrongs = BTreeMap::new();
+/// Which policies are enforced.
+const ENFORCED: &str =
+    "podgate enforces NetworkPolicy and ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2";
+
+/// All present problems, with the notice of each.
+fn problems(status: &NodeStatus) -> BTreeMap<ProblemKey, Notice> {
+    let mut problems = BTreeMap::new();
     let mut warn = |key, about, reason, note| {
-        wrongs.insert(key, notice(about, Severity::Warning, reason, note));
+        problems.insert(key, notice(about, Severity::Warning, reason, note));
     };
     let mut by_policy: BTreeMap<&PolicyId, (BTreeSet<&PodRef>, &str)> = BTreeMap::new();
     let mut lacking: Vec<(&PodRef, &str)> = Vec::new();
-    for (pod, stands) in &standing.pods {
-        let Some(reason) = stands.state.reason() else { continue };
+    for (pod, pod_status) in &status.pods {
+        let Some(reason) = pod_status.state.reason() else { continue };
         lacking.push((pod, reason));
-        for policy in stands.policies() {
+        for policy in pod_status.policies() {
             by_policy.entry(policy).or_insert((BTreeSet::new(), reason)).0.insert(pod);
         }
-        let meets = match stands.state {
+        let meets = match pod_status.state {
             State::Earlier(_) => "its last complete policy stays in force",
             _ => "it stays in its startup state",
         };
         let note = format!("cannot put the pod's NetworkPolicies in force: {reason}; {meets}");
-        warn(Key::Pod(pod.clone()), About::Pod(pod.clone()), "PolicyNotInForce", note);
+        warn(ProblemKey::Pod(pod.clone()), About::Pod(pod.clone()), "PolicyNotInForce", note);
     }
     for (policy, (pods, reason)) in by_policy {
-        let Some(uid) = standing.uid_of(policy) else { continue };
+        let Some(uid) = status.uid_of(policy) else { continue };
         let about = About::Policy { key: policy.key.clone(), uid };
         let note = format!("not in force on {}: {reason}", some(pods.into_iter()));
-        warn(Key::Policy(policy.clone()), about, "PolicyNotInForce", note);
+        warn(ProblemKey::Policy(policy.clone()), about, "PolicyNotInForce", note);
     }
     if let Some((_, reason)) = lacking.first() {
         let note =
             format!("{} lack their policies: {reason}", some(lacking.iter().map(|(pod, _)| *pod)));
-        warn(Key::Pods, About::Node, "PolicyNotInForce", note);
+        warn(ProblemKey::Pods, About::Node, "PolicyNotInForce", note);
     }
-    for (pod, reason) in &standing.ungated {
-        let note = format!("no gate stands at the pod, so no NetworkPolicy holds for it: {reason}");
-        warn(Key::Ungated(pod.clone()), About::Pod(pod.clone()), "NotEnforcing", note);
+    for (pod, reason) in &status.ungated {
+        let note = format!("the pod has no gate, so no NetworkPolicy is enforced for it: {reason}");
+        warn(ProblemKey::Ungated(pod.clone()), About::Pod(pod.clone()), "NotEnforcing", note);
     }
-    if let Some((_, reason)) = standing.ungated.first_key_value() {
-        let note = format!("no gate stands at {}: {reason}", some(standing.ungated.keys()));
-        warn(Key::AnyUngated, About::Node, "NotEnforcing", note);
+    if let Some((_, reason)) = status.ungated.first_key_value() {
+        let note = format!("without a gate: {}: {reason}", some(status.ungated.keys()));
+        warn(ProblemKey::AnyUngated, About::Node, "NotEnforcing", note);
     }
-    for (kind, count) in &standing.unenforced {
+    for (kind, count) in &status.unenforced {
         let objects = unenforced::describe(kind.name(), *count);
-        let note = format!("not enforced: {objects}; podgate enforces NetworkPolicy only");
-        warn(Key::Kind(*kind), About::Node, "NotEnforcing", note);
+        let note = format!("not enforced: {objects}; {ENFORCED}");
+        warn(ProblemKey::Kind(*kind), About::Node, "NotEnforcing", note);
     }
-    if let Some(reason) = &standing.stopped {
+    if let Some(reason) = &status.stopped {
         let note = format!(
             "cannot change the classes of addresses: {reason}; what was in force stays, trying again"
         );
-        warn(Key::Classes, About::Node, "PolicyNotInForce", note);
+        warn(ProblemKey::Classes, About::Node, "PolicyNotInForce", note);
     }
-    if let Some(first) = standing.unread.first() {
-        let note = match standing.unread.len() - 1 {
+    if let Some(first) = status.unread.first() {
+        let note = match status.unread.len() - 1 {
             0 => first.clone(),
             more => format!("{first}; and {more} more, see `podgatectl status`"),
         };
-        warn(Key::Manifests, About::Node, "ManifestNotUnderstood", note);
+        warn(ProblemKey::Manifests, About::Node, "ManifestNotUnderstood", note);
     }
-    for refused in &standing.refused {
-        let (Some(key), Some(crate::sources::ObjectId::Policy(id))) =
-            (refused_key(refused), &refused.id)
-        else {
-            continue;
-        };
-        let about = About::Policy { key: key.clone(), uid: refused.uid.to_string() };
+    let mut warn_once = |key, about, reason, note| {
+        let dedupe = Dedupe::Cluster(0);
+        problems.insert(key, Notice { dedupe, ..notice(about, Severity::Warning, reason, note) });
+    };
+    for refused in &status.refused {
+        let Some(id) = &refused.id else { continue };
+        let Some(about) = about(id, refused.uid.to_string()) else { continue };
         let note = refused.to_string();
-        let mut notice = notice(about, Severity::Warning, "PolicyNotUnderstood", note.clone());
-        notice.shared = Some(0);
-        wrongs.insert(Key::Refused(id.clone(), note), notice);
+        warn_once(
+            ProblemKey::Refused(id.clone(), note.clone()),
+            about,
+            "PolicyNotUnderstood",
+            note,
+        );
     }
-    wrongs
+    for Problem { of, sort, text } in &status.problems {
+        let uid = status.uids.get(of).map_or("", |uid| uid).to_owned();
+        let about = match of {
+            // a directory's namespace has no problem: it would be an error there
+            ObjectId::Namespace(name) => Some(About::Namespace(name.to_string())),
+            ObjectId::Pod(key) => {
+                let here = status.pods.keys().find(|pod| pod.key == *key);
+                here.map(|pod| About::Pod(pod.clone()))
+            }
+            of => about(of, uid),
+        };
+        let Some(about) = about else { continue };
+        let reason = match sort {
+            Sort::NotUnderstood => "PolicyNotUnderstood",
+            Sort::EqualPriority => "EqualPriority",
+        };
+        warn_once(ProblemKey::Flaw(of.clone(), text.clone()), about, reason, text.clone());
+    }
+    problems
 }
 
 /// "isolated for ingress by shop/web, shop/all; egress is not isolated".
-fn describe(stands: &PodStanding) -> String {
+fn describe(pod_status: &PodStatus) -> String {
     let direction = |name: &str, policies: &[PolicyId]| match policies {
         [] => format!("{name} is not isolated"),
         policies => {
@@ -350,8 +393,8 @@ fn describe(stands: &PodStanding) -> String {
     };
     format!(
         "in force: {}; {}",
-        direction("ingress", &stands.ingress),
-        direction("egress", &stands.egress)
+        direction("ingress", &pod_status.ingress),
+        direction("egress", &pod_status.egress)
     )
 }
 
@@ -367,13 +410,13 @@ fn some<'a>(pods: impl ExactSizeIterator<Item = &'a PodRef>) -> String {
 }
 
 fn notice(about: About, severity: Severity, reason: &'static str, note: String) -> Notice {
-    Notice { about, severity, reason, note, shared: None }
+    Notice { about, severity, reason, note, dedupe: Dedupe::No }
 }
 
-/// The same number on every node for as long as something is not told again.
-fn round(again: Duration) -> u64 {
+/// The number of the present interval of this length since 1970, for [`Dedupe`]: the same on every node and across restarts.
+pub(super) fn round(interval: Duration) -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    now.as_secs() / again.as_secs().max(1)
+    now.as_secs() / interval.as_secs().max(1)
 }
 
 #[cfg(test)]

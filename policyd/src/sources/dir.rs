@@ -1,34 +1,32 @@
 //! A directory of manifests, watched.
 //!
-//! Files are read again when their stamp changes: on a file event, once the directory has been quiet for
-//! [`QUIET`], and by a look at all stamps every [`RESCAN`], which also finds what no event told (a link's
-//! target elsewhere, an overflowed event queue, a network file system). A file with a mistake keeps giving what it
-//! gave when it was last whole; a half-written policy must not open a pod. One that was never whole gives what can be read
-//! of it, and in the place of a policy that cannot be read one that isolates the same pods at least and allows nothing.
+//! A file is read again when its stamp changes: after a file event, once there were no more for [`DEBOUNCE`], and when all
+//! stamps are compared every [`RESCAN_INTERVAL`], which also finds changes without an event (a link's target elsewhere, an
+//! overflowed event queue, a network file system). A file with a mistake keeps providing its last good state: a
+//! half-written policy must not open a pod. One that never had a good state provides what can be read of it, and for a
+//! policy that cannot be read one that isolates at least the same pods and allows nothing.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, EventKind};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use podgate_manifests::unenforced::Unenforced;
 
 use super::Update;
 use super::scan::{Read, Scan};
-use super::unenforced::Unenforced;
+use crate::dir_watch::{DirEvent, DirWatch, debounce};
 
-/// How long the directory must be quiet before it is read: editors write in several steps.
-const QUIET: Duration = Duration::from_millis(50);
-/// A directory that is never quiet is read this long after the first event all the same.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// The directory is read this long after the last event: editors write in several steps.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// The directory is read this long after the first event at the latest.
+const MAX_DEBOUNCE: Duration = Duration::from_millis(500);
 /// How often stamps are compared without an event.
-const RESCAN: Duration = Duration::from_secs(5);
-/// The same while something is wrong.
-const RETRY: Duration = Duration::from_secs(1);
+const RESCAN_INTERVAL: Duration = Duration::from_secs(5);
+/// The same while the directory cannot be watched or read.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A watched directory. Dropping it stops the watch.
 #[derive(Debug)]
@@ -38,10 +36,7 @@ pub struct DirSource {
 }
 
 enum Wake {
-    /// Something in the directory may have changed.
-    Touched,
-    /// The directory itself went away, and its watch with it.
-    Unwatched,
+    Dir(DirEvent),
     Stop,
 }
 
@@ -54,12 +49,11 @@ impl DirSource {
         let events = wake.clone();
         let watch = thread::Builder::new().name("source-dir".into());
         let thread = watch.spawn(move || {
+            let watch = DirWatch::new(vec![dir.clone()]);
             let mut watch = Watch {
                 scan: Scan::new(dir),
                 sink,
-                watcher: None,
-                watched: None,
-                unwatched: None,
+                watch,
                 synced: false,
                 reported: Reported::default(),
             };
@@ -82,11 +76,7 @@ impl Drop for DirSource {
 struct Watch<S> {
     scan: Scan,
     sink: S,
-    watcher: Option<RecommendedWatcher>,
-    /// Device and inode of the watched directory: another one may take its name.
-    watched: Option<(u64, u64)>,
-    /// Why it cannot be, which has been said.
-    unwatched: Option<String>,
+    watch: DirWatch,
     synced: bool,
     reported: Reported,
 }
@@ -104,72 +94,41 @@ impl<S: FnMut(Update)> Watch<S> {
     fn run(&mut self, woken: &mpsc::Receiver<Wake>, events: &mpsc::Sender<Wake>) {
         loop {
             // watched before it is read, so that nothing is missed in between
-            self.watch(events);
+            let events = events.clone();
+            self.watch.refresh(RETRY_INTERVAL, move |event| {
+                // fails only while the source is being stopped
+                let _ = events.send(Wake::Dir(event));
+            });
             let settled = self.read();
-            match woken.recv_timeout(if settled { RESCAN } else { RETRY }) {
-                Ok(Wake::Touched) => {
-                    if !self.wait_for_quiet(woken) {
+            match woken.recv_timeout(if settled { RESCAN_INTERVAL } else { RETRY_INTERVAL }) {
+                Ok(Wake::Dir(event)) => {
+                    self.watch.handle(event);
+                    let goes_on = debounce(woken, DEBOUNCE, MAX_DEBOUNCE, |wake| match wake {
+                        Wake::Stop => false,
+                        Wake::Dir(event) => {
+                            self.watch.handle(event);
+                            true
+                        }
+                    });
+                    if !goes_on {
                         return;
                     }
                 }
-                // the next one of this name may even have the same inode
-                Ok(Wake::Unwatched) => self.watched = None,
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Ok(Wake::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    fn watch(&mut self, events: &mpsc::Sender<Wake>) {
-        let Ok(meta) = fs::metadata(&self.scan.dir) else { return };
-        let identity = (meta.dev(), meta.ino());
-        if self.watched == Some(identity) {
-            return;
-        }
-        let events = events.clone();
-        let dir = self.scan.dir.clone();
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let wake = match event {
-                Ok(event) if !is_write(event.kind) => return,
-                Ok(event) if event.kind.is_remove() && event.paths.contains(&dir) => {
-                    Wake::Unwatched
-                }
-                Ok(_) | Err(_) => Wake::Touched,
-            };
-            // the watch may just have been stopped
-            let _ = events.send(wake);
-        });
-        let watcher = watcher.and_then(|mut watcher| {
-            watcher.watch(&self.scan.dir, RecursiveMode::NonRecursive)?;
-            Ok(watcher)
-        });
-        match watcher {
-            Ok(watcher) => {
-                (self.watcher, self.watched) = (Some(watcher), Some(identity));
-                self.unwatched = None;
-            }
-            Err(error) => {
-                let error = Some(error.to_string());
-                if self.unwatched != error {
-                    tracing::warn!(
-                        dir = %self.scan.dir.display(), error,
-                        "cannot watch the directory, looking at it every {} s", RETRY.as_secs()
-                    );
-                }
-                self.unwatched = error;
-            }
-        }
-    }
-
-    /// Reads what changed and hands it on. False if it should be looked at again soon.
+    /// Reads changed files and reports what they provide. False if it has to be repeated soon.
     fn read(&mut self) -> bool {
         let scanned = self.scan.read();
         self.report(scanned.as_ref().err());
         let whole = matches!(scanned, Ok(Read::Whole));
-        // the first time, a file that is being written has no last good state to stand in for it
+        // a file that is being written at the first scan has no last good state
         if scanned.is_ok() && (whole || self.synced) {
             let incomplete = self.scan.is_incomplete();
-            // pods are isolated before anything is missing, and until nothing is
+            // pods are isolated before policies go missing, and until none is missing any more
             if incomplete && !self.reported.incomplete {
                 (self.sink)(Update::Incomplete(true));
             }
@@ -185,10 +144,10 @@ impl<S: FnMut(Update)> Watch<S> {
             }
             self.reported.incomplete = incomplete;
         }
-        whole && self.watched.is_some() && self.synced
+        whole && self.watch.is_complete() && self.synced
     }
 
-    /// Says what cannot be read and what is passed over, if that is not what was said last.
+    /// Reports what cannot be read and what was skipped, if it has changed since the last report.
     fn report(&mut self, error: Option<&io::Error>) {
         let unlisted = error.map(|error| {
             vec![format!(
@@ -219,34 +178,12 @@ impl<S: FnMut(Update)> Watch<S> {
             (self.sink)(Update::Unenforced(self.reported.unenforced.clone()));
         }
     }
-
-    /// False if the watch was stopped meanwhile.
-    fn wait_for_quiet(&mut self, woken: &mpsc::Receiver<Wake>) -> bool {
-        let patience = Instant::now() + PATIENCE;
-        while Instant::now() < patience {
-            match woken.recv_timeout(QUIET) {
-                Ok(Wake::Touched) => {}
-                Ok(Wake::Unwatched) => self.watched = None,
-                Ok(Wake::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return false,
-                Err(mpsc::RecvTimeoutError::Timeout) => return true,
-            }
-        }
-        true
-    }
-}
-
-/// Whether an event may have changed content; our own reading raises events too.
-fn is_write(kind: EventKind) -> bool {
-    match kind {
-        EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
-        _ => true,
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sources::{Object, ObjectId};
+    use podgate_policy::object::{Object, ObjectId};
     use std::os::unix::fs::symlink;
 
     struct Dir {

@@ -1,57 +1,36 @@
-//! What the files of a directory say, and what of it is new.
+//! The objects of the files of a directory, and what has changed of them.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::complete::services;
-use super::manifest::{self, Lost, Manifest, ManifestError};
-use super::names::Names;
-use super::unenforced::Unenforced;
-use super::{Kind, Object, ObjectId};
+use podgate_manifests::interner::Interner;
+use podgate_manifests::manifest::{self, Lost, Manifest, ManifestError};
+use podgate_manifests::synthesize::services;
+use podgate_manifests::unenforced::Unenforced;
+use podgate_policy::object::{Kind, Object, ObjectId};
 
-/// How often a file may change under the reader before it counts as one that cannot be read.
-const PATIENCE: u32 = 5;
+use crate::file_stamp::FileStamp;
+
+/// How often in a row a file may change while it is read before it counts as unreadable.
+const MAX_UNSTABLE_READS: u32 = 5;
 
 /// How many problems of all files, and how many files that are passed over, are listed one by one.
 const MAX_LISTED: usize = 200;
 
-/// What changes when a file's content does, also when it is replaced by another of the same length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    length: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(meta: &Metadata) -> Self {
-        Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            length: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        }
-    }
-}
-
-/// What the files of a directory said when they were last read.
+/// The files of a directory as they were last read.
 #[derive(Debug)]
 pub(super) struct Scan {
     pub(super) dir: PathBuf,
     files: BTreeMap<PathBuf, File>,
-    /// What files gave that give something else since the last [`Scan::delta`].
+    /// The former objects of files that have changed since [`Scan::delta`].
     before: BTreeMap<PathBuf, Vec<Object>>,
-    /// Services and slices as handed on last, with what a control plane would have added.
+    /// The services and slices reported last, with what a control plane would have added.
     services: BTreeMap<ObjectId, Object>,
-    names: Names,
-    /// Whether anything was handed on.
+    interner: Interner,
+    /// Whether [`Scan::delta`] was called.
     started: bool,
     problems: Vec<String>,
     skipped: Vec<String>,
@@ -61,22 +40,23 @@ pub(super) struct Scan {
 #[derive(Debug, Default)]
 struct File {
     /// `None`: to be read again.
-    stamp: Option<Stamp>,
-    /// How often it changed while it was read, one time after the other.
-    restless: u32,
-    /// Of its last whole state. If there was none: what can be read, and what stands in for policies that cannot.
+    stamp: Option<FileStamp>,
+    /// How often in a row it changed while it was read.
+    unstable_reads: u32,
+    /// The objects of its last good state. If there was none: those that can be read, and substitutes for policies that
+    /// cannot.
     objects: Vec<Object>,
-    /// Whether `objects` are of a whole state.
+    /// Whether `objects` are those of a good state.
     whole: bool,
-    /// Whether it came while policyd ran: then nothing of it was ever in force before it is whole, and one that is copied
-    /// slowly must not isolate anything meanwhile.
+    /// Whether it appeared while policyd ran. Then it provides nothing before its first good state: a file that is being
+    /// copied slowly must not isolate pods.
     late: bool,
-    /// Of its present state; with any, and a whole state, `objects` is older than that.
+    /// The errors of its present state. With any, `objects` may be those of an older, good state.
     errors: Vec<ManifestError>,
-    /// It was never whole, and may hold policies of any namespace.
+    /// It never had a good state, and may have policies of any namespace.
     incomplete: bool,
     skipped: Vec<String>,
-    /// Of the same state as `objects`.
+    /// Counts of the same state as `objects`.
     unenforced: Unenforced,
 }
 
@@ -94,7 +74,7 @@ impl Scan {
             files: BTreeMap::new(),
             before: BTreeMap::new(),
             services: BTreeMap::new(),
-            names: Names::default(),
+            interner: Interner::default(),
             started: false,
             problems: Vec::new(),
             skipped: Vec::new(),
@@ -102,7 +82,7 @@ impl Scan {
         }
     }
 
-    /// Reads the files whose stamps changed. Without any, this costs a look at each.
+    /// Reads the files whose stamps have changed.
     pub(super) fn read(&mut self) -> io::Result<Read> {
         let present = manifest::list(&self.dir)?;
         let mut changed = false;
@@ -121,33 +101,33 @@ impl Scan {
         }
         let mut read = Read::Whole;
         for (path, looks) in present {
-            let stamp = looks.as_ref().ok().map(Stamp::of);
+            let stamp = looks.as_ref().ok().map(FileStamp::of);
             if stamp.is_some() && self.files.get(&path).is_some_and(|file| file.stamp == stamp) {
                 continue;
             }
-            let said = match &looks {
+            let manifest = match &looks {
                 Ok(_) => manifest::read_file(&path),
                 Err(error) => Manifest::unreadable(&path, error.to_string()),
             };
-            let after = std::fs::metadata(&path).ok().as_ref().map(Stamp::of);
+            let after = FileStamp::at(&path);
             let late = self.started;
             let file =
                 self.files.entry(path.clone()).or_insert_with(|| File { late, ..File::default() });
             if after != stamp {
-                // it is being written: what was read may be half of it
+                // it is being written: only half of it may have been read
                 file.stamp = None;
-                file.restless += 1;
-                if file.restless <= PATIENCE {
+                file.unstable_reads += 1;
+                if file.unstable_reads <= MAX_UNSTABLE_READS {
                     read = Read::Moving;
                     continue;
                 }
                 let cause = "it changes whenever it is read; replace it in one step".to_owned();
-                let said = Manifest::unreadable(&path, cause);
-                changed |= file.take(said, &path, &mut self.before, &mut self.names);
+                let manifest = Manifest::unreadable(&path, cause);
+                changed |= file.take(manifest, &path, &mut self.before, &mut self.interner);
                 continue;
             }
-            (file.stamp, file.restless) = (stamp, 0);
-            changed |= file.take(said, &path, &mut self.before, &mut self.names);
+            (file.stamp, file.unstable_reads) = (stamp, 0);
+            changed |= file.take(manifest, &path, &mut self.before, &mut self.interner);
         }
         if changed {
             self.describe();
@@ -155,7 +135,7 @@ impl Scan {
         Ok(read)
     }
 
-    /// Whether some file that was never whole may hold policies of any namespace.
+    /// Whether a file that never had a good state may have policies of any namespace.
     pub(super) fn is_incomplete(&self) -> bool {
         self.files.values().any(|file| file.incomplete)
     }
@@ -165,7 +145,7 @@ impl Scan {
         &self.problems
     }
 
-    /// What was passed over.
+    /// The files and documents that were skipped.
     pub(super) fn skipped(&self) -> &[String] {
         &self.skipped
     }
@@ -175,7 +155,7 @@ impl Scan {
         &self.unenforced
     }
 
-    /// What is new since the last call, with what a control plane would have added to services.
+    /// The changes since the last call, with what a control plane would have added to services.
     pub(super) fn delta(&mut self) -> (Vec<Object>, Vec<ObjectId>) {
         self.started = true;
         if self.before.is_empty() {
@@ -191,10 +171,10 @@ impl Scan {
         let is_plain = |object: &&&Object| !is_service(object);
         let mut old = was.iter().filter(is_plain).peekable();
         for object in now.iter().filter(is_plain) {
-            while let Some(object) = old.next_if(|old| order(old, object) == Ordering::Less) {
+            while let Some(object) = old.next_if(|old| old.cmp_id(object) == Ordering::Less) {
                 gone.push(object.id());
             }
-            let same = old.next_if(|old| order(old, object) == Ordering::Equal);
+            let same = old.next_if(|old| old.cmp_id(object) == Ordering::Equal);
             if same.is_none_or(|old| old != object) {
                 set.push((*object).clone());
             }
@@ -235,17 +215,17 @@ impl Scan {
 }
 
 impl File {
-    /// Takes what was read. What it gave before goes to `before`, if it gives something else now. True if anything changed.
+    /// Sets what was read. Its former objects go to `before` if they differ. True if anything changed.
     fn take(
         &mut self,
-        said: Manifest,
+        manifest: Manifest,
         path: &Path,
         before: &mut BTreeMap<PathBuf, Vec<Object>>,
-        names: &mut Names,
+        interner: &mut Interner,
     ) -> bool {
         let Manifest { mut objects, mut errors, closed, incomplete, skipped, unenforced, .. } =
-            said;
-        // Half of a policy may be no object at all. What was passed over from the beginning stays so.
+            manifest;
+        // Half of a policy may be no object at all. A file that was always skipped stays skipped.
         let vanished = self.whole && !self.objects.is_empty() && self.skipped.is_empty();
         if vanished && !skipped.is_empty() {
             let cause =
@@ -270,7 +250,7 @@ impl File {
         if objects == self.objects {
             return changed;
         }
-        objects.iter_mut().for_each(|object| names.share(object));
+        objects.iter_mut().for_each(|object| interner.share(object));
         objects.shrink_to_fit();
         let old = std::mem::replace(&mut self.objects, objects);
         before.entry(path.to_owned()).or_insert(old);
@@ -284,6 +264,9 @@ impl File {
             }
             (true, _) => "the file's last good state stays in force until it is mended",
             (false, Lost::Object) => "until it is mended, what else can be read of the file counts",
+            (false, Lost::ClusterPolicy) => {
+                "until it is mended, it has no effect: what it denies may pass"
+            }
             (false, Lost::Policy) => {
                 "until it is mended, its pods are isolated and it allows nothing"
             }
@@ -296,7 +279,7 @@ impl File {
     }
 }
 
-/// As many as people can read.
+/// The first [`MAX_LISTED`] lines, and how many more there are.
 fn shortened(mut lines: Vec<String>) -> Vec<String> {
     let more = lines.len().saturating_sub(MAX_LISTED);
     if more > 0 {
@@ -314,8 +297,8 @@ fn find<'a>(
     present.get(place)
 }
 
-/// Every object once, by kind and name: of two files the first in lexical order gives it. And those that are given twice: by
-/// which file, by which other one before, and which.
+/// Every object once, sorted by id: of two files the first in lexical order provides it. And each duplicate: its file, the
+/// file that provides the object, and its id.
 fn merge<'a>(
     files: impl Iterator<Item = (&'a Path, &'a [Object])>,
 ) -> (Vec<&'a Object>, Vec<[String; 3]>) {
@@ -324,10 +307,10 @@ fn merge<'a>(
         all.extend(objects.iter().map(|object| (path, object)));
     }
     // stable: of two that are the same the first file's comes first
-    all.sort_by(|(_, a), (_, b)| order(a, b));
+    all.sort_by(|(_, a), (_, b)| a.cmp_id(b));
     let mut twice = Vec::new();
     all.dedup_by(|(path, object), (first, other)| {
-        let same = order(object, other) == Ordering::Equal;
+        let same = object.cmp_id(other) == Ordering::Equal;
         if same {
             let [path, first] = [*path, *first].map(|path| path.display().to_string());
             twice.push([path, first, object.id().to_string()]);
@@ -338,26 +321,7 @@ fn merge<'a>(
 }
 
 fn is_service(object: &Object) -> bool {
-    matches!(object, Object::Service(_) | Object::EndpointSlice(_))
-}
-
-/// As the order of their ids.
-fn order(a: &Object, b: &Object) -> Ordering {
-    place(a).cmp(&place(b))
-}
-
-fn place(object: &Object) -> (Kind, &str, &str, &str) {
-    match object {
-        Object::Pod(pod) => (Kind::Pod, "", &pod.key.namespace, &pod.key.name),
-        Object::Namespace(namespace) => (Kind::Namespace, "", "", &namespace.name),
-        Object::Policy(policy) => {
-            (Kind::Policy, &policy.id.source, &policy.id.key.namespace, &policy.id.key.name)
-        }
-        Object::Service(service) => (Kind::Service, "", &service.key.namespace, &service.key.name),
-        Object::EndpointSlice(slice) => {
-            (Kind::EndpointSlice, "", &slice.key.namespace, &slice.key.name)
-        }
-    }
+    matches!(object.kind(), Kind::Service | Kind::EndpointSlice)
 }
 
 #[cfg(test)]
@@ -401,5 +365,37 @@ mod tests {
         let [Object::Pod(a), Object::Pod(b)] = &set[..] else { panic!("{set:?}") };
         let (a, b) = (a.labels.get("app").unwrap(), b.labels.get("app").unwrap());
         assert!(std::sync::Arc::ptr_eq(a, b));
+    }
+
+    #[test]
+    fn a_cluster_policy_that_cannot_be_read_is_left_out_at_start_and_keeps_its_last_version_later()
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let policy = |priority: &str, action: &str| {
+            format!(
+                "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {{name: p}}\n\
+                 spec: {{tier: Admin, priority: {priority}, subject: {{namespaces: {{}}}}, \
+                 ingress: [{{action: {action}, from: [{{namespaces: {{}}}}]}}]}}\n"
+            )
+        };
+        let file = dir.path().join("a.yaml");
+        let mut scan = Scan::new(dir.path().to_owned());
+        let mut read = |text: String| {
+            fs::write(&file, text).unwrap();
+            assert_eq!(scan.read().unwrap(), Read::Whole);
+            (scan.delta(), scan.problems().to_vec())
+        };
+        let (delta, problems) = read(policy("1001", "Deny") + "---\n" + &namespace("one"));
+        assert_eq!(delta.0.iter().map(Object::kind).collect::<Vec<_>>(), [Kind::Namespace]);
+        assert!(problems[0].contains("clusternetworkpolicy p, spec.priority: "), "{problems:?}");
+        assert!(problems[0].ends_with("what it denies may pass"), "{problems:?}");
+        let (delta, problems) = read(policy("7", "Deny"));
+        assert_eq!((delta.0.len(), problems), (1, Vec::new()));
+        let (delta, problems) = read(policy("1001", "Accept"));
+        assert_eq!(delta, (Vec::new(), Vec::new()));
+        assert!(problems[0].contains("last good state stays"), "{problems:?}");
+        // what fails closed by itself is no reason to keep an earlier state
+        let (delta, problems) = read(policy("8", "Log"));
+        assert_eq!((delta.0.len(), problems), (1, Vec::new()));
     }
 }

@@ -1,45 +1,50 @@
-//! Merges what the sources say into the one index.
+//! Merges the objects of all sources into the one index.
 //!
-//! Of two sources that know the same object the one named first is believed; the other's version waits
-//! here and takes its place when the first one drops it. Objects that only one source gives, nearly all,
-//! are held by the index alone.
+//! If two sources provide the same object, the index holds the version of the one named first on the command line. The
+//! other version is kept here, shadowed, and replaces the first when that is removed. Objects that only one source
+//! provides, nearly all, are held by the index alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use podgate_policy::index::{Change, Index};
+use podgate_manifests::closed;
+use podgate_manifests::manifest::DIR_SOURCE;
+use podgate_manifests::unenforced::Unenforced;
+use podgate_policy::index::Index;
 use podgate_policy::model::{ObjectKey, Pod};
+use podgate_policy::object::{Event, Kind, Object, ObjectId};
 
-use super::manifest::DIR_SOURCE;
-use super::unenforced::Unenforced;
-use super::{Kind, Object, ObjectId, Rank, Update, closed};
+use super::local::LOCAL_SOURCE;
+use super::{Rank, Update};
 
-/// The policy that stands in for those that could never be read, in each namespace; no object can have this name.
+/// The name of the policy that isolates a namespace while policies of it may be unreadable; no object can have it.
 const UNREAD: &str = "(unreadable manifests)";
 
 /// Owned by the writer, beside the index.
 #[derive(Debug)]
 pub struct Store {
     sources: Vec<Source>,
-    /// Whose version the index holds.
-    believed: BTreeMap<ObjectId, Rank>,
-    /// Versions of sources that are not believed; no empty maps.
-    waiting: BTreeMap<ObjectId, BTreeMap<Rank, Object>>,
-    /// Pods that no source knows any more but that have an interface here: the index keeps them until
-    /// [`Store::release`], for their containers may still run (semantics 11, force-deleted pods).
-    lingering: BTreeSet<ObjectKey>,
-    /// Pods that no source knows yet: the index holds a stand-in for each.
-    assumed: BTreeSet<ObjectKey>,
+    /// The source whose version the index holds.
+    owner: BTreeMap<ObjectId, Rank>,
+    /// The versions of other sources than the owner; no empty maps.
+    shadowed: BTreeMap<ObjectId, BTreeMap<Rank, Object>>,
+    /// Pods that no source provides any more but that have an interface here: they stay in the index until
+    /// [`Store::release`], because their containers may still run (docs/semantics.md 11.5, force-deleted pods).
+    retained: BTreeSet<ObjectKey>,
+    /// Pods that no source provides yet: the index holds a placeholder for each.
+    placeholders: BTreeSet<ObjectKey>,
     /// Namespaces whose pods are isolated because policies of any namespace may be missing.
     isolated: BTreeSet<Arc<str>>,
 }
 
+/// What one source has reported.
 #[derive(Debug)]
 struct Source {
     name: String,
-    /// Kinds of which it has not said everything yet.
-    untold: BTreeSet<Kind>,
-    given: BTreeSet<ObjectId>,
+    /// Kinds that it has not listed completely yet.
+    unlisted: BTreeSet<Kind>,
+    /// The objects that it provides.
+    provided: BTreeSet<ObjectId>,
     problems: Vec<String>,
     skipped: Vec<String>,
     /// Policies of any namespace may be missing.
@@ -47,14 +52,14 @@ struct Source {
     unenforced: Unenforced,
 }
 
-/// What there is to say of one source.
+/// The state of one source, for readers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceState {
     /// As on the command line.
     pub name: String,
-    /// Whether it has said everything it knows at least once.
+    /// Whether it has listed every kind at least once.
     pub synced: bool,
-    /// How many objects it gives.
+    /// The number of objects that it provides.
     pub objects: usize,
     /// What it cannot read, and what is done about it.
     pub problems: Vec<String>,
@@ -65,7 +70,7 @@ pub struct SourceState {
 }
 
 impl Source {
-    /// Each kind is told once in the log, when its first object comes.
+    /// Sets the counts. Each kind is logged once, when its first object appears.
     fn note_unenforced(&mut self, counts: Unenforced) {
         let new = counts.iter().filter(|(kind, _)| !self.unenforced.contains_key(kind));
         for (kind, objects) in new {
@@ -85,8 +90,8 @@ impl Store {
     pub fn new(names: impl IntoIterator<Item = String>) -> Self {
         let source = |name| Source {
             name,
-            untold: Kind::ALL.iter().copied().collect(),
-            given: BTreeSet::new(),
+            unlisted: Kind::ALL.iter().copied().collect(),
+            provided: BTreeSet::new(),
             problems: Vec::new(),
             skipped: Vec::new(),
             incomplete: false,
@@ -94,26 +99,26 @@ impl Store {
         };
         Self {
             sources: names.into_iter().map(source).collect(),
-            believed: BTreeMap::new(),
-            waiting: BTreeMap::new(),
-            lingering: BTreeSet::new(),
-            assumed: BTreeSet::new(),
+            owner: BTreeMap::new(),
+            shadowed: BTreeMap::new(),
+            retained: BTreeSet::new(),
+            placeholders: BTreeSet::new(),
             isolated: BTreeSet::new(),
         }
     }
 
-    /// Whether every source has said everything it knows. Until then nothing may be programmed: a policy
-    /// not heard of yet would be a hole.
+    /// Whether every source has listed every kind. Until then nothing may be programmed: a policy not known yet would be
+    /// missing.
     pub fn synced(&self) -> bool {
-        self.sources.iter().all(|source| source.untold.is_empty())
+        self.sources.iter().all(|source| source.unlisted.is_empty())
     }
 
     /// Every source, by rank.
     pub fn states(&self) -> Vec<SourceState> {
         let state = |source: &Source| SourceState {
             name: source.name.clone(),
-            synced: source.untold.is_empty(),
-            objects: source.given.len(),
+            synced: source.unlisted.is_empty(),
+            objects: source.provided.len(),
             problems: source.problems.clone(),
             skipped: source.skipped.clone(),
             unenforced: source.unenforced.clone(),
@@ -121,12 +126,8 @@ impl Store {
         self.sources.iter().map(state).collect()
     }
 
-    /// Whether the index holds this pod although no source knows it any more.
-    pub fn lingers(&self, pod: &ObjectKey) -> bool {
-        self.lingering.contains(pod)
-    }
-
-    /// Takes an update in. `has_interface` says which pods have one on this node. True if the index changed.
+    /// Applies an update of a source. `has_interface`: whether a pod has an interface on this node. True if the index
+    /// changed.
     pub fn take(
         &mut self,
         rank: Rank,
@@ -154,19 +155,23 @@ impl Store {
             }
             Update::Change { set, gone } => (set, gone),
             Update::Listed { kind, ids } => {
-                source.untold.remove(&kind);
-                let given = source.given.iter().filter(|id| id.kind() == kind);
-                (Vec::new(), given.filter(|id| !ids.contains(id)).cloned().collect())
+                source.unlisted.remove(&kind);
+                let provided = source.provided.iter().filter(|id| id.kind() == kind);
+                (Vec::new(), provided.filter(|id| !ids.contains(id)).cloned().collect())
+            }
+            Update::Unlistable(kind) => {
+                source.unlisted.remove(&kind);
+                return false;
             }
             Update::Replace(objects) => {
-                source.untold.clear();
+                source.unlisted.clear();
                 let new: BTreeSet<_> = objects.iter().map(Object::id).collect();
-                let gone = source.given.difference(&new).cloned().collect();
+                let gone = source.provided.difference(&new).cloned().collect();
                 (objects, gone)
             }
         };
         let mut changed = false;
-        // new ones first: a pod that moved from one object to another is never unknown in between
+        // new objects first: a pod that moved from one object to another is never missing in between
         for object in set {
             changed |= self.set(rank, object, index);
         }
@@ -178,66 +183,74 @@ impl Store {
 
     /// The pod's last interface is gone, and with it the reason to keep it. True if the index changed.
     pub fn release(&mut self, pod: &ObjectKey, index: &mut Index) -> bool {
-        self.lingering.remove(pod) && index.apply(Change::PodGone(pod.clone()))
+        self.retained.remove(pod) && index.apply(Event::Gone(ObjectId::Pod(pod.clone())))
     }
 
-    /// Whether there is any stand-in.
-    pub fn assumes(&self) -> bool {
-        !self.assumed.is_empty()
+    /// Whether pods are what the plugin says of them: there is no source but the API.
+    pub fn is_of_this_node_alone(&self) -> bool {
+        self.sources.iter().all(|source| source.name == LOCAL_SOURCE)
     }
 
-    /// Whether the index holds a stand-in for this pod.
-    pub fn assumed(&self, pod: &ObjectKey) -> bool {
-        self.assumed.contains(pod)
+    /// Whether there are placeholders.
+    pub fn has_placeholders(&self) -> bool {
+        !self.placeholders.is_empty()
     }
 
-    /// Makes these the stand-ins for pods that no source knows; a source's own version always replaces
-    /// them. True if the index changed.
-    pub fn assume(&mut self, pods: Vec<Pod>, index: &mut Index) -> bool {
+    /// Whether the index holds a placeholder for this pod.
+    pub fn is_placeholder(&self, pod: &ObjectKey) -> bool {
+        self.placeholders.contains(pod)
+    }
+
+    /// Sets the placeholders for pods that no source provides. A source's version always replaces its placeholder. True if
+    /// the index changed.
+    pub fn set_placeholders(&mut self, pods: Vec<Pod>, index: &mut Index) -> bool {
         let mut changed = false;
-        let mut gone = std::mem::take(&mut self.assumed);
+        let mut gone = std::mem::take(&mut self.placeholders);
         for pod in pods {
             let key = pod.key.clone();
-            // a lingering pod is better known than any stand-in
+            // a pod that a source provided, even one that is only retained, is known better than a placeholder
             if !gone.remove(&key) && index.pod(&key).is_some() {
                 continue;
             }
-            self.assumed.insert(key.clone());
+            self.placeholders.insert(key.clone());
             changed |= self.isolate_namespace(&key.namespace, index);
-            if index.apply(Change::PodSet(pod)) {
+            let new = index.apply(Event::from(pod));
+            changed |= new;
+            if new && self.is_of_this_node_alone() {
+                tracing::info!(%key, "a pod, by what the plugin says of it");
+            } else if new {
                 tracing::warn!(%key, "an unknown pod, and no API server to ask: policies that select all pods of its namespace hold for it");
-                changed = true;
             }
         }
         for key in gone {
-            changed |= index.apply(Change::PodGone(key));
+            changed |= index.apply(Event::Gone(ObjectId::Pod(key)));
         }
         changed
     }
 
     fn set(&mut self, rank: Rank, object: Object, index: &mut Index) -> bool {
         let id = object.id();
-        self.sources[rank.0].given.insert(id.clone());
-        match self.believed.get(&id).copied() {
+        self.sources[rank.0].provided.insert(id.clone());
+        match self.owner.get(&id).copied() {
             Some(other) if other < rank => {
-                self.waiting.entry(id).or_default().insert(rank, object);
+                self.shadowed.entry(id).or_default().insert(rank, object);
                 return false;
             }
             Some(other) if other > rank => {
-                if let Some(present) = present(index, &id) {
-                    self.waiting.entry(id.clone()).or_default().insert(other, present);
+                if let Some(present) = index.object(&id) {
+                    self.shadowed.entry(id.clone()).or_default().insert(other, present);
                 }
             }
             _ => {}
         }
         let mut changed = false;
         if let ObjectId::Pod(key) = &id {
-            self.lingering.remove(key);
-            self.assumed.remove(key);
+            self.retained.remove(key);
+            self.placeholders.remove(key);
             changed = self.isolate_namespace(&key.namespace, index);
         }
-        self.believed.insert(id, rank);
-        index.apply(object.into()) || changed
+        self.owner.insert(id, rank);
+        index.apply(Event::Set(object)) || changed
     }
 
     /// Isolates the pods of all namespaces if policies of any may be missing, else none. True if the index changed.
@@ -253,7 +266,7 @@ impl Store {
         }
         for namespace in std::mem::take(&mut self.isolated) {
             let policy = closed::namespace(DIR_SOURCE, namespace, UNREAD);
-            changed |= index.apply(Change::PolicyGone(policy.id));
+            changed |= index.apply(Event::Gone(ObjectId::Policy(policy.id)));
         }
         changed
     }
@@ -264,7 +277,7 @@ impl Store {
             return false;
         }
         let policy = closed::namespace(DIR_SOURCE, namespace.clone(), UNREAD);
-        index.apply(Change::PolicySet(policy))
+        index.apply(Event::from(policy))
     }
 
     fn is_incomplete(&self) -> bool {
@@ -278,58 +291,43 @@ impl Store {
         index: &mut Index,
         has_interface: impl Fn(&ObjectKey) -> bool,
     ) -> bool {
-        self.sources[rank.0].given.remove(&id);
-        if self.believed.get(&id) != Some(&rank) {
-            self.take_waiting(&id, |waiting| waiting.remove(&rank));
+        self.sources[rank.0].provided.remove(&id);
+        if self.owner.get(&id) != Some(&rank) {
+            self.take_shadowed(&id, |shadowed| shadowed.remove(&rank));
             return false;
         }
-        if let Some((next, object)) = self.take_waiting(&id, BTreeMap::pop_first) {
-            self.believed.insert(id, next);
-            return index.apply(object.into());
+        if let Some((next, object)) = self.take_shadowed(&id, BTreeMap::pop_first) {
+            self.owner.insert(id, next);
+            return index.apply(Event::Set(object));
         }
-        self.believed.remove(&id);
+        self.owner.remove(&id);
         match id {
             ObjectId::Pod(key) if has_interface(&key) => {
-                self.lingering.insert(key);
+                self.retained.insert(key);
                 false
             }
-            id => index.apply(id.into()),
+            id => index.apply(Event::Gone(id)),
         }
     }
 
-    fn take_waiting<T>(
+    fn take_shadowed<T>(
         &mut self,
         id: &ObjectId,
         take: impl FnOnce(&mut BTreeMap<Rank, Object>) -> Option<T>,
     ) -> Option<T> {
-        let waiting = self.waiting.get_mut(id)?;
-        let taken = take(waiting);
-        if waiting.is_empty() {
-            self.waiting.remove(id);
+        let shadowed = self.shadowed.get_mut(id)?;
+        let taken = take(shadowed);
+        if shadowed.is_empty() {
+            self.shadowed.remove(id);
         }
         taken
-    }
-}
-
-/// The version of an object that the index holds.
-fn present(index: &Index, id: &ObjectId) -> Option<Object> {
-    match id {
-        ObjectId::Pod(key) => index.pod(key).map(|pod| Object::Pod((**pod).clone())),
-        ObjectId::Namespace(name) => index.namespace(name).cloned().map(Object::Namespace),
-        ObjectId::Policy(id) => index.policy(id).map(|policy| Object::Policy((**policy).clone())),
-        ObjectId::Service(key) => {
-            index.services().service(key).map(|service| Object::Service((**service).clone()))
-        }
-        ObjectId::EndpointSlice(key) => {
-            index.services().slice(key).map(|slice| Object::EndpointSlice((**slice).clone()))
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sources::manifest;
+    use podgate_manifests::manifest;
 
     fn pod(label: &str) -> Object {
         let text = format!(
@@ -365,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn all_sources_must_have_spoken() {
+    fn all_sources_must_have_listed_everything() {
         let mut world = World::new();
         assert!(!world.store.synced());
         world.take(0, Update::Replace(Vec::new()));
@@ -377,18 +375,31 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_tells_kind_by_kind_is_synced_after_the_last() {
+    fn a_source_that_lists_kind_by_kind_is_synced_after_the_last() {
         let mut world = World::new();
         world.take(1, Update::Replace(Vec::new()));
-        for kind in Kind::ALL {
+        for kind in Kind::ALL.iter().copied() {
             assert!(!world.store.synced());
-            world.take(0, Update::Listed { kind: *kind, ids: BTreeSet::new() });
+            world.take(0, Update::Listed { kind, ids: BTreeSet::new() });
         }
         assert!(world.store.synced());
     }
 
     #[test]
-    fn a_list_of_one_kind_tells_what_is_gone_of_that_kind() {
+    fn a_kind_that_may_not_be_listed_keeps_no_source_from_being_synced_and_loses_nothing() {
+        let mut world = World::new();
+        world.take(1, Update::Replace(Vec::new()));
+        world.take(0, Update::Change { set: vec![pod("one")], gone: Vec::new() });
+        for kind in Kind::ALL.iter().copied() {
+            assert!(!world.store.synced());
+            assert!(!world.take(0, Update::Unlistable(kind)));
+        }
+        assert!(world.store.synced());
+        assert_eq!(label(&world.index).as_deref(), Some("one"));
+    }
+
+    #[test]
+    fn a_list_of_one_kind_removes_what_is_gone_of_that_kind() {
         let mut world = World::new();
         world.take(0, Update::Change { set: vec![pod("one")], gone: Vec::new() });
         assert!(!world.take(0, Update::Listed { kind: Kind::Namespace, ids: BTreeSet::new() }));
@@ -400,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_source_is_believed_whoever_speaks_first() {
+    fn the_first_source_owns_an_object_whatever_the_order() {
         for order in [[0, 1], [1, 0]] {
             let mut world = World::new();
             for rank in order {
@@ -425,25 +436,25 @@ mod tests {
     }
 
     #[test]
-    fn a_stand_in_yields_to_the_pod_itself() {
+    fn a_placeholder_yields_to_the_pod() {
         let mut world = World::new();
-        let Object::Pod(stand_in) = pod("assumed") else { panic!() };
-        let assume = |world: &mut World, pods: &[&Pod]| {
+        let Object::Pod(placeholder) = pod("placeholder") else { panic!() };
+        let set = |world: &mut World, pods: &[&Pod]| {
             let pods = pods.iter().map(|pod| (*pod).clone()).collect();
-            world.store.assume(pods, &mut world.index)
+            world.store.set_placeholders(pods, &mut world.index)
         };
-        assert!(assume(&mut world, &[&stand_in]));
-        assert!(!assume(&mut world, &[&stand_in]), "nothing new");
-        assert_eq!(label(&world.index).as_deref(), Some("assumed"));
-        assert!(assume(&mut world, &[]));
+        assert!(set(&mut world, &[&placeholder]));
+        assert!(!set(&mut world, &[&placeholder]), "nothing new");
+        assert_eq!(label(&world.index).as_deref(), Some("placeholder"));
+        assert!(set(&mut world, &[]));
         assert_eq!(label(&world.index), None);
 
-        assume(&mut world, &[&stand_in]);
+        set(&mut world, &[&placeholder]);
         let real = Update::Change { set: vec![pod("real")], gone: Vec::new() };
         assert!(world.take(0, real));
-        assert!(!world.store.assumes());
-        assert!(!assume(&mut world, &[&stand_in]), "what a source says is believed");
-        assert!(!assume(&mut world, &[]));
+        assert!(!world.store.has_placeholders());
+        assert!(!set(&mut world, &[&placeholder]), "a source's version replaces it");
+        assert!(!set(&mut world, &[]));
         assert_eq!(label(&world.index).as_deref(), Some("real"));
         assert!(world.take(0, gone()));
         assert_eq!(label(&world.index), None);
@@ -478,13 +489,12 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_with_an_interface_lingers_until_that_goes() {
+    fn a_pod_with_an_interface_is_retained_until_that_goes() {
         let mut world = World::new();
         world.take(0, Update::Replace(vec![pod("one")]));
         world.here = true;
         assert!(!world.take(0, gone()));
         let key = ObjectKey::new("s", "a");
-        assert!(world.store.lingers(&key));
         assert_eq!(label(&world.index).as_deref(), Some("one"));
         assert!(world.store.release(&key, &mut world.index));
         assert_eq!(label(&world.index), None);

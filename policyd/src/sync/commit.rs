@@ -1,40 +1,46 @@
-//! One commit: takes the steps of a plan, and copes with what cannot be done.
+//! One commit: takes the steps of a plan and handles those that fail.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use podgate_bpf::abi::{PolicyKey, PolicyValue};
 use podgate_bpf::maps::{POLICY_MAP_MAX, PolicyMap};
-use podgate_policy::compile::{Class, EndpointId, RuleId};
 use podgate_policy::diff::{EntryKey, Step, TableChange};
+use podgate_policy::prefixes::PrefixMap;
+use podgate_policy::tables::{Class, Decision, EndpointId};
 
-use super::keep::{self, Moves};
-use super::left::is_left;
+use super::retain::{self, Moves};
 use super::undo::Undo;
-use super::{Installed, Kernel, MapChange, Outcome, Owners};
+use super::{Installed, MapChange, Outcome, Owners, PolicyMaps};
 use crate::encode::{self, MapKey};
 
-/// From how many edits of one table on it is made anew and swapped, together with all others of the commit that
-/// change as much. An edit in place costs a system call, about 1.2 us. A swap writes what has not changed
-/// again, 1 us for each entry, and waits for an RCU grace period, about 10 ms: where all entries of a table are
-/// replaced, which is two edits for each, both cost the same at 14,000 edits.
+/// From this number of edits on a policy map is not edited but replaced, together with all others of the commit that
+/// change as much. An edit in place costs a system call, about 1.2 us. A replacement writes every entry, 1 us each, and
+/// waits for an RCU grace period, about 10 ms. If all entries change, which is two edits for each, both cost the same at
+/// 14,000 edits.
 pub(super) const SWAP_FROM: usize = 16_384;
 
 pub(super) struct Commit<'a> {
-    kernel: &'a mut Kernel,
+    policy_maps: &'a mut PolicyMaps,
     change: &'a MapChange,
     owners: &'a Owners,
     undo: Undo,
-    /// Worked out when the first endpoint fails.
+    /// Computed when the first endpoint fails.
     moves: Option<Moves>,
-    /// The transient classes of the plan, each with the class whose members pass through it.
+    /// The plan's transient classes (twins), each with the class that its members get next.
     twins: BTreeMap<Class, Class>,
     outcome: Outcome,
 }
 
 impl<'a> Commit<'a> {
-    pub(super) fn new(kernel: &'a mut Kernel, change: &'a MapChange, owners: &'a Owners) -> Self {
+    pub(super) fn new(
+        policy_maps: &'a mut PolicyMaps,
+        change: &'a MapChange,
+        owners: &'a Owners,
+    ) -> Self {
         let (undo, outcome) = (Undo::default(), Outcome::default());
-        Self { kernel, change, owners, undo, moves: None, twins: BTreeMap::new(), outcome }
+        Self { policy_maps, change, owners, undo, moves: None, twins: BTreeMap::new(), outcome }
     }
 
     pub(super) fn run(
@@ -42,14 +48,15 @@ impl<'a> Commit<'a> {
         steps: Vec<Step<MapKey>>,
         held: BTreeMap<EndpointId, String>,
     ) -> Outcome {
-        self.twins = twins(&steps);
+        self.twins =
+            twins(&steps, || after(self.policy_maps.shadow.nets.clone(), &self.change.nets));
         held.into_iter().for_each(|(endpoint, reason)| self.fail(endpoint, reason));
         self.refuse_oversized();
         self.take(steps);
         self.outcome
     }
 
-    /// Spares the kernel a million insertions that end in "full".
+    /// Refuses tables that do not fit before a million entries are inserted.
     fn refuse_oversized(&mut self) {
         for (endpoint, table) in &self.change.tables {
             let TableChange::Whole(entries) = table else { continue };
@@ -70,7 +77,7 @@ impl<'a> Commit<'a> {
         for step in steps {
             match step {
                 Step::SetEntry { .. } | Step::RemoveEntry { .. } => {
-                    // the plan has all new tables in a row, when the classes have settled
+                    // the plan has all new tables in one run, after the last change of a class
                     self.install(std::mem::take(&mut new));
                     edits.push(step);
                 }
@@ -79,15 +86,15 @@ impl<'a> Commit<'a> {
                     new.push((endpoint, entries));
                 }
                 Step::DropTable { endpoint } => {
-                    // its registration is gone (the writer keeps the tables of all others): nothing is in force
-                    self.kernel.forget(endpoint);
+                    // only for an endpoint whose registration is gone: its map is in force no more
+                    self.policy_maps.forget(endpoint);
                     self.outcome.steps += 1;
                 }
                 step => {
                     self.edit(std::mem::take(&mut edits));
                     if let Err(error) = self.take_class(&step) {
-                        // Later steps rely on every address having its class: nothing may be removed
-                        // while one is missing. New endpoints stay in their startup state.
+                        // Later steps assume that every address has its class, so nothing is removed while one is
+                        // missing. New endpoints stay in their startup state.
                         self.outcome.stopped = Some(error.to_string());
                         return;
                     }
@@ -100,7 +107,7 @@ impl<'a> Commit<'a> {
     }
 
     fn take_class(&mut self, step: &Step<MapKey>) -> podgate_bpf::Result<()> {
-        let maps = &self.kernel.gate.maps;
+        let maps = &self.policy_maps.datapath.maps;
         match step {
             Step::SetHost { address, class } => maps.set_peer(*address, class.0),
             Step::SetNet { prefix, class } => {
@@ -116,13 +123,12 @@ impl<'a> Commit<'a> {
     }
 
     fn done(&mut self, step: Step<MapKey>) {
-        self.undo.note(&self.kernel.shadow, &step);
-        self.kernel.shadow.apply(step);
+        self.undo.apply(&mut self.policy_maps.shadow, step);
         self.outcome.steps += 1;
     }
 
-    /// Takes steps between which no address changes its class: their order does not matter, nor whether those of
-    /// one table are taken at once.
+    /// Takes edits of tables between which no address changes its class. Their order does not matter, so those of one
+    /// table may be taken at once.
     fn edit(&mut self, steps: Vec<Step<MapKey>>) {
         if steps.len() >= SWAP_FROM {
             return self.edit_many(steps);
@@ -148,11 +154,11 @@ impl<'a> Commit<'a> {
             if self.outcome.degraded.contains_key(&endpoint) {
                 continue;
             }
-            let Some(table) = self.kernel.shadow.tables.get(&endpoint) else { continue };
+            let Some(table) = self.policy_maps.shadow.tables.get(&endpoint) else { continue };
             let mut entries = table.clone();
             for step in &steps {
                 match step {
-                    Step::SetEntry { key, rule, .. } => drop(entries.insert(*key, *rule)),
+                    Step::SetEntry { key, decision, .. } => drop(entries.insert(*key, *decision)),
                     Step::RemoveEntry { key, .. } => drop(entries.remove(key)),
                     _ => {}
                 }
@@ -167,7 +173,7 @@ impl<'a> Commit<'a> {
                     self.outcome.swapped += 1;
                     steps.into_iter().for_each(|step| self.done(step));
                 }
-                // there may be room for it where it is
+                // editing in place needs less memory
                 Some(_) => steps.into_iter().for_each(|step| self.edit_one(step)),
             }
         }
@@ -181,23 +187,23 @@ impl<'a> Commit<'a> {
         if self.outcome.degraded.contains_key(&endpoint) {
             return;
         }
-        let Some(Installed { map, .. }) = self.kernel.installed.get(&endpoint) else { return };
+        let Some(Installed { map, .. }) = self.policy_maps.installed.get(&endpoint) else { return };
         let taken = match &step {
-            Step::SetEntry { key, rule, .. } => map.set(&key.0, &encode::value(*rule)),
+            Step::SetEntry { key, decision, .. } => map.set(&key.0, &encode::value(*decision)),
             Step::RemoveEntry { key, .. } => map.remove(&key.0),
             _ => return,
         };
         match (taken, &step) {
             (Ok(()), _) => self.done(step),
             (Err(error), Step::SetEntry { .. }) => self.fail(endpoint, error.to_string()),
-            // all that it should allow it does
+            // an entry too many: the endpoint allows all that it should
             (Err(error), _) => drop(self.outcome.degraded.insert(endpoint, error.to_string())),
         }
     }
 
-    /// Installs first tables, all in one batch. Until that moment each of the endpoints is in its startup state;
-    /// classes and their entries are complete by now, so that its first verdict under a policy is the right one.
-    fn install(&mut self, mut tables: Vec<(EndpointId, BTreeMap<MapKey, RuleId>)>) {
+    /// Installs the first tables of endpoints, all in one batch. Until then each of them is in its startup state. All
+    /// classes are complete by now, so the first verdict by policy is right.
+    fn install(&mut self, mut tables: Vec<(EndpointId, BTreeMap<MapKey, Decision>)>) {
         tables.retain(|(endpoint, _)| !self.outcome.degraded.contains_key(endpoint));
         let batch = tables.iter().map(|(endpoint, entries)| (*endpoint, entries));
         let mut failed = self.put_in_force(batch.collect());
@@ -209,20 +215,20 @@ impl<'a> Commit<'a> {
         }
     }
 
-    /// Makes tables and puts them in force, all in one batch: one RCU grace period however many there are. Returns
-    /// those that are not, and why.
+    /// Creates policy maps and installs them in one batch, for one RCU grace period in total. Returns those that are not
+    /// in force, with the reason.
     fn put_in_force(
         &mut self,
-        tables: Vec<(EndpointId, &BTreeMap<MapKey, RuleId>)>,
+        tables: Vec<(EndpointId, &BTreeMap<MapKey, Decision>)>,
     ) -> BTreeMap<EndpointId, String> {
-        let maps = &self.kernel.gate.maps;
+        let maps = &self.policy_maps.datapath.maps;
         let mut failed = BTreeMap::new();
         let mut made: Vec<(EndpointId, PolicyMap)> = Vec::new();
         for (endpoint, entries) in tables {
-            let encoded = entries.iter().map(|(key, rule)| (key.0, encode::value(*rule)));
+            let encoded = entries.iter().map(|(key, decision)| (key.0, encode::value(*decision)));
             let map = self
-                .others(endpoint)
-                .and_then(|others| maps.new_policy_map(&encoded.chain(others).collect::<Vec<_>>()));
+                .vip_entries(endpoint)
+                .and_then(|vip| maps.new_policy_map(&encoded.chain(vip).collect::<Vec<_>>()));
             match map {
                 Ok(map) => made.push((endpoint, map)),
                 Err(error) => drop(failed.insert(endpoint, error.to_string())),
@@ -231,7 +237,7 @@ impl<'a> Commit<'a> {
         let batch: Vec<_> = made.iter().map(|(endpoint, map)| (endpoint.0, map)).collect();
         let whole = maps.install_policy_maps(&batch);
         for (endpoint, map) in made {
-            // a batch stops at its first failure; one by one, the others are not held up by it
+            // a batch stops at its first failure: then each map is installed separately
             let installed = match &whole {
                 Ok(()) => Ok(()),
                 Err(_) => maps.install_policy_maps(&[(endpoint.0, &map)]),
@@ -241,34 +247,37 @@ impl<'a> Commit<'a> {
                 continue;
             }
             let owner = self.owners.get(&endpoint).copied().unwrap_or_default();
-            self.kernel.installed.insert(endpoint, Installed { owner, map });
+            self.policy_maps.installed.insert(endpoint, Installed { owner, map });
         }
         failed
     }
 
-    /// Entries of an endpoint's map in force that are not the compiler's, or those that its first map is to have.
-    fn others(&self, endpoint: EndpointId) -> podgate_bpf::Result<Vec<(PolicyKey, PolicyValue)>> {
-        let Kernel { installed, first, shared, .. } = &*self.kernel;
+    /// The entries for untranslated service addresses of an endpoint's map in force, or those for its first map.
+    fn vip_entries(
+        &self,
+        endpoint: EndpointId,
+    ) -> podgate_bpf::Result<Vec<(PolicyKey, PolicyValue)>> {
+        let PolicyMaps { installed, first, has_vip_entries, .. } = &*self.policy_maps;
         let Some(Installed { map, .. }) = installed.get(&endpoint) else {
             return Ok(first.get(&endpoint).cloned().unwrap_or_default());
         };
-        if !shared {
+        if !has_vip_entries {
             return Ok(Vec::new());
         }
         let mut entries = map.entries()?;
-        entries.retain(|(key, _)| is_left(key.class));
+        entries.retain(|(key, _)| Class(key.class).is_vip());
         Ok(entries)
     }
 
-    /// The endpoint's new entries cannot all be there: goes back to its last complete policy.
+    /// Restores an endpoint's last complete policy, because not all of its new entries can be written.
     fn fail(&mut self, endpoint: EndpointId, reason: String) {
         self.outcome.degraded.insert(endpoint, reason);
-        let Some(mut last) = self.undo.table(&self.kernel.shadow, endpoint) else { return };
-        let known = self.kernel.highest;
+        let Some(mut last) = self.undo.table(&self.policy_maps.shadow, endpoint) else { return };
+        let known = self.policy_maps.highest;
         if last.keys().any(|key| key.class().0 > known) {
-            // Of a commit that stopped: transient ones, and ones that were new. Where that has left somebody they still
-            // need their entries; where it got nobody that far, what was to be is no part of any complete policy.
-            let shadow = &self.kernel.shadow;
+            // Classes above `known` come from a commit that stopped. Their entries stay only if some address has that
+            // class; the others were never part of a complete policy.
+            let shadow = &self.policy_maps.shadow;
             let in_use: BTreeSet<Class> =
                 shadow.hosts.values().chain(shadow.nets.values()).copied().collect();
             last.retain(|key, _| key.class().0 <= known || in_use.contains(&key.class()));
@@ -277,47 +286,41 @@ impl<'a> Commit<'a> {
             Some(moves) => moves,
             None => self.moves(),
         };
-        let mut kept = keep::translate(&last, &moves, known);
+        let mut retained = retain::translate(&last, &moves, known);
         self.moves = Some(moves);
         for (twin, class) in &self.twins {
             let mut column = MapKey::column(&last, *class);
-            column.extend(MapKey::column(&kept, *class));
-            kept.extend(column.into_iter().map(|(key, rule)| (key.with_class(*twin), rule)));
+            column.extend(MapKey::column(&retained, *class));
+            retained.extend(column.into_iter().map(|(key, rule)| (key.with_class(*twin), rule)));
         }
 
-        let Some(installed) = self.kernel.installed.get(&endpoint) else { return };
-        let now = self.kernel.shadow.tables.get(&endpoint).cloned().unwrap_or_default();
+        let Some(installed) = self.policy_maps.installed.get(&endpoint) else { return };
+        let now = self.policy_maps.shadow.tables.get(&endpoint).cloned().unwrap_or_default();
         let mut set = Vec::new();
-        for (key, rule) in last.iter().chain(&kept) {
+        for (key, rule) in last.iter().chain(&retained) {
             if now.get(key) != Some(rule) {
                 set.push((*key, *rule));
             }
         }
-        // removals first: they make the room
-        let keep: BTreeSet<&MapKey> = last.keys().chain(kept.keys()).collect();
+        // removals first, to make room
+        let keep: BTreeSet<&MapKey> = last.keys().chain(retained.keys()).collect();
         for key in now.keys().filter(|key| !keep.contains(key)) {
             if installed.map.remove(&key.0).is_ok() {
-                self.kernel.shadow.apply(Step::RemoveEntry { endpoint, key: *key });
+                self.policy_maps.shadow.apply(Step::RemoveEntry { endpoint, key: *key });
             }
         }
-        for (key, rule) in set {
-            if installed.map.set(&key.0, &encode::value(rule)).is_ok() {
-                self.kernel.shadow.apply(Step::SetEntry { endpoint, key, rule });
+        for (key, decision) in set {
+            if installed.map.set(&key.0, &encode::value(decision)).is_ok() {
+                self.policy_maps.shadow.apply(Step::SetEntry { endpoint, key, decision });
             }
         }
     }
 
-    /// From which classes into which this commit moves addresses.
+    /// Which classes the addresses of this commit come from, by their new class.
     fn moves(&self) -> Moves {
-        let shadow = &self.kernel.shadow;
+        let shadow = &self.policy_maps.shadow;
         let before = self.undo.nets(shadow);
-        let mut after = before.clone();
-        for (prefix, class) in &self.change.nets {
-            match class {
-                Some(class) => drop(after.insert(*prefix, *class)),
-                None => drop(after.remove(prefix)),
-            }
-        }
+        let after = after(before.clone(), &self.change.nets);
         let class = |found: Option<(_, &Class)>| found.map_or(Class::ANY, |(_, class)| *class);
         let mut moves = Moves::new();
         for (address, now) in &self.change.hosts {
@@ -336,27 +339,48 @@ impl<'a> Commit<'a> {
     }
 }
 
-/// The transient classes that members pass through, each with the class in which they end.
-fn twins(steps: &[Step<MapKey>]) -> BTreeMap<Class, Class> {
-    let (mut hosts, mut nets) = (BTreeMap::new(), BTreeMap::new());
+/// The classes of prefixes once `change` is made of what they were.
+fn after(mut nets: PrefixMap<Class>, change: &BTreeMap<IpNet, Option<Class>>) -> PrefixMap<Class> {
+    for (prefix, class) in change {
+        match class {
+            Some(class) => drop(nets.insert(*prefix, *class)),
+            None => drop(nets.remove(prefix)),
+        }
+    }
+    nets
+}
+
+/// The transient classes of a plan, each with the class that its members get next: what vanishes gets that of the prefix
+/// around it, in `nets` after the commit.
+fn twins(
+    steps: &[Step<MapKey>],
+    nets: impl FnOnce() -> PrefixMap<Class>,
+) -> BTreeMap<Class, Class> {
+    let nets = LazyCell::new(nets);
+    let class_of = |found: Option<(_, &Class)>| found.map_or(Class::ANY, |(_, class)| *class);
+    let (mut hosts, mut prefixes) = (BTreeMap::new(), BTreeMap::new());
     let mut twins = BTreeMap::new();
     for step in steps {
-        let (twin, class) = match step {
+        let left = match step {
             Step::SetHost { address, class } if class.is_transient() => {
                 hosts.insert(*address, *class);
-                continue;
+                None
             }
             Step::SetNet { prefix, class } if class.is_transient() => {
-                nets.insert(*prefix, *class);
-                continue;
+                prefixes.insert(*prefix, *class);
+                None
             }
-            Step::SetHost { address, class } => (hosts.remove(address), class),
-            Step::SetNet { prefix, class } => (nets.remove(prefix), class),
-            _ => continue,
+            Step::SetHost { address, class } => hosts.remove(address).map(|twin| (twin, *class)),
+            Step::SetNet { prefix, class } => prefixes.remove(prefix).map(|twin| (twin, *class)),
+            Step::RemoveHost { address } => {
+                hosts.remove(address).map(|twin| (twin, class_of(nets.longest_match(*address))))
+            }
+            Step::RemoveNet { prefix } => {
+                prefixes.remove(prefix).map(|twin| (twin, class_of(nets.around(prefix).next())))
+            }
+            _ => None,
         };
-        if let Some(twin) = twin {
-            twins.insert(twin, *class);
-        }
+        twins.extend(left);
     }
     twins
 }

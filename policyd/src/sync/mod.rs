@@ -1,59 +1,64 @@
 //! From compiled state to the kernel's maps, so that no flow notices.
 //!
-//! [`Kernel`] keeps a shadow of what the maps hold, takes the steps of [`podgate_policy::diff::plan`] one by
-//! one, and lets the shadow take each step that the maps took: wherever a plan stops, the next one
-//! starts from what is really there.
+//! [`MapSync`] is all of it: what the writer has, and the one place that says in which order a commit writes.
 //!
-//! What fails stops only what depends on it. An endpoint whose entries cannot be added loses none: its last
-//! complete policy stays in force ([`keep`]), and it is "degraded" until a later commit succeeds. Where an
-//! address cannot be given its class, no step that follows is taken at all.
+//! [`PolicyMaps`] keeps a shadow copy of the maps. It takes the steps of [`podgate_policy::diff::plan`] one by one and
+//! applies each to the shadow once the kernel has taken it: if a plan stops, the next one starts from what the maps hold.
+//!
+//! A failure stops only the steps that depend on it. An endpoint whose entries cannot be added loses none: its last
+//! complete policy stays in force ([`retain`]), and it is "degraded" until a later commit succeeds. If an address cannot
+//! be given its class, no later step is taken.
 
-mod adopt;
 mod commit;
-mod keep;
-pub mod left;
+pub mod limits;
+mod map_sync;
+mod recover;
+mod retain;
+pub mod scopes;
 pub mod services;
 mod undo;
+pub mod vip_policy;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use podgate_bpf::Gate;
+use podgate_bpf::Datapath;
 use podgate_bpf::abi::{PolicyKey, PolicyValue};
 use podgate_bpf::maps::PolicyMap;
-use podgate_policy::compile::{Compiled, EndpointId, RuleId, RuleOrigin};
+use podgate_policy::compile::{Engine, EngineDelta, TableDelta};
 use podgate_policy::diff::{Change, EntryKey, State, TableChange, plan};
-use podgate_policy::engine::{Engine, Part, Touched};
+use podgate_policy::tables::{Compiled, Decision, EndpointId, RuleId, RuleOrigin};
 
 use crate::encode::{self, MapKey};
 use commit::Commit;
 
-pub use adopt::Adopted;
+pub use map_sync::{Committed, Desired, Failed, MapSync};
+pub use recover::Recovered;
 
 /// What the maps hold.
 pub type MapState = State<MapKey>;
 
-/// What the maps should hold, where it may be something else.
+/// What the maps should hold, for the parts that may differ.
 pub type MapChange = Change<MapKey>;
 
-/// Entries that a policy map has beside the compiler's from its first packet on, by endpoint.
+/// Entries for untranslated service addresses that an endpoint's first policy map must have when it is installed.
 pub type FirstEntries = BTreeMap<EndpointId, Vec<(PolicyKey, PolicyValue)>>;
 
-/// Numbers of the registrations, by endpoint.
+/// Owner numbers of the registrations, by endpoint.
 pub type Owners = BTreeMap<EndpointId, u32>;
 
-/// The maps that only policyd writes, and what is in them. Owned by the writer.
+/// The policy maps and class maps, with a shadow of their content.
 #[derive(Debug)]
-pub struct Kernel {
-    gate: Arc<Gate>,
+pub struct PolicyMaps {
+    datapath: Arc<Datapath>,
     shadow: MapState,
     /// The maps in force, by endpoint; the same keys as `shadow.tables`.
     installed: BTreeMap<EndpointId, Installed>,
-    /// The highest class that any address was to have when a commit last came to its end.
+    /// The highest class of the last commit that did not stop.
     highest: u32,
-    /// See [`Kernel::share`].
-    shared: bool,
-    /// See [`Kernel::share`].
+    /// See [`PolicyMaps::set_vip_entries`].
+    has_vip_entries: bool,
+    /// See [`PolicyMaps::set_vip_entries`].
     first: FirstEntries,
 }
 
@@ -63,27 +68,27 @@ struct Installed {
     map: PolicyMap,
 }
 
-/// What came of a commit.
+/// Result of [`PolicyMaps::commit`].
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// How many steps the maps took.
+    /// Number of steps that the maps took.
     pub steps: usize,
-    /// How many tables were made anew and swapped, because so many of their entries changed.
+    /// Number of policy maps that were replaced as a whole because many of their entries changed.
     pub swapped: usize,
-    /// Endpoints that keep an earlier policy (or their startup state), and why.
+    /// Endpoints that keep an earlier policy (or their startup state), with the reason.
     pub degraded: BTreeMap<EndpointId, String>,
-    /// Why the classes of addresses are not all as they should be.
+    /// Why the commit stopped before all addresses had their classes.
     pub stopped: Option<String>,
 }
 
 impl Outcome {
-    /// Whether everything asked for is in force.
+    /// Whether the maps hold everything that was requested.
     pub fn is_complete(&self) -> bool {
         self.degraded.is_empty() && self.stopped.is_none()
     }
 }
 
-impl Kernel {
+impl PolicyMaps {
     /// Whether a policy map of this registration is in force.
     pub fn in_force(&self, endpoint: EndpointId, owner: u32) -> bool {
         self.installed.get(&endpoint).is_some_and(|installed| installed.owner == owner)
@@ -94,29 +99,28 @@ impl Kernel {
         &self.shadow
     }
 
-    /// Whether [`left::LeftAlone`] has entries in the policy maps: a map that takes another's place must have them too.
-    /// It is a look at each entry of the other one, so it is only done where it must. `first` are those of endpoints that
-    /// have no policy map yet.
-    pub fn share(&mut self, shared: bool, first: FirstEntries) {
-        (self.shared, self.first) = (shared, first);
+    /// `present`: whether [`vip_policy::VipPolicy`] has entries in the policy maps. Then a map that replaces another gets
+    /// them too, which costs reading all entries of the old one. `first` has those for endpoints without a policy map.
+    pub fn set_vip_entries(&mut self, present: bool, first: FirstEntries) {
+        (self.has_vip_entries, self.first) = (present, first);
     }
 
-    /// Adds the members that a commit which stopped left in a transient class, and the tables with entries for one:
-    /// the change that is still to come need not name them.
-    pub fn add_stranded(&self, pending: &mut Touched) {
-        let MapState { hosts, nets, tables } = &self.shadow;
+    /// Adds to `pending` the addresses that a stopped commit left in a transient class, and the tables with entries for
+    /// one: the next change does not necessarily contain them.
+    pub fn add_stranded(&self, pending: &mut EngineDelta) {
+        let MapState { hosts, nets, tables, ranked: _ } = &self.shadow;
         let stranded = hosts.iter().filter(|(_, class)| class.is_transient());
         pending.hosts.extend(stranded.map(|(address, _)| *address));
         let stranded = nets.iter().filter(|(_, class)| class.is_transient());
         pending.nets.extend(stranded.map(|(prefix, _)| *prefix));
         let transient =
-            |table: &BTreeMap<MapKey, RuleId>| table.keys().any(|key| key.class().is_transient());
-        let named = tables.iter().filter(|(_, table)| transient(table));
-        named.for_each(|(endpoint, _)| pending.table(*endpoint));
+            |table: &BTreeMap<MapKey, Decision>| table.keys().any(|key| key.class().is_transient());
+        let affected = tables.iter().filter(|(_, table)| transient(table));
+        affected.for_each(|(endpoint, _)| pending.table(*endpoint));
     }
 
-    /// Forgets an endpoint whose registration is gone. Its policy map, if nobody removed it, no longer matches
-    /// anything, for its keys carry the registration's number; [`Kernel::sweep`] removes it.
+    /// Forgets an endpoint whose registration is gone. If its policy map is still there, its keys carry the old owner
+    /// number and match no packet; [`PolicyMaps::sweep`] removes it.
     pub fn forget(&mut self, endpoint: EndpointId) {
         self.installed.remove(&endpoint);
         self.shadow.tables.remove(&endpoint);
@@ -125,9 +129,9 @@ impl Kernel {
     /// Removes at most one policy map that has no registration; each removal waits for an RCU grace
     /// period, so this is for idle moments. True if there may be more.
     pub fn sweep(&self) -> podgate_bpf::Result<bool> {
-        let maps = &self.gate.maps;
+        let maps = &self.datapath.maps;
         for ifindex in maps.installed_policy_maps()? {
-            // only policyd installs policy maps, and only for registrations: this one's is gone for good
+            // only policyd installs policy maps, and only for registered endpoints: it does not come back
             if maps.registration(ifindex)?.is_none() {
                 maps.remove_policy_maps(&[ifindex])?;
                 return Ok(true);
@@ -136,11 +140,11 @@ impl Kernel {
         Ok(false)
     }
 
-    /// Makes the maps hold what `change` says and bumps the epoch. `owners` has every endpoint of it. Endpoints
-    /// in `held` have failed lately and are not tried, only kept in force as they are, for the reason given.
+    /// Applies `change` to the maps and bumps the epoch. `owners` has every endpoint of it. Endpoints in `held` failed in a
+    /// recent commit, for the given reason: their policy is retained as it is and not changed.
     ///
-    /// A table whose endpoint has another owner than the map in force is a new table: the old map never
-    /// matches the new owner's packets, so there is nothing to keep.
+    /// If an endpoint has another owner number than its map in force, it gets a new map: the old one matches no packet of
+    /// the new owner, so nothing of it is retained.
     pub fn commit(
         &mut self,
         change: &MapChange,
@@ -162,21 +166,24 @@ impl Kernel {
         if steps.is_empty() && held.is_empty() {
             return Outcome::default();
         }
+        self.shadow.ranked |= change.ranked;
         let outcome = Commit::new(self, change, owners).run(steps, held);
+        if outcome.is_complete() {
+            self.shadow.ranked = change.ranked;
+        }
         if outcome.stopped.is_none() {
             let classes = change.hosts.values().chain(change.nets.values()).flatten();
             self.highest = classes.map(|class| class.0).fold(self.highest, u32::max);
         }
-        // also after a failure: the steps that were taken changed verdicts
-        self.gate.maps.control().bump_epoch();
+        // also after a failure: verdicts may have changed with the steps that were taken
+        self.datapath.maps.control().bump_epoch();
         outcome
     }
 }
 
-/// What the maps should hold of the things that an engine touched. An endpoint without a table (another pod has
-/// taken its name) keeps the one it has, if any: without one it would fall back to its startup state, which
-/// may be "open".
-pub fn change(engine: &Engine, touched: &Touched, owners: &Owners) -> MapChange {
+/// The changes of the maps for an engine's delta. An endpoint without a table (another pod has its name now) keeps the
+/// one that it has: without one it would fall back to its startup state, which may be "open".
+pub fn change(engine: &Engine, touched: &EngineDelta, owners: &Owners) -> MapChange {
     let compiled: &Compiled = engine.compiled();
     let origin = |rule: RuleId| -> Option<&RuleOrigin> { engine.origin(rule) };
     let mut tables = BTreeMap::new();
@@ -186,15 +193,9 @@ pub fn change(engine: &Engine, touched: &Touched, owners: &Owners) -> MapChange 
             continue;
         };
         let change = match part {
-            Part::Whole => TableChange::Whole(encode::table(*owner, &table.entries, origin)),
-            Part::Classes(classes) => {
-                let column = |class| {
-                    let column = table.column(class);
-                    let rules = column
-                        .into_iter()
-                        .filter_map(|entry| table.entries.get(&entry).map(|rule| (entry, *rule)));
-                    (class, encode::table(*owner, &rules.collect(), origin))
-                };
+            TableDelta::Whole => TableChange::Whole(encode::table(*owner, &table.entries, origin)),
+            TableDelta::Classes(classes) => {
+                let column = |class| (class, encode::table(*owner, &table.column(class), origin));
                 TableChange::Classes(classes.iter().copied().map(column).collect())
             }
         };
@@ -206,5 +207,6 @@ pub fn change(engine: &Engine, touched: &Touched, owners: &Owners) -> MapChange 
         hosts: touched.hosts.iter().copied().map(host).collect(),
         nets: touched.nets.iter().copied().map(net).collect(),
         tables,
+        ranked: compiled.is_ranked(),
     }
 }

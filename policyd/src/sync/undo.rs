@@ -1,31 +1,37 @@
-//! What was in the maps when a commit began, kept only where it changed.
+//! What the maps held when a commit began, recorded only for what it changed.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use podgate_policy::compile::{Class, EndpointId, RuleId};
 use podgate_policy::diff::Step;
 use podgate_policy::prefixes::PrefixMap;
+use podgate_policy::tables::{Class, Decision, EndpointId};
 
 use super::MapState;
 use crate::encode::MapKey;
 
-/// First values of what a commit has changed so far; `None`: it was not there.
+/// The original values of what a commit has changed so far; `None` if there was none.
 #[derive(Debug, Default)]
 pub(super) struct Undo {
     hosts: BTreeMap<IpAddr, Option<Class>>,
     nets: BTreeMap<IpNet, Option<Class>>,
-    tables: BTreeMap<EndpointId, BTreeMap<MapKey, Option<RuleId>>>,
+    /// In the order of the changes: of several with one key the first has the original value.
+    tables: BTreeMap<EndpointId, Vec<(MapKey, Option<Decision>)>>,
 }
 
 impl Undo {
-    /// Takes note of what a step is about to change in the shadow.
-    pub(super) fn note(&mut self, shadow: &MapState, step: &Step<MapKey>) {
-        match step {
-            Step::SetEntry { endpoint, key, .. } | Step::RemoveEntry { endpoint, key } => {
-                let was = shadow.tables.get(endpoint).and_then(|table| table.get(key)).copied();
-                self.tables.entry(*endpoint).or_default().entry(*key).or_insert(was);
+    /// Applies a step to the shadow, and records what it changes.
+    pub(super) fn apply(&mut self, shadow: &mut MapState, step: Step<MapKey>) {
+        match &step {
+            Step::SetEntry { endpoint, key, decision } => {
+                let table = shadow.tables.entry(*endpoint).or_default();
+                let was = table.insert(*key, *decision);
+                return self.tables.entry(*endpoint).or_default().push((*key, was));
+            }
+            Step::RemoveEntry { endpoint, key } => {
+                let was = shadow.tables.get_mut(endpoint).and_then(|table| table.remove(key));
+                return self.tables.entry(*endpoint).or_default().push((*key, was));
             }
             Step::SetHost { address, .. } | Step::RemoveHost { address } => {
                 self.hosts.entry(*address).or_insert(shadow.hosts.get(address).copied());
@@ -33,12 +39,13 @@ impl Undo {
             Step::SetNet { prefix, .. } | Step::RemoveNet { prefix } => {
                 self.nets.entry(*prefix).or_insert(shadow.nets.get(prefix).copied());
             }
-            // a first table, or one whose interface is gone: nothing to go back to
+            // an endpoint's first table, or one whose interface is gone: there is nothing to restore
             Step::NewTable { .. } | Step::DropTable { .. } => {}
         }
+        shadow.apply(step);
     }
 
-    /// The class that an address had of its own.
+    /// The class that an address had in the exact map.
     pub(super) fn host(&self, shadow: &MapState, address: IpAddr) -> Option<Class> {
         let changed = self.hosts.get(&address).copied();
         changed.unwrap_or_else(|| shadow.hosts.get(&address).copied())
@@ -61,9 +68,9 @@ impl Undo {
         &self,
         shadow: &MapState,
         endpoint: EndpointId,
-    ) -> Option<BTreeMap<MapKey, RuleId>> {
+    ) -> Option<BTreeMap<MapKey, Decision>> {
         let mut table = shadow.tables.get(&endpoint)?.clone();
-        for (key, rule) in self.tables.get(&endpoint).into_iter().flatten() {
+        for (key, rule) in self.tables.get(&endpoint).into_iter().flatten().rev() {
             match rule {
                 Some(rule) => drop(table.insert(*key, *rule)),
                 None => drop(table.remove(key)),

@@ -1,39 +1,41 @@
-//! The endpoints of this node as the registry has them.
+//! The endpoints of this node, as the map `endpoints` has them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use podgate_bpf::maps::{Maps, Registration};
-use podgate_policy::compile::{Endpoint, EndpointId};
 use podgate_policy::model::ObjectKey;
+use podgate_policy::tables::{Endpoint, EndpointId};
 
-/// Known registrations. The registry is the truth; this follows it.
+use crate::pod_key::registered_pod;
+
+/// A copy of the registrations in the map, for comparison: the plugin writes the map.
 #[derive(Debug, Default)]
 pub(super) struct Endpoints {
     known: BTreeMap<EndpointId, Arc<Registration>>,
-    /// The pods of those, with how many interfaces each has.
+    /// Their pods, with the number of interfaces of each.
     pods: HashMap<ObjectKey, usize>,
-    /// Since [`Endpoints::take_changed`].
+    /// Whether anything changed since [`Endpoints::take_changed`].
     changed: bool,
 }
 
-/// What a comparison with the registry found.
+/// What a comparison with the map found.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Delta {
+pub(super) struct RegistryDelta {
     /// Whether anything is different.
     pub(super) changed: bool,
-    /// Endpoints that are gone, or whose ifindex is somebody else's now.
+    /// Endpoints that are gone, or whose ifindex now belongs to another registration.
     pub(super) gone: Vec<EndpointId>,
     /// Pods that lost an interface.
-    pub(super) left: Vec<ObjectKey>,
+    pub(super) detached: Vec<ObjectKey>,
 }
 
-impl Delta {
-    /// Both.
+impl RegistryDelta {
+    /// The sum of two comparisons.
     pub(super) fn and(mut self, other: Self) -> Self {
         self.changed |= other.changed;
         self.gone.extend(other.gone);
-        self.left.extend(other.left);
+        self.detached.extend(other.detached);
         self
     }
 }
@@ -52,29 +54,33 @@ impl Endpoints {
         self.pods.contains_key(pod)
     }
 
-    /// Whether anything is different from the last time.
+    /// Whether anything changed since the last call.
     pub(super) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    /// What the engine is told, by id.
+    /// The endpoints for the engine, sorted by id.
     pub(super) fn compile_input(&self) -> Vec<Endpoint> {
         let endpoint = |(id, registration): (&EndpointId, &Arc<Registration>)| Endpoint {
             id: *id,
-            pod: pod_of(registration),
+            pod: registered_pod(registration),
             uid: registration.pod.as_ref().map_or("", |pod| pod.uid.as_str()).into(),
             addresses: registration.addresses.clone(),
         };
         self.known.iter().map(endpoint).collect()
     }
 
-    /// Looks one interface up in the registry.
-    pub(super) fn refresh(&mut self, maps: &Maps, id: EndpointId) -> podgate_bpf::Result<Delta> {
+    /// Reads one interface from the map.
+    pub(super) fn refresh(
+        &mut self,
+        maps: &Maps,
+        id: EndpointId,
+    ) -> podgate_bpf::Result<RegistryDelta> {
         Ok(self.set(id, maps.registration(id.0)?))
     }
 
-    /// Looks everything up in the registry.
-    pub(super) fn refresh_all(&mut self, maps: &Maps) -> podgate_bpf::Result<Delta> {
+    /// Reads the whole map.
+    pub(super) fn refresh_all(&mut self, maps: &Maps) -> podgate_bpf::Result<RegistryDelta> {
         let mut present: BTreeMap<EndpointId, Registration> = maps
             .registrations()?
             .into_iter()
@@ -82,9 +88,9 @@ impl Endpoints {
             .collect();
         let gone: Vec<_> =
             self.known.keys().copied().filter(|id| !present.contains_key(id)).collect();
-        let mut delta = Delta::default();
+        let mut delta = RegistryDelta::default();
         for id in gone {
-            // a listing may miss an entry while others come and go: ask for this one
+            // iterating over the map may miss an entry while others come and go: look this one up
             delta = delta.and(self.refresh(maps, id)?);
         }
         while let Some((id, registration)) = present.pop_first() {
@@ -93,27 +99,27 @@ impl Endpoints {
         Ok(delta)
     }
 
-    fn set(&mut self, id: EndpointId, now: Option<Registration>) -> Delta {
+    fn set(&mut self, id: EndpointId, now: Option<Registration>) -> RegistryDelta {
         let before = self.known.get(&id);
         if before.map(|before| &**before) == now.as_ref() {
-            return Delta::default();
+            return RegistryDelta::default();
         }
-        let mut delta = Delta { changed: true, ..Delta::default() };
+        let mut delta = RegistryDelta { changed: true, ..RegistryDelta::default() };
         if let Some(before) = before {
             if now.as_ref().is_none_or(|now| now.owner != before.owner) {
                 delta.gone.push(id);
             }
-            let pod = pod_of(before);
+            let pod = registered_pod(before);
             if let Some(count) = pod.as_ref().and_then(|pod| self.pods.get_mut(pod)) {
                 *count -= 1;
             }
-            delta.left.extend(pod);
+            delta.detached.extend(pod);
         }
         self.changed = true;
-        if let Some(pod) = now.as_ref().and_then(pod_of) {
+        if let Some(pod) = now.as_ref().and_then(registered_pod) {
             *self.pods.entry(pod).or_default() += 1;
         }
-        for pod in &delta.left {
+        for pod in &delta.detached {
             if self.pods.get(pod) == Some(&0) {
                 self.pods.remove(pod);
             }
@@ -124,9 +130,4 @@ impl Endpoints {
         };
         delta
     }
-}
-
-fn pod_of(registration: &Registration) -> Option<ObjectKey> {
-    let pod = registration.pod.as_ref()?;
-    Some(ObjectKey::new(pod.namespace.as_str(), pod.name.as_str()))
 }

@@ -3,12 +3,12 @@
 //! It takes every message that is waiting, then commits once: a burst costs one look at each thing that changed
 //! and one RCU grace period, and a lone event waits for nothing.
 
-mod assume;
 mod endpoints;
-mod run;
-mod services;
-mod standing;
-mod waiting;
+mod nodes;
+mod pending_adds;
+mod placeholder_pods;
+mod snapshot;
+mod writer_loop;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,27 +16,31 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
-use podgate_bpf::handshake::{EndpointRef, Response};
 use podgate_bpf::maps::{Net, host_net};
-use podgate_policy::compile::Compiled;
-use podgate_policy::engine::Engine;
+use podgate_contract::handshake::{EndpointRef, Response};
+use podgate_policy::compile::Engine;
 use podgate_policy::index::Index;
+use podgate_policy::tables::Compiled;
 use tokio::sync::oneshot;
 
+use crate::local_rules::LocalUpdate;
+use crate::snapshot::NodeState;
 use crate::sources::{Rank, Update};
 use crate::sync::services::ServiceSync;
-use crate::view::Shared;
 
-/// What the writer is told.
+/// A message to the writer.
 pub enum Message {
-    /// A source has something to say.
+    /// A source reports an update.
     Source(Rank, Update),
-    /// The plugin has registered and gated these; it waits for the answer.
+    /// The node's operator says something else of a pod, or of the node.
+    Local(LocalUpdate),
+    /// The plugin has registered these and attached their gates; it waits for the answer.
     Added {
-        /// Which.
+        /// The interfaces of the pod.
         endpoints: Vec<EndpointRef>,
-        /// Gets [`Response::Ok`] once their policy is in force. Dropped by who no longer waits.
+        /// Gets [`Response::Ok`] once their policy is in force. Closed if the plugin has hung up.
         reply: oneshot::Sender<Response>,
     },
     /// The plugin has removed these.
@@ -45,12 +49,12 @@ pub enum Message {
     LinkGone(u32),
     /// The node's addresses.
     NodeAddresses(NodeAddresses),
-    /// Compare with the registry: a plugin's line may have been lost.
+    /// Compare with the map `endpoints`: a message of the plugin may have been lost.
     Sweep,
-    /// Gets an answer when everything sent before has been put in force, as far as it can be.
-    Barrier(oneshot::Sender<()>),
-    /// Runs a question on the writer's own state, between commits.
-    Ask(Question),
+    /// Answered once everything sent before is in force, as far as it can be.
+    Settle(oneshot::Sender<()>),
+    /// Runs a query on the writer's state, between commits.
+    Query(Query),
     /// End the thread. The maps stay as they are.
     Stop,
 }
@@ -58,37 +62,36 @@ pub enum Message {
 /// The addresses of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeAddresses {
-    /// Every one, of all interfaces.
+    /// All addresses, of all interfaces.
     pub all: BTreeSet<IpAddr>,
-    /// Those of services, which kube-proxy put on an interface of its own in IPVS mode: there it is kube-proxy that
-    /// answers, and translates.
+    /// Service addresses on the interface of kube-proxy's IPVS mode: kube-proxy translates those, no process listens.
     pub of_proxy: BTreeSet<IpAddr>,
-    /// Prefixes that are none of its interfaces', and that count as its own where it sends from them.
+    /// Configured prefixes, on none of its interfaces, that count as the node's own as a source.
     pub named: BTreeSet<Net>,
 }
 
 impl NodeAddresses {
-    /// Everything that counts as its own in what it sends.
+    /// All addresses and prefixes that count as the node's own as a source.
     pub fn nets(&self) -> BTreeSet<Net> {
         self.all.iter().copied().map(host_net).chain(self.named.iter().copied()).collect()
     }
 }
 
-/// Looks at the writer's state and sends its answer away.
-pub type Question = Box<dyn FnOnce(&Answers<'_>) + Send>;
+/// Reads the writer's state and sends the result itself.
+pub type Query = Box<dyn FnOnce(&QueryContext<'_>) + Send>;
 
-/// What a question may look at.
-pub struct Answers<'a> {
+/// The state that a query reads.
+pub struct QueryContext<'a> {
     /// The cluster.
     pub index: &'a Index,
-    /// What follows from it.
+    /// The engine, which follows the index.
     pub engine: &'a Engine,
     /// The services and what the maps hold of them.
     pub services: &'a ServiceSync,
 }
 
-impl Answers<'_> {
-    /// What the maps should hold.
+impl QueryContext<'_> {
+    /// What the maps should hold, apart from services.
     pub fn compiled(&self) -> &Compiled {
         self.engine.compiled()
     }
@@ -96,8 +99,11 @@ impl Answers<'_> {
 
 /// The writer is gone; policyd is stopping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("ask the writer: it has stopped")]
+#[error("query the writer: it has stopped")]
 pub struct Stopped;
+
+/// Called with the duration of each commit.
+type Observe = Box<dyn FnMut(Duration) + Send>;
 
 /// Sends messages to the writer.
 #[derive(Clone)]
@@ -112,38 +118,47 @@ impl fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Sends; the answer, if any, comes through the message.
+    /// Sends a message; an answer comes through its channel.
     pub fn send(&self, message: Message) -> Result<(), Stopped> {
         self.messages.send(message).map_err(|_| Stopped)
     }
 
-    /// Where the source of this rank puts its updates.
+    /// The sink for the updates of the source of this rank.
     pub fn sink(&self, rank: Rank) -> impl FnMut(Update) + Send + 'static {
         let handle = self.clone();
         move |update| {
-            // the writer only ends with the process
+            // an error means that policyd is stopping
             let _ = handle.send(Message::Source(rank, update));
+        }
+    }
+
+    /// The sink for what the node's operator says.
+    pub fn local_sink(&self) -> impl FnMut(LocalUpdate) + Send + 'static {
+        let handle = self.clone();
+        move |update| {
+            // an error means that policyd is stopping
+            let _ = handle.send(Message::Local(update));
         }
     }
 
     /// Waits until everything sent before is in force, as far as it can be.
     pub async fn settled(&self) -> Result<(), Stopped> {
         let (reply, answer) = oneshot::channel();
-        self.send(Message::Barrier(reply))?;
+        self.send(Message::Settle(reply))?;
         answer.await.map_err(|_| Stopped)
     }
 
-    /// Asks a question of the writer's state.
-    pub async fn ask<T: Send + 'static>(
+    /// Runs a query on the writer's state.
+    pub async fn query<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&Answers<'_>) -> T + Send + 'static,
+        query: impl FnOnce(&QueryContext<'_>) -> T + Send + 'static,
     ) -> Result<T, Stopped> {
         let (reply, answer) = oneshot::channel();
-        let ask = Message::Ask(Box::new(move |answers| {
-            // who asked may have gone away
-            let _ = reply.send(question(answers));
+        let message = Message::Query(Box::new(move |context| {
+            // the caller may have gone away
+            let _ = reply.send(query(context));
         }));
-        self.send(ask)?;
+        self.send(message)?;
         answer.await.map_err(|_| Stopped)
     }
 }
@@ -153,26 +168,27 @@ impl Handle {
 pub struct Writer {
     handle: Handle,
     thread: Option<thread::JoinHandle<()>>,
-    /// Its other end lives on the thread.
+    /// Closed when the thread ends: it holds the other end.
     alive: oneshot::Receiver<std::convert::Infallible>,
 }
 
 impl Writer {
-    /// Takes over the maps and starts; `sources` are the names of all sources, by rank. Until each has spoken nothing
-    /// is programmed: what an earlier policyd left stays in force, new endpoints stay in their startup state.
+    /// Recovers the state of the maps and starts. `sources`: the names of all sources, by rank. Until each is synced nothing
+    /// is programmed: what an earlier policyd wrote stays in force, new endpoints stay in their startup state. `observe`
+    /// gets the duration of each commit.
     pub fn start(
-        shared: Arc<Shared>,
+        shared: Arc<NodeState>,
         sources: impl IntoIterator<Item = String>,
-        observe: impl FnMut(std::time::Duration) + Send + 'static,
+        observe: impl FnMut(Duration) + Send + 'static,
     ) -> Result<Self, StartError> {
         let (messages, inbox) = mpsc::channel();
-        let mut run = run::Run::adopt(shared, sources, Box::new(observe))?;
+        let mut writer = writer_loop::WriterLoop::recover(shared, sources, Box::new(observe))?;
         let (living, alive) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("writer".into())
             .spawn(move || {
                 let _living = living;
-                run.run(&inbox);
+                writer.run(&inbox);
             })
             .map_err(StartError::Thread)?;
         Ok(Self { handle: Handle { messages }, thread: Some(thread), alive })
@@ -202,9 +218,9 @@ impl Drop for Writer {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The maps cannot be read.
-    #[error("adopt the maps: {0}")]
-    Adopt(#[from] podgate_bpf::Error),
-    /// No thread.
+    #[error("read the maps: {0}")]
+    Maps(#[from] podgate_bpf::Error),
+    /// The thread cannot be started.
     #[error("start the writer's thread: {0}")]
     Thread(io::Error),
 }

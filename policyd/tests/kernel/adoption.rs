@@ -1,9 +1,10 @@
 //! A restart takes over what is in force.
 
 use nix::sys::signal::Signal;
-use podgate_bpf::handshake::Response;
+use podgate_contract::handshake::Response;
+use podgate_testkit::wait::eventually;
 
-use crate::node::{Node, eventually, on_a_node, pod, policy};
+use crate::node::{Node, on_a_node, pod, policy};
 use crate::writing::{Writing, objects};
 
 fn world(node: &Node) {
@@ -84,7 +85,7 @@ fn a_map_of_an_earlier_pod_with_the_same_number_is_replaced() {
         let policyd = node.policyd();
         node.ready();
         policyd.kill();
-        // the same link, registered anew: the old map's keys carry the old owner
+        // the same link, registered again: the old map's keys carry the old owner
         api.owner += 100;
         node.maps().register(&api).unwrap();
         let _policyd = node.policyd();
@@ -102,7 +103,7 @@ fn a_map_of_an_earlier_pod_with_the_same_number_is_replaced() {
 fn a_new_policyd_has_every_flow_look_again_even_if_it_changes_nothing() {
     on_a_node(|node| {
         let api = node.endpoint("shop/api", "10.0.0.2");
-        // nobody may reach it, nor it anybody: no class has a number that could change
+        // isolated both ways without any peer, so it has no class whose number could change
         let closed = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
             metadata: {namespace: shop, name: closed}\nspec: {policyTypes: [Ingress, Egress]}\n";
         let world = || objects(&(pod("shop/api", "app: api", "10.0.0.2") + closed));
@@ -133,8 +134,10 @@ fn there_is_only_one_policyd() {
         first.kill();
         node.ready();
         let log = second.kill().join("\n");
-        let (waits, starts) =
-            (log.find("another policyd is still running"), log.find("took over the maps"));
+        let (waits, starts) = (
+            log.find("another policyd is still running"),
+            log.find("recovered the state of the maps"),
+        );
         assert!(waits.is_some() && waits < starts, "{log}");
     });
 }

@@ -3,9 +3,10 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use podgate_testkit::wait::eventually;
 use serde_json::json;
 
-use crate::node::{Node, eventually, on_a_node, pod, policy};
+use crate::node::{Node, on_a_node, pod, policy};
 
 fn world(node: &Node) {
     let pods = [pod("shop/web", "app: web", "10.0.0.1"), pod("shop/api", "app: api", "10.0.0.2")];
@@ -25,7 +26,13 @@ fn it_shows_status_endpoints_and_policies() {
             (status["ready"] == true).then_some(status)
         });
         assert_eq!(status["node"], "n1");
-        assert_eq!(status["objects"], json!({"pods": 2, "namespaces": 0, "policies": 1}));
+        assert_eq!(
+            status["objects"],
+            json!({
+                "pods": 2, "namespaces": 0, "policies": 1, "cluster_policies": 0,
+                "pod_traffic_policies": 0,
+            })
+        );
         assert_eq!(
             status["endpoints"],
             json!({"enforced": 1, "pending": 0, "degraded": 0, "ungated": 0})
@@ -56,7 +63,8 @@ fn it_shows_status_endpoints_and_policies() {
 fn a_local_policy_is_in_force_with_the_answer_and_after_a_restart() {
     on_a_node(|node| {
         world(node);
-        let api = node.endpoint("shop/api", "10.0.0.2");
+        let (web, api) =
+            (node.endpoint("shop/web", "10.0.0.1"), node.endpoint("shop/api", "10.0.0.2"));
         let policyd = node.policyd();
         node.ready();
         let body = json!({"spec": {"podSelector": {}, "ingress": [{"ports": [{"port": 9090}]}]}});
@@ -64,13 +72,69 @@ fn a_local_policy_is_in_force_with_the_answer_and_after_a_restart() {
         assert_eq!((status, &answer["change"]), (201, &json!("created")), "{answer}");
         assert!(node.allows(&api, "192.0.2.1", 6, 9090));
         assert_eq!(node.http("PUT", "/v1/policies/shop/scrape", &body.to_string()).0, 200);
+        assert!(!node.allows(&web, "192.0.2.1", 6, 80));
+        let enforcement =
+            |mode, policy| node.podgatectl(&["enforcement", mode, "--policy", policy]).unwrap();
+        let text = enforcement("audit", "shop/scrape");
+        assert_eq!(text.trim(), "policy shop/scrape replaced, in force");
+        assert!(node.allows(&web, "192.0.2.1", 6, 80), "it is only audited");
+        assert!(!node.allows(&api, "192.0.2.1", 6, 80), "the other policy is not");
         policyd.kill();
         let _policyd = node.policyd();
         node.ready();
+        assert!(node.allows(&web, "192.0.2.1", 6, 80), "still");
+        enforcement("on", "shop/scrape");
+        assert!(!node.allows(&web, "192.0.2.1", 6, 80));
         assert!(node.allows(&api, "192.0.2.1", 6, 9090));
+        let text = enforcement("audit", "shop/api-from-web");
+        assert!(text.contains("manifest of source dir"), "{text}");
+        let mode = |policy: &str, mode: &str| {
+            let body = json!({"mode": mode}).to_string();
+            node.http("PUT", &format!("/v1/policies/{policy}/mode"), &body).0
+        };
+        assert_eq!(mode("shop/api-from-web", "audit"), 404, "it is not a local one");
+        assert_eq!(mode("shop/scrape", "off"), 400);
         assert_eq!(node.http("DELETE", "/v1/policies/shop/scrape", "").0, 200);
         assert!(!node.allows(&api, "192.0.2.1", 6, 9090));
         assert_eq!(node.http("DELETE", "/v1/policies/shop/scrape", "").0, 404);
+    });
+}
+
+#[test]
+fn a_local_cluster_policy_is_kept_listed_and_removed() {
+    on_a_node(|node| {
+        world(node);
+        node.endpoint("shop/api", "10.0.0.2");
+        let policyd = node.policyd();
+        node.ready();
+        let body = json!({"spec": {
+            "tier": "Baseline", "priority": 3, "subject": {"namespaces": {}},
+            "ingress": [{"action": "Accept", "from": [{"new": {}}]}],
+        }});
+        let path = "/v1/cluster-policies/base";
+        let (status, answer) = node.http("PUT", path, &body.to_string());
+        assert_eq!((status, &answer["change"]), (201, &json!("created")), "{answer}");
+        assert_eq!((&answer["source"], &answer["name"]), (&json!("local"), &json!("base")));
+        let problem = "spec.ingress[0].from[0]: unknown field \"new\"; the rule fails closed: it matches nothing";
+        assert_eq!(answer["problems"][0], problem);
+        assert_eq!(node.http("PUT", path, &body.to_string()).0, 200);
+        policyd.kill();
+        let _policyd = node.policyd();
+        node.ready();
+        assert_eq!(
+            node.get("/v1/cluster-policies"),
+            json!([{
+                "source": "local", "name": "base", "tier": "Baseline", "priority": 3, "directions": ["ingress"],
+                "pods": ["shop/api"], "mode": "enforce", "problems": [problem],
+            }])
+        );
+        let text = node.podgatectl(&["cluster-policies"]).unwrap();
+        assert!(text.contains("base") && text.contains("Baseline"), "{text}");
+        let (status, answer) = node.http("PUT", path, r#"{"spec": {"tier": "Admin"}}"#);
+        assert_eq!((status, &answer["field"]), (422, &json!("spec.priority")), "{answer}");
+        assert_eq!(node.http("DELETE", path, "").0, 200);
+        assert_eq!(node.http("DELETE", path, "").0, 404);
+        assert_eq!(node.get("/v1/cluster-policies"), json!([]));
     });
 }
 
@@ -156,7 +220,11 @@ fn it_explains_what_a_node_itself_sends() {
             ("127.0.0.1", "shop/away", "deny"),
             ("host/here", "shop/away", "deny"),
             ("host/there", "shop/away", "allow"),
-            ("192.0.2.2", "shop/away", "deny"),
+            // an address of a node is that node
+            ("192.0.2.2", "shop/away", "allow"),
+            ("192.0.2.2", "shop/api", "deny"),
+            ("node:n2", "shop/away", "allow"),
+            ("node:n2", "shop/api", "deny"),
         ] {
             let answer = node.get(&format!("/v1/explain?from={from}&to={to}&port=80"));
             assert_eq!(answer["verdict"], verdict, "{from} to {to}: {answer}");
@@ -170,7 +238,9 @@ fn enforcement_is_kept_in_the_kernel() {
     on_a_node(|node| {
         let policyd = node.policyd();
         node.ready();
-        assert_eq!(node.get("/v1/enforcement"), json!({"mode": "enforce"}));
+        let nothing_audited =
+            json!({"mode": "enforce", "namespaces": [], "policies": [], "cluster_policies": []});
+        assert_eq!(node.get("/v1/enforcement"), nothing_audited);
         let set = |body: &str| node.http("PUT", "/v1/enforcement", body);
         assert_eq!(set("{\"mode\":\"audit\"}"), (200, json!({"mode": "audit"})));
         policyd.kill();
@@ -223,29 +293,29 @@ fn a_kind_that_is_not_enforced_is_named() {
         world(node);
         let policy = |kind: &str, name: &str| {
             format!(
-                "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: {kind}\nmetadata: {{name: {name}}}\n\
-                 spec: {{tier: Admin, priority: 10, subject: {{namespaces: {{}}}}}}\n---\n"
+                "apiVersion: policy.networking.k8s.io/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}}}\n\
+                 spec: {{priority: 10, subject: {{namespaces: {{}}}}}}\n---\n"
             )
         };
-        let kind = "ClusterNetworkPolicy";
+        let kind = "AdminNetworkPolicy";
         node.manifest("cluster.yaml", &[policy(kind, "a"), policy(kind, "b")].concat());
         let item = |name| json!({"metadata": {"name": name}});
         let list = json!({
-            "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicyList",
+            "apiVersion": "policy.networking.k8s.io/v1alpha1", "kind": "AdminNetworkPolicyList",
             "items": [item("c")],
         });
         node.manifest("list.json", &list.to_string());
         let policyd = node.policyd();
         node.ready();
         let status = node.get("/v1/status");
-        let expected = json!([{"kind": "ClusterNetworkPolicy", "objects": 3}]);
+        let expected = json!([{"kind": kind, "objects": 3}]);
         assert_eq!(status["unenforced_kinds"], expected);
         let text = node.podgatectl(&["status"]).unwrap();
-        assert!(text.contains("not enforced: 3 ClusterNetworkPolicy objects"), "{text}");
+        assert!(text.contains("not enforced: 3 AdminNetworkPolicy objects"), "{text}");
         let metrics = node.metrics();
         for line in [
-            "podgate_objects_unenforced{kind=\"ClusterNetworkPolicy\"} 3",
-            "podgate_objects_unenforced{kind=\"AdminNetworkPolicy\"} 0",
+            "podgate_objects_unenforced{kind=\"AdminNetworkPolicy\"} 3",
+            "podgate_objects_unenforced{kind=\"BaselineAdminNetworkPolicy\"} 0",
         ] {
             assert!(metrics.contains(line), "{line} is not in\n{metrics}");
         }

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use podgate_bpf::attach::AttachMode;
-use podgate_bpf::handshake::{Request, Response};
+use podgate_contract::handshake::{Request, Response};
 use serde_json::Value;
 
 use crate::node::{Node, Policyd, on_a_node, pod, policy};
@@ -15,7 +15,7 @@ const DAEMONSET: &str =
 /// As in the DaemonSet's container, in lower case.
 fn given(container: &str) -> Vec<String> {
     let text = std::fs::read_to_string(DAEMONSET).unwrap();
-    let daemonset: Value = policyd::sources::manifest::values(&text).unwrap().remove(0);
+    let daemonset: Value = podgate_manifests::manifest::values(&text).unwrap().remove(0);
     let containers = daemonset["spec"]["template"]["spec"]["containers"].as_array().unwrap();
     let ours = containers.iter().find(|c| c["name"] == container).unwrap();
     let capabilities = &ours["securityContext"]["capabilities"];
@@ -40,7 +40,7 @@ fn confined(node: &Node, capabilities: &[String]) -> Policyd {
 }
 
 /// What a policyd does in its life, as far as it can: program a pod, start again and take over, and put back a gate
-/// that somebody has removed. Says what it could not do.
+/// that was removed. Says what it could not do.
 fn life(node: &Node, capabilities: &[String]) -> Result<(), &'static str> {
     node.manifest(
         "world.yaml",
@@ -51,7 +51,7 @@ fn life(node: &Node, capabilities: &[String]) -> Result<(), &'static str> {
         ),
     );
     let api = node.endpoint("shop/api", "10.0.0.2");
-    node.gate.attach(api.ifindex, AttachMode::Clsact).unwrap();
+    node.datapath.attach(api.ifindex, AttachMode::Clsact).unwrap();
     let within = |so: &dyn Fn() -> bool| {
         (0..800).any(|_| {
             so() || {
@@ -79,8 +79,8 @@ fn life(node: &Node, capabilities: &[String]) -> Result<(), &'static str> {
     if !is_ready(&mut second) || node.add(&[&api]) != Response::Ok {
         return Err("take over");
     }
-    node.gate.detach(api.ifindex).unwrap();
-    if !within(&|| node.gate.verify(api.ifindex).is_ok()) {
+    node.datapath.detach(api.ifindex).unwrap();
+    if !within(&|| node.datapath.verify(api.ifindex).is_ok()) {
         return Err("attach");
     }
     Ok(())

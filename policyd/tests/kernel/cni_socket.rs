@@ -4,9 +4,10 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use podgate_bpf::handshake::{EndpointRef, MAX_LINE, Request, Response};
+use podgate_contract::handshake::{EndpointRef, MAX_LINE, Request, Response};
+use podgate_testkit::wait::eventually;
 
-use crate::node::{eventually, on_a_node, pod};
+use crate::node::{on_a_node, pod};
 
 #[test]
 fn the_socket_is_roots_alone_and_a_stale_one_is_replaced() {

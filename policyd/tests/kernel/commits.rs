@@ -1,14 +1,14 @@
-//! Any sequence of states: after each commit the kernel holds what was asked for, and no more.
+//! Random sequences of states: after each commit the maps hold exactly the requested state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use podgate_bpf::abi::PolicyKey;
 use podgate_bpf::maps::Registration;
-use podgate_bpf::{Gate, PinRoot};
-use podgate_policy::compile::{Class, EndpointId, RuleId};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_policy::tables::{Class, Decision, EndpointId, RuleId};
 use policyd::encode::MapKey;
-use policyd::sync::{Kernel, MapChange, MapState};
+use policyd::sync::{MapChange, MapState, PolicyMaps};
 use proptest::prelude::*;
 
 use crate::node::on_a_node;
@@ -28,7 +28,11 @@ fn state() -> impl Strategy<Value = MapState> {
                 port,
             })
         });
-    let table = prop::collection::btree_map(key, (1u32..5).prop_map(RuleId), 0..12);
+    let table = prop::collection::btree_map(
+        key,
+        (1u32..5).prop_map(|rule| Decision::allow(RuleId(rule))),
+        0..12,
+    );
     let tables = prop::collection::btree_map((0u32..3).prop_map(EndpointId), table, 0..=3);
     let class = || (1u32..5).prop_map(Class);
     let host = any::<[u8; 2]>().prop_map(|[a, b]| [10, 0, a % 2, b % 8].into());
@@ -41,15 +45,16 @@ fn state() -> impl Strategy<Value = MapState> {
         hosts,
         nets: nets.into_iter().collect(),
         tables,
+        ranked: false,
     })
 }
 
-/// The same with the real endpoints. Endpoints that have a table keep it: the writer never asks otherwise.
+/// The same with the real endpoints. Endpoints with a table keep one, as with the writer.
 fn real(state: &MapState, endpoints: &[Registration], present: &MapState) -> MapState {
     let mut real = MapState { tables: BTreeMap::new(), ..state.clone() };
     for (nth, registration) in endpoints.iter().enumerate() {
         let id = EndpointId(registration.ifindex);
-        let owned = |(key, rule): (&MapKey, &RuleId)| {
+        let owned = |(key, rule): (&MapKey, &Decision)| {
             (MapKey(PolicyKey { owner: registration.owner, ..key.0 }), *rule)
         };
         match state.tables.get(&EndpointId(nth as u32)) {
@@ -63,7 +68,7 @@ fn real(state: &MapState, endpoints: &[Registration], present: &MapState) -> Map
 #[test]
 fn the_kernel_holds_what_was_asked_for_after_each_of_many_commits() {
     on_a_node(|node| {
-        let gate = Arc::new(Gate::open(&PinRoot::new(node.root.root())).unwrap());
+        let datapath = Arc::new(Datapath::open(&PinRoot::new(node.root.root())).unwrap());
         let endpoints: Vec<_> =
             (0..3).map(|n| node.endpoint(&format!("s/p{n}"), &format!("10.9.0.{n}"))).collect();
         let owners = endpoints.iter().map(|r| (EndpointId(r.ifindex), r.owner)).collect();
@@ -73,19 +78,19 @@ fn the_kernel_holds_what_was_asked_for_after_each_of_many_commits() {
             ..ProptestConfig::default()
         });
         let ran = runner.run(&prop::collection::vec(state(), 1..8), |states| {
-            let mut kernel = Kernel::adopt(gate.clone()).unwrap().kernel;
+            let mut policy_maps = PolicyMaps::recover(datapath.clone()).unwrap().policy_maps;
             for state in &states {
-                let wanted = real(state, &endpoints, kernel.shadow());
-                let epoch = gate.maps.control().epoch();
-                let changed = kernel.shadow() != &wanted;
-                let change = MapChange::between(kernel.shadow(), &wanted);
-                let outcome = kernel.commit(&change, &owners, &BTreeMap::new());
+                let wanted = real(state, &endpoints, policy_maps.shadow());
+                let epoch = datapath.maps.control().epoch();
+                let changed = policy_maps.shadow() != &wanted;
+                let change = MapChange::between(policy_maps.shadow(), &wanted);
+                let outcome = policy_maps.commit(&change, &owners, &BTreeMap::new());
                 prop_assert!(outcome.is_complete(), "{:?}", outcome);
-                prop_assert_eq!(kernel.shadow(), &wanted);
-                prop_assert_eq!(gate.maps.control().epoch() != epoch, changed);
+                prop_assert_eq!(policy_maps.shadow(), &wanted);
+                prop_assert_eq!(datapath.maps.control().epoch() != epoch, changed);
                 // what another policyd would find, even if this one were gone now
-                let found = Kernel::adopt(gate.clone()).unwrap();
-                prop_assert_eq!(found.kernel.shadow(), &wanted);
+                let found = PolicyMaps::recover(datapath.clone()).unwrap();
+                prop_assert_eq!(found.policy_maps.shadow(), &wanted);
             }
             Ok(())
         });

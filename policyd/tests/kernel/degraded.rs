@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::POLICY_MAP_MAX;
-use podgate_bpf::{Gate, PinRoot};
-use podgate_policy::compile::{Class, EndpointId, RuleId};
+use podgate_bpf::{Datapath, PinRoot};
 use podgate_policy::diff::EntryKey;
+use podgate_policy::tables::{Class, Decision, EndpointId, RuleId};
+use podgate_testkit::wait::eventually;
 use policyd::encode::MapKey;
-use policyd::sync::{Kernel, MapChange, MapState, Outcome, Owners};
+use policyd::sync::{MapChange, MapState, Outcome, Owners, PolicyMaps};
 
-use crate::node::{Node, eventually, on_a_node, on_a_node_of, pod, policy};
+use crate::node::{Node, on_a_node, on_a_node_of, pod, policy};
 
-fn gate(node: &Node) -> Arc<Gate> {
-    Arc::new(Gate::open(&PinRoot::new(node.root.root())).unwrap())
+fn datapath(node: &Node) -> Arc<Datapath> {
+    Arc::new(Datapath::open(&PinRoot::new(node.root.root())).unwrap())
 }
 
 fn key(owner: u32, class: u32, port: u16) -> MapKey {
@@ -35,18 +36,20 @@ fn impossible(key: MapKey) -> MapKey {
 }
 
 fn state(tables: &[(u32, &[MapKey])], hosts: &[(&str, u32)]) -> MapState {
-    let table = |keys: &[MapKey]| keys.iter().map(|key| (*key, RuleId(7))).collect();
+    let table =
+        |keys: &[MapKey]| keys.iter().map(|key| (*key, Decision::allow(RuleId(7)))).collect();
     MapState {
         hosts: hosts.iter().map(|(a, class)| (a.parse().unwrap(), Class(*class))).collect(),
         nets: Default::default(),
         tables: tables.iter().map(|(id, keys)| (EndpointId(*id), table(keys))).collect(),
+        ranked: false,
     }
 }
 
 /// Changes what the maps hold into this.
-fn commit(kernel: &mut Kernel, wanted: &MapState, owners: &Owners) -> Outcome {
-    let change = MapChange::between(kernel.shadow(), wanted);
-    kernel.commit(&change, owners, &BTreeMap::new())
+fn commit(policy_maps: &mut PolicyMaps, wanted: &MapState, owners: &Owners) -> Outcome {
+    let change = MapChange::between(policy_maps.shadow(), wanted);
+    policy_maps.commit(&change, owners, &BTreeMap::new())
 }
 
 #[test]
@@ -54,7 +57,7 @@ fn entries_that_cannot_be_added_cost_none_and_hold_nobody_else_up() {
     on_a_node(|node| {
         let (a, b) = (node.endpoint("s/a", "10.0.0.1"), node.endpoint("s/b", "10.0.0.2"));
         let owners = [(EndpointId(a.ifindex), a.owner), (EndpointId(b.ifindex), b.owner)].into();
-        let mut kernel = Kernel::adopt(gate(node)).unwrap().kernel;
+        let mut policy_maps = PolicyMaps::recover(datapath(node)).unwrap().policy_maps;
         let first = state(
             &[
                 (a.ifindex, &[key(a.owner, 1, 80), key(a.owner, 1, 81)]),
@@ -62,7 +65,7 @@ fn entries_that_cannot_be_added_cost_none_and_hold_nobody_else_up() {
             ],
             &[("10.0.0.9", 1)],
         );
-        assert!(commit(&mut kernel, &first, &owners).is_complete());
+        assert!(commit(&mut policy_maps, &first, &owners).is_complete());
         assert!(node.allows(&a, "10.0.0.9", 6, 80));
 
         // the peer moves to a new class; a's new entries for it cannot all be written
@@ -76,7 +79,7 @@ fn entries_that_cannot_be_added_cost_none_and_hold_nobody_else_up() {
             ],
             &[("10.0.0.9", 2)],
         );
-        let outcome = commit(&mut kernel, &second, &owners);
+        let outcome = commit(&mut policy_maps, &second, &owners);
         assert_eq!(outcome.degraded.keys().collect::<Vec<_>>(), [&EndpointId(a.ifindex)]);
         assert_eq!(outcome.stopped, None);
         // a keeps what it had, for the same peer under its new class, and nothing of the new policy
@@ -86,19 +89,19 @@ fn entries_that_cannot_be_added_cost_none_and_hold_nobody_else_up() {
         assert!(node.allows(&b, "10.0.0.9", 6, 443));
         assert!(!node.allows(&b, "10.0.0.9", 6, 80));
 
-        // mended
+        // the cause is gone
         let third = state(
             &[(a.ifindex, &[key(a.owner, 2, 443)]), (b.ifindex, &[key(b.owner, 2, 443)])],
             &[("10.0.0.9", 2)],
         );
-        assert!(commit(&mut kernel, &third, &owners).is_complete());
+        assert!(commit(&mut policy_maps, &third, &owners).is_complete());
         let map = node.maps().policy_map(a.ifindex).unwrap().unwrap();
         assert_eq!(map.entries().unwrap().len(), 1);
-        assert_eq!(kernel.shadow(), &third);
+        assert_eq!(policy_maps.shadow(), &third);
     });
 }
 
-/// From so many changes on, a table is made anew and swapped.
+/// From this number of changes on a policy map is replaced.
 const MANY: u16 = 16_384;
 
 /// Entries of a class for so many ports, from 1 on.
@@ -111,17 +114,17 @@ fn a_kept_policy_stays_where_its_removal_would_be_a_swap() {
     on_a_node(|node| {
         let a = node.endpoint("s/a", "10.0.0.1");
         let owners = [(EndpointId(a.ifindex), a.owner)].into();
-        let mut kernel = Kernel::adopt(gate(node)).unwrap().kernel;
+        let mut policy_maps = PolicyMaps::recover(datapath(node)).unwrap().policy_maps;
         let hosts = [("10.0.0.8", 1), ("10.0.0.9", 1)];
         let first = state(&[(a.ifindex, &many(a.owner, 1))], &hosts);
-        assert!(commit(&mut kernel, &first, &owners).is_complete());
+        assert!(commit(&mut policy_maps, &first, &owners).is_complete());
         assert!(node.allows(&a, "10.0.0.8", 6, MANY));
 
         // one peer moves to a new class, so the removals are a batch of their own; before that, the new entry for it
         // cannot be written
         let hosts = [("10.0.0.8", 1), ("10.0.0.9", 2)];
         let refused = impossible(key(a.owner, 2, 40_000));
-        let outcome = commit(&mut kernel, &state(&[(a.ifindex, &[refused])], &hosts), &owners);
+        let outcome = commit(&mut policy_maps, &state(&[(a.ifindex, &[refused])], &hosts), &owners);
         for (peer, port) in
             [("10.0.0.8", 1), ("10.0.0.8", MANY), ("10.0.0.9", 1), ("10.0.0.9", MANY)]
         {
@@ -131,13 +134,13 @@ fn a_kept_policy_stays_where_its_removal_would_be_a_swap() {
         assert_eq!(outcome.degraded.keys().collect::<Vec<_>>(), [&EndpointId(a.ifindex)]);
         assert_eq!((outcome.swapped, outcome.stopped), (0, None));
 
-        // mended: now it is a swap
+        // the cause is gone: now the map is replaced
         let third = state(&[(a.ifindex, &[key(a.owner, 2, 40_000)])], &hosts);
-        let outcome = commit(&mut kernel, &third, &owners);
+        let outcome = commit(&mut policy_maps, &third, &owners);
         assert!(outcome.is_complete() && outcome.swapped == 1, "{outcome:?}");
         let map = node.maps().policy_map(a.ifindex).unwrap().unwrap();
         assert_eq!(map.entries().unwrap().len(), 1);
-        assert_eq!(kernel.shadow(), &third);
+        assert_eq!(policy_maps.shadow(), &third);
     });
 }
 
@@ -146,21 +149,22 @@ fn what_is_held_is_not_put_in_force_by_a_swap() {
     on_a_node(|node| {
         let a = node.endpoint("s/a", "10.0.0.1");
         let owners = [(EndpointId(a.ifindex), a.owner)].into();
-        let mut kernel = Kernel::adopt(gate(node)).unwrap().kernel;
+        let mut policy_maps = PolicyMaps::recover(datapath(node)).unwrap().policy_maps;
         let first = state(&[(a.ifindex, &[key(a.owner, 1, 40_000)])], &[("10.0.0.9", 1)]);
-        assert!(commit(&mut kernel, &first, &owners).is_complete());
+        assert!(commit(&mut policy_maps, &first, &owners).is_complete());
         let wanted = state(&[(a.ifindex, &many(a.owner, 1))], &[("10.0.0.9", 1)]);
-        let change = MapChange::between(kernel.shadow(), &wanted);
+        let change = MapChange::between(policy_maps.shadow(), &wanted);
         let held = [(EndpointId(a.ifindex), "it failed a moment ago".to_owned())].into();
-        let outcome = kernel.commit(&change, &owners, &held);
+        let outcome = policy_maps.commit(&change, &owners, &held);
         assert!(node.allows(&a, "10.0.0.9", 6, 40_000));
         assert!(!node.allows(&a, "10.0.0.9", 6, 1));
         assert_eq!((outcome.swapped, outcome.degraded), (0, held));
-        assert_eq!(kernel.shadow(), &first);
+        assert_eq!(policy_maps.shadow(), &first);
     });
 }
 
-/// A class that gets entries while a member leaves is edited when nobody is in it: who stays waits in a transient one.
+/// A class that gets entries while a member leaves is edited while no address has it: the members that stay are in a
+/// transient class meanwhile.
 /// A commit that stops then leaves the waiting where they are.
 #[test]
 fn a_kept_policy_holds_for_members_that_wait_in_a_transient_class() {
@@ -168,7 +172,7 @@ fn a_kept_policy_holds_for_members_that_wait_in_a_transient_class() {
     on_a_node_of(&sizes, |node| {
         let (a, b) = (node.endpoint("s/a", "10.0.0.1"), node.endpoint("s/b", "10.0.0.2"));
         let owners = [(EndpointId(a.ifindex), a.owner), (EndpointId(b.ifindex), b.owner)].into();
-        let mut kernel = Kernel::adopt(gate(node)).unwrap().kernel;
+        let mut policy_maps = PolicyMaps::recover(datapath(node)).unwrap().policy_maps;
         let with_nets = |mut state: MapState, nets: &[&str]| {
             state.nets = nets.iter().map(|net| (net.parse().unwrap(), Class(2))).collect();
             state
@@ -178,7 +182,7 @@ fn a_kept_policy_holds_for_members_that_wait_in_a_transient_class() {
             &[("10.0.0.8", 1), ("10.0.0.9", 1)],
         );
         first = with_nets(first, &["192.0.2.0/24"]);
-        assert!(commit(&mut kernel, &first, &owners).is_complete());
+        assert!(commit(&mut policy_maps, &first, &owners).is_complete());
 
         // .8 leaves for a new class, .9 stays; a's new entries cannot all be written, and there is no room for the
         // second prefix, whose turn comes when .9 waits in the transient class
@@ -190,7 +194,7 @@ fn a_kept_policy_holds_for_members_that_wait_in_a_transient_class() {
             &[("10.0.0.8", 3), ("10.0.0.9", 1)],
         );
         second = with_nets(second, &["192.0.2.0/24", "198.51.100.0/24"]);
-        let outcome = commit(&mut kernel, &second, &owners);
+        let outcome = commit(&mut policy_maps, &second, &owners);
         assert_eq!(outcome.degraded.keys().collect::<Vec<_>>(), [&EndpointId(a.ifindex)]);
         assert!(outcome.stopped.unwrap().contains("nets4"));
         let of = |peer: &str| Class(node.maps().peer(peer.parse().unwrap()).unwrap().unwrap());
@@ -205,14 +209,14 @@ fn a_kept_policy_holds_for_members_that_wait_in_a_transient_class() {
         second = with_nets(second, &["192.0.2.0/24"]);
         let mut crowded = second.clone();
         crowded.hosts.insert("10.0.0.7".parse().unwrap(), Class(1));
-        let outcome = commit(&mut kernel, &crowded, &owners);
+        let outcome = commit(&mut policy_maps, &crowded, &owners);
         assert!(outcome.stopped.unwrap().contains("peers4"));
         assert!(of("10.0.0.9").is_transient(), "{:?}", of("10.0.0.9"));
         assert!(node.allows(&a, "10.0.0.9", 6, 80), "it keeps its policy");
 
         // with room for all the commit comes to its end; a still keeps its policy
         for _ in 0..2 {
-            let outcome = commit(&mut kernel, &second, &owners);
+            let outcome = commit(&mut policy_maps, &second, &owners);
             assert_eq!((outcome.degraded.len(), outcome.stopped), (1, None));
             assert_eq!(of("10.0.0.9"), Class(1));
             for peer in ["10.0.0.8", "10.0.0.9"] {
@@ -220,40 +224,94 @@ fn a_kept_policy_holds_for_members_that_wait_in_a_transient_class() {
                 assert!(!node.allows(&a, peer, 6, 443), "{peer}");
             }
         }
-        // the entries for who waited go with the first commit that finds nobody there
+        // the entries of the transient class go with the first commit that finds no address in it
         let entries = node.maps().policy_map(a.ifindex).unwrap().unwrap().entries().unwrap();
         let classes: BTreeSet<u32> = entries.iter().map(|(key, _)| key.class).collect();
         assert_eq!(classes, [1, 3].into());
 
         second.tables.insert(EndpointId(a.ifindex), first.tables[&EndpointId(a.ifindex)].clone());
-        assert!(commit(&mut kernel, &second, &owners).is_complete());
-        assert_eq!(kernel.shadow(), &second);
+        assert!(commit(&mut policy_maps, &second, &owners).is_complete());
+        assert_eq!(policy_maps.shadow(), &second);
         assert!(node.allows(&a, "10.0.0.9", 6, 80) && !node.allows(&a, "10.0.0.8", 6, 80));
     });
 }
 
-/// What a commit adds for a class that nobody has yet is no part of a policy before somebody gets the class.
+/// Where entries may deny, all that moves waits in a transient class, what vanishes too: until it has gone, a kept policy
+/// says of it what it says of the prefix around it.
+#[test]
+fn a_kept_policy_holds_for_what_vanishes_from_a_transient_class() {
+    let sizes = Sizes { nets: 3, peers: 1, flows4: 1024, flows6: 1024, ..Sizes::default() };
+    on_a_node_of(&sizes, |node| {
+        let a = node.endpoint("s/a", "10.0.0.1");
+        let owners = [(EndpointId(a.ifindex), a.owner)].into();
+        let mut policy_maps = PolicyMaps::recover(datapath(node)).unwrap().policy_maps;
+        let ranked = |keys: &[MapKey], hosts: &[(&str, u32)], nets: &[(&str, u32)]| {
+            let mut state = state(&[(a.ifindex, keys)], hosts);
+            let denied = (key(a.owner, 2, 22), Decision::deny(RuleId(8)));
+            state.tables.get_mut(&EndpointId(a.ifindex)).unwrap().extend([denied]);
+            let nets = nets.iter().map(|(net, class)| (net.parse().unwrap(), Class(*class)));
+            MapState { nets: nets.collect(), ranked: true, ..state }
+        };
+        let old = [
+            key(a.owner, 0, 22),
+            key(a.owner, 1, 80),
+            key(a.owner, 1, 81),
+            key(a.owner, 2, 80),
+            key(a.owner, 2, 82),
+        ];
+        let wide = ("10.0.0.0/16", 2);
+        let first = ranked(&old, &[("10.0.0.9", 1)], &[wide, ("10.0.1.0/24", 1)]);
+        assert!(commit(&mut policy_maps, &first, &owners).is_complete());
+
+        // entries of every peer change, so both wait; a's for the new class cannot be written; there is no room for .10,
+        // whose turn is after that of .9
+        let refused = impossible(key(a.owner, 3, 444));
+        let new = [old.as_slice(), &[key(a.owner, 0, 443), refused]].concat();
+        let stopped = ranked(&new, &[("10.0.0.10", 3)], &[wide]);
+        let outcome = commit(&mut policy_maps, &stopped, &owners);
+        assert_eq!(outcome.degraded.keys().collect::<Vec<_>>(), [&EndpointId(a.ifindex)]);
+        assert!(outcome.stopped.unwrap().contains("peers4"));
+        let waiting = node.maps().peer("10.0.0.9".parse().unwrap()).unwrap().map(Class);
+        assert!(waiting.is_some_and(Class::is_transient), "{waiting:?}");
+        assert!(node.allows(&a, "10.0.0.9", 6, 80), "what it was allowed and will be");
+        assert!(!node.allows(&a, "10.0.0.9", 6, 443), "what it is not allowed yet");
+
+        // the same for a prefix, with no room for another one
+        let stopped =
+            ranked(&new, &[], &[wide, ("10.0.2.0/24", 3), ("10.0.3.0/24", 3), ("10.0.4.0/24", 3)]);
+        let outcome = commit(&mut policy_maps, &stopped, &owners);
+        assert_eq!(outcome.degraded.keys().collect::<Vec<_>>(), [&EndpointId(a.ifindex)]);
+        assert!(outcome.stopped.unwrap().contains("nets4"));
+        for peer in ["10.0.0.9", "10.0.1.9"] {
+            for (port, expected) in [(80, true), (22, false), (443, false)] {
+                assert_eq!(node.allows(&a, peer, 6, port), expected, "{peer} at {port}");
+            }
+        }
+    });
+}
+
+/// Entries that a commit adds for a new class are no part of a complete policy before an address has that class.
 #[test]
 fn a_kept_policy_knows_nothing_of_a_commit_that_stopped_before_it() {
     let sizes = Sizes { peers: 1, flows4: 1024, flows6: 1024, ..Sizes::default() };
     on_a_node_of(&sizes, |node| {
         let a = node.endpoint("s/a", "10.0.0.1");
         let owners = [(EndpointId(a.ifindex), a.owner)].into();
-        let mut kernel = Kernel::adopt(gate(node)).unwrap().kernel;
+        let mut policy_maps = PolicyMaps::recover(datapath(node)).unwrap().policy_maps;
         let first = state(&[(a.ifindex, &[key(a.owner, 1, 80)])], &[("10.0.0.9", 1)]);
-        assert!(commit(&mut kernel, &first, &owners).is_complete());
+        assert!(commit(&mut policy_maps, &first, &owners).is_complete());
 
         // there is no room for .8, whose turn is before that of .9
         let hosts = [("10.0.0.8", 2), ("10.0.0.9", 2)];
         let second = state(&[(a.ifindex, &[key(a.owner, 2, 443)])], &hosts);
-        let outcome = commit(&mut kernel, &second, &owners);
+        let outcome = commit(&mut policy_maps, &second, &owners);
         assert!(outcome.stopped.unwrap().contains("peers4"));
         assert!(node.allows(&a, "10.0.0.9", 6, 80) && !node.allows(&a, "10.0.0.9", 6, 443));
 
         let refused = impossible(key(a.owner, 2, 444));
         let third = [key(a.owner, 2, 8080), refused];
         let third = state(&[(a.ifindex, &third)], &[("10.0.0.9", 2)]);
-        let outcome = commit(&mut kernel, &third, &owners);
+        let outcome = commit(&mut policy_maps, &third, &owners);
         assert_eq!((outcome.degraded.len(), outcome.stopped), (1, None));
         assert_eq!(node.maps().peer("10.0.0.9".parse().unwrap()).unwrap(), Some(2));
         for (port, expected) in [(80, true), (443, false), (8080, false)] {
@@ -267,15 +325,18 @@ fn a_table_that_no_map_holds_is_refused_before_it_is_tried() {
     on_a_node(|node| {
         let a = node.endpoint("s/a", "10.0.0.1");
         let owners = [(EndpointId(a.ifindex), a.owner)].into();
-        let mut kernel = Kernel::adopt(gate(node)).unwrap().kernel;
+        let mut policy_maps = PolicyMaps::recover(datapath(node)).unwrap().policy_maps;
         let first = state(&[(a.ifindex, &[key(a.owner, 0, 80)])], &[]);
-        assert!(commit(&mut kernel, &first, &owners).is_complete());
+        assert!(commit(&mut policy_maps, &first, &owners).is_complete());
         let mut many = first.clone();
         let table = many.tables.get_mut(&EndpointId(a.ifindex)).unwrap();
         for n in 0..=POLICY_MAP_MAX {
-            table.insert(key(a.owner, 0, n as u16).with_class(Class(n >> 16)), RuleId(7));
+            table.insert(
+                key(a.owner, 0, n as u16).with_class(Class(n >> 16)),
+                Decision::allow(RuleId(7)),
+            );
         }
-        let outcome = commit(&mut kernel, &many, &owners);
+        let outcome = commit(&mut policy_maps, &many, &owners);
         let reason = &outcome.degraded[&EndpointId(a.ifindex)];
         assert!(reason.contains("at most 1048576 fit"), "{reason}");
         let map = node.maps().policy_map(a.ifindex).unwrap().unwrap();
@@ -288,16 +349,16 @@ fn a_first_table_that_cannot_be_made_leaves_the_endpoint_in_its_startup_state() 
     on_a_node(|node| {
         let (a, b) = (node.endpoint("s/a", "10.0.0.1"), node.endpoint("s/b", "10.0.0.2"));
         let owners = [(EndpointId(a.ifindex), a.owner), (EndpointId(b.ifindex), b.owner)].into();
-        let mut kernel = Kernel::adopt(gate(node)).unwrap().kernel;
+        let mut policy_maps = PolicyMaps::recover(datapath(node)).unwrap().policy_maps;
         let wanted = state(
             &[(a.ifindex, &[impossible(key(a.owner, 0, 80))]), (b.ifindex, &[key(b.owner, 0, 80)])],
             &[],
         );
-        let outcome = commit(&mut kernel, &wanted, &owners);
+        let outcome = commit(&mut policy_maps, &wanted, &owners);
         assert_eq!(outcome.degraded.len(), 1);
         assert!(node.maps().policy_map(a.ifindex).unwrap().is_none());
-        assert!(!kernel.in_force(EndpointId(a.ifindex), a.owner));
-        assert!(kernel.in_force(EndpointId(b.ifindex), b.owner));
+        assert!(!policy_maps.in_force(EndpointId(a.ifindex), a.owner));
+        assert!(policy_maps.in_force(EndpointId(b.ifindex), b.owner));
         assert!(node.allows(&b, "10.0.0.9", 6, 80));
     });
 }

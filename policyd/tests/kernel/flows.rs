@@ -1,64 +1,21 @@
-//! Real packets, and what is told of them.
+//! Real packets, and the events reported for them.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
 use podgate_bpf::abi::{Direction, Reason};
 use podgate_bpf::attach::AttachMode;
-use podgate_bpf::handshake::Response;
-use podgate_bpf::maps::Registration;
+use podgate_contract::handshake::Response;
+use podgate_testkit::wait::WAIT_TIMEOUT;
 use serde_json::Value;
 
-use crate::node::{Node, SOON, eventually, ip, on_a_node, pod};
-
-/// A network namespace with the other end of an endpoint's veth, for as long as its process lives.
-struct Sandbox {
-    holder: Child,
-}
-
-impl Sandbox {
-    fn of(endpoint: &Registration) -> Self {
-        let holder = Command::new("unshare")
-            .args(["-n", "sleep", "300"])
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("run unshare (Debian: apt-get install util-linux)");
-        let sandbox = Self { holder };
-        let pid = sandbox.holder.id();
-        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
-        eventually("the namespace is there", || {
-            let its = std::fs::read_link(format!("/proc/{pid}/ns/net")).ok()?;
-            (its != own).then_some(())
-        });
-        let peer = format!("{}p", endpoint.host_interface);
-        ip(&format!("link set {peer} netns {pid}"));
-        sandbox.run(&format!("ip addr add {}/24 dev {peer}", endpoint.addresses[0]));
-        sandbox.run(&format!("ip link set {peer} up"));
-        ip(&format!("link set {} up", endpoint.host_interface));
-        sandbox
-    }
-
-    fn run(&self, command: &str) {
-        let pid = self.holder.id().to_string();
-        let status = Command::new("nsenter")
-            .args(["-t", &pid, "-n", "bash", "-c", command])
-            .status()
-            .expect("run nsenter (Debian: apt-get install util-linux)");
-        assert!(status.success(), "{command}");
-    }
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
-}
+use crate::node::{Node, ip, on_a_node, pod};
+use crate::sandbox::Sandbox;
 
 /// Reads lines of `GET /v1/flows` until one is `wanted`.
 fn hear(node: &Node, act: impl Fn(), wanted: impl Fn(&Value) -> bool) -> Value {
     let mut stream = node.connect("api.sock");
-    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     stream.write_all(b"GET /v1/flows HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
     let mut lines = BufReader::new(stream).lines();
     let head = lines.next().unwrap().unwrap();
@@ -83,7 +40,7 @@ fn verdicts_are_told_with_the_rule_that_decided() {
         node.manifest("policies.yaml", isolated);
         let api = node.endpoint("shop/api", "10.7.0.2");
         ip(&format!("addr add 10.7.0.1/24 dev {}", api.host_interface));
-        node.gate.attach(api.ifindex, AttachMode::Auto).unwrap();
+        node.datapath.attach(api.ifindex, AttachMode::Auto).unwrap();
         let _policyd = node.policyd();
         node.ready();
         assert_eq!(node.add(&[&api]), Response::Ok);
@@ -137,7 +94,7 @@ fn no_packet_notices_restarts_and_changes() {
         for address in ["10.7.0.1/24", "10.7.0.9/24"] {
             ip(&format!("addr add {address} dev {}", api.host_interface));
         }
-        node.gate.attach(api.ifindex, AttachMode::Auto).unwrap();
+        node.datapath.attach(api.ifindex, AttachMode::Auto).unwrap();
         let mut policyd = node.policyd();
         node.ready();
         assert_eq!(node.add(&[&api]), Response::Ok);

@@ -4,7 +4,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::node::{eventually, on_a_node, pod, policy};
+use podgate_testkit::wait::eventually;
+
+use crate::node::{on_a_node, pod, policy};
 
 const ROUNDS: u64 = 12;
 

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use podgate_bpf::loader::Sizes;
 use podgate_policy::model::{
-    Block, Labels, NamespaceScope, ObjectKey, Peer, Peers, Pod, PodLife, Policy, PolicyId, Port,
-    Ports, Protocol, Rule,
+    Block, Labels, NamespaceScope, ObjectKey, Peer, Peers, Pod, PodLife, Policy, PolicyId,
+    PolicySettings, Port, Ports, Protocol, Rule,
 };
+use podgate_policy::object::Object;
 use podgate_policy::selector::{Operator, Requirement, Selector};
-use policyd::sources::Object;
 
 use crate::node::{on_a_node, on_a_node_of};
 use crate::writing::Writing;
@@ -32,6 +32,7 @@ fn pod(name: &str, app: &str, address: impl Into<IpAddr>) -> Object {
         host_network: false,
         node: None,
         host_addresses: Vec::new(),
+        annotated_limits: None,
     })
 }
 
@@ -51,7 +52,13 @@ fn from_app(name: &str) -> Peers {
 
 fn policy(name: &str, ingress: Vec<Rule>) -> Object {
     let id = PolicyId { source: "test".into(), key: ObjectKey::new("shop", name) };
-    Object::Policy(Policy { id, selector: app("db"), ingress: Some(ingress), egress: None })
+    Object::Policy(Policy {
+        id,
+        selector: app("db"),
+        ingress: Some(ingress),
+        egress: None,
+        settings: PolicySettings::default(),
+    })
 }
 
 fn tcp(first: u16, last: u16) -> Port {
@@ -100,7 +107,7 @@ fn ten_thousand_blocks_with_exceptions() {
         let started = Instant::now();
         writing.replace(vec![db(), policy("blocks", vec![rule])]);
         println!("10,000 blocks with exceptions: {:?}", started.elapsed());
-        assert_eq!(writing.shared.view().nets, 20_000);
+        assert_eq!(writing.shared.snapshot().nets, 20_000);
         assert!(writing.enforced(&endpoint) < 10);
         for n in (0..10_000_u32).step_by(613) {
             for (low, expected) in [(0, true), (127, true), (128, false), (255, false)] {
@@ -155,7 +162,7 @@ fn five_thousand_classes() {
             started.elapsed(),
             writing.enforced(&endpoint)
         );
-        assert_eq!(writing.shared.view().classes, 5000);
+        assert_eq!(writing.shared.snapshot().classes, 5000);
         for n in (0..5000_u16).step_by(71) {
             let from = peer(n.into()).to_string();
             assert!(node.allows(&endpoint, &from, 6, 1000 + n), "{from}");
@@ -229,7 +236,7 @@ fn a_burst_is_few_commits_and_a_lone_event_waits_for_nothing() {
         let writing = Writing::on(node);
         let rule = Rule { peers: from_app("web"), ports: Ports::Of(vec![tcp(80, 80)]) };
         writing.replace(vec![db(), policy("p", vec![rule])]);
-        let count = || writing.shared.view().commits.count;
+        let count = || writing.shared.snapshot().commits.count;
 
         let mut lone = Vec::new();
         for n in 0..50 {

@@ -6,16 +6,17 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use podgate_bpf::handshake::Response;
+use podgate_contract::handshake::Response;
+use podgate_testkit::wait::eventually;
 use socket2::{Domain, Socket, Type};
 
-use crate::node::{Node, Policyd, eventually, ip, on_a_node, pod, policy};
+use crate::node::{Node, Policyd, ip, on_a_node, pod, policy};
 
 /// More than a process may have open without asking.
 const FLOOD: usize = 1100;
 /// What is not held up is done by then, on a busy machine too; the plugin waits no longer than this.
-const AT_ONCE: Duration = Duration::from_secs(2);
-/// Two addresses of the node, one of which plays another host: what counts is who asks whom.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Two addresses of the node, one of which stands for another host: what counts is source and destination.
 const NODE: &str = "10.9.0.1";
 const STRANGER: &str = "10.9.0.2";
 
@@ -27,7 +28,7 @@ fn world(node: &Node) -> Policyd {
     }
     node.manifest("pods.yaml", &pod("shop/api", "app: api", "10.0.0.2"));
     node.manifest("policies.yaml", &policy("shop/api-from-web", "app: api", "app: web", 80));
-    // whoever starts it may leave it the usual limit
+    // the process that starts it may leave it the usual limit
     let limited = ["prlimit", "--nofile=1024:", env!("CARGO_BIN_EXE_policyd")];
     let policyd = node.policyd_by(&limited, &["--metrics-addr", "0.0.0.0:9898"]);
     node.ready();
@@ -60,7 +61,7 @@ fn of_the_node(path: &str) -> Option<u16> {
 fn at_once<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let began = Instant::now();
     let done = work();
-    assert!(began.elapsed() < AT_ONCE, "{what} took {:?}", began.elapsed());
+    assert!(began.elapsed() < REFUSAL_TIMEOUT, "{what} took {:?}", began.elapsed());
     done
 }
 

@@ -3,25 +3,23 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podgate_bpf::abi::{Direction, PolicyKey, Startup};
-use podgate_bpf::handshake::{EndpointRef, Request, Response};
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::{Maps, PodRef, Registration};
-use podgate_bpf::{Gate, PinRoot};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_contract::handshake::{EndpointRef, Request, Response};
+use podgate_testkit::sandbox::{enter_namespaces, mount_bpffs};
+use podgate_testkit::wait::{WAIT_TIMEOUT, eventually};
+use policyd::encode;
 use serde_json::Value;
-
-/// Long enough for a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// Runs a test on a node of its own. The namespaces belong to a thread made for the test and to what it starts;
 /// with the last of them go the pins, the links and the mounts.
@@ -35,7 +33,7 @@ pub(crate) fn on_a_node_of(sizes: &Sizes, test: impl FnOnce(&Node) + Send) {
     on_a_node_with(sizes, PinRoot::new, test);
 }
 
-/// A node whose pins are where another layout has them; `policyd` is of this one all the same.
+/// A node whose pins are where another layout has them; `policyd` uses this layout nevertheless.
 pub(crate) fn on_another_layout(test: impl FnOnce(&Node) + Send) {
     let sizes = Sizes { flows4: 65_536, flows6: 1024, frags: 64, ..Sizes::default() };
     on_a_node_with(&sizes, |bpf| PinRoot::of_layout(bpf, 77), test);
@@ -60,31 +58,26 @@ fn on_a_node_with(
 pub(crate) struct Node {
     dir: tempfile::TempDir,
     pub(crate) root: PinRoot,
-    pub(crate) gate: Gate,
+    pub(crate) datapath: Datapath,
     next_owner: AtomicU32,
 }
 
 impl Node {
     fn new(sizes: &Sizes, root: impl FnOnce(PathBuf) -> PinRoot) -> Self {
-        let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
-        unshare(flags).expect("make namespaces (these tests need root)");
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-            .expect("private mounts");
+        enter_namespaces().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let bpf = dir.path().join("bpf");
         std::fs::create_dir(&bpf).unwrap();
-        mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), none)
-            .expect("mount a BPF file system (the kernel needs CONFIG_BPF_SYSCALL)");
+        mount_bpffs(&bpf).unwrap();
         std::fs::create_dir(dir.path().join("manifests")).unwrap();
         ip("link set lo up");
         let root = root(bpf.join("podgate"));
-        let gate = Gate::open_or_load(&root, sizes).expect("load the programs");
-        Self { dir, root, gate, next_owner: AtomicU32::new(0x1001) }
+        let datapath = Datapath::open_or_load(&root, sizes).expect("load the programs");
+        Self { dir, root, datapath, next_owner: AtomicU32::new(0x1001) }
     }
 
     pub(crate) fn maps(&self) -> &Maps {
-        &self.gate.maps
+        &self.datapath.maps
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -138,10 +131,20 @@ impl Node {
 
     /// Started by another program, to which policyd is an argument.
     pub(crate) fn policyd_by(&self, program: &[&str], more: &[&str]) -> Policyd {
+        let manifests = format!("dir:{}", self.path("manifests").display());
+        self.start(program, &manifests, more)
+    }
+
+    /// Over another source.
+    pub(crate) fn policyd_of(&self, source: &str, more: &[&str]) -> Policyd {
+        self.start(&[env!("CARGO_BIN_EXE_policyd")], source, more)
+    }
+
+    fn start(&self, program: &[&str], source: &str, more: &[&str]) -> Policyd {
         let mut child = Command::new(program[0])
             .args(&program[1..])
             .arg("run")
-            .args(["--source".into(), format!("dir:{}", self.path("manifests").display())])
+            .args(["--source", source])
             .args(["--bpf-root".as_ref(), self.root.root().as_os_str()])
             .args(["--cni-socket".as_ref(), self.path("cni.sock").as_os_str()])
             .args(["--api-socket".as_ref(), self.path("api.sock").as_os_str()])
@@ -176,7 +179,7 @@ impl Node {
 
     pub(crate) fn say(&self, text: &str) -> String {
         let mut stream = self.connect("cni.sock");
-        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         // a refused line may be answered before it has been read to its end
         let _ = stream.write_all(text.as_bytes());
         let mut answer = String::new();
@@ -206,7 +209,7 @@ impl Node {
     /// A request to the API: status and body.
     pub(crate) fn http(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let mut stream = self.connect("api.sock");
-        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         let length = body.len();
         write!(
             stream,
@@ -230,7 +233,9 @@ impl Node {
 
     /// What `podgatectl` prints of this node.
     pub(crate) fn podgatectl(&self, arguments: &[&str]) -> Result<String, String> {
-        let run = Command::new(env!("CARGO_BIN_EXE_podgatectl"))
+        let podgatectl = Path::new(env!("CARGO_BIN_EXE_policyd")).with_file_name("podgatectl");
+        assert!(podgatectl.is_file(), "no {}: cargo build -p podgatectl", podgatectl.display());
+        let run = Command::new(podgatectl)
             .arg("--socket")
             .arg(self.path("api.sock"))
             .args(arguments)
@@ -270,6 +275,7 @@ impl Node {
         self.verdict(to, Direction::Ingress, peer, protocol, port)
     }
 
+    /// What the maps say, as the programs look it up.
     pub(crate) fn verdict(
         &self,
         at: &Registration,
@@ -290,7 +296,12 @@ impl Node {
             let mask = if bits == 0 { 0 } else { u16::MAX << (16 - bits) };
             at && protocol && port & mask == u16::from_be_bytes(key.port) & mask
         };
-        entries.iter().any(|(key, _)| matches(class, key) || matches(0, key))
+        let of_class = |class| {
+            let matching = entries.iter().filter(|(key, _)| matches(class, key));
+            matching.max_by_key(|(key, _)| key.prefixlen)
+        };
+        let decides = of_class(class).or_else(|| of_class(0));
+        decides.is_some_and(|(_, value)| encode::decision(value).effect.passes())
     }
 
     /// The class of an address, as the programs look it up.
@@ -352,18 +363,6 @@ impl Drop for Policyd {
     }
 }
 
-/// Waits until `found` finds something.
-pub(crate) fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + SOON;
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "it never happened that {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Looks again and again while `work` is done, and once more; fails if it ever sees what it must not.
 pub(crate) fn never(wrong: impl Fn() -> bool + Sync, work: impl FnOnce()) {
     let done = AtomicBool::new(false);
@@ -403,7 +402,7 @@ pub(crate) fn pod(name: &str, labels: &str, address: &str) -> String {
     )
 }
 
-/// A policy that lets `from` (labels) reach `to` on a TCP port, and nobody else.
+/// A policy that lets `from` (labels) reach `to` on a TCP port, and no other pod.
 pub(crate) fn policy(name: &str, to: &str, from: &str, port: u16) -> String {
     let (namespace, name) = name.split_once('/').unwrap();
     format!(

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use podgate_bpf::abi::Direction;
-use podgate_bpf::handshake::Response;
+use podgate_contract::handshake::Response;
+use podgate_testkit::wait::eventually;
 
-use crate::node::{Node, eventually, on_a_node, pod, policy};
+use crate::node::{Node, on_a_node, pod, policy};
 
 fn web_and_api(node: &Node) {
     node.manifest(
@@ -76,7 +77,7 @@ fn a_file_that_is_broken_from_the_start_costs_its_own_policies_only() {
         assert!(problem.contains("broken.yaml, document 2, line "), "{problem}");
         assert!(problem.ends_with("its pods are isolated and it allows nothing"), "{problem}");
 
-        // nobody can tell whom this selects
+        // the pods that this selects are not known
         node.manifest("broken.yaml", "kind: [");
         eventually("every pod is isolated", || {
             (!node.allows(&tool, "192.0.2.1", 6, 80)).then_some(())
@@ -155,9 +156,9 @@ fn force_deleted_pods_keep_their_policy_until_their_interface_goes() {
         assert!(node.allows(&api, "10.0.0.1", 6, 80));
         assert!(!node.allows(&api, "192.0.2.1", 6, 80));
         node.maps().unregister(api.ifindex).unwrap();
-        node.ask(&podgate_bpf::handshake::Request::Del {
+        node.ask(&podgate_contract::handshake::Request::Del {
             container_id: "c".into(),
-            endpoints: vec![podgate_bpf::handshake::EndpointRef {
+            endpoints: vec![podgate_contract::handshake::EndpointRef {
                 ifindex: api.ifindex,
                 owner: api.owner,
             }],

@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use podgate_bpf::attach::AttachMode;
-use podgate_bpf::handshake::EndpointRef;
+use podgate_contract::handshake::EndpointRef;
+use podgate_testkit::wait::eventually;
 use policyd::reconcile::Reconciler;
 use policyd::writer::Message;
 
-use crate::node::{eventually, ip, on_a_node, pod, policy};
+use crate::node::{ip, on_a_node, pod, policy};
 use crate::writing::{Writing, objects};
 
 #[test]
@@ -44,7 +45,7 @@ fn an_interface_that_vanishes_takes_its_endpoint_along() {
     on_a_node(|node| {
         node.manifest("pods.yaml", &pod("shop/api", "app: api", "10.0.0.2"));
         let api = node.endpoint("shop/api", "10.0.0.2");
-        node.gate.attach(api.ifindex, AttachMode::Auto).unwrap();
+        node.datapath.attach(api.ifindex, AttachMode::Auto).unwrap();
         let _policyd = node.policyd();
         node.ready();
         assert!(node.maps().policy_map(api.ifindex).unwrap().is_some());
@@ -77,13 +78,13 @@ fn an_interface_that_vanished_while_nobody_looked_is_found_at_the_start() {
 fn a_gate_that_somebody_removed_is_attached_again() {
     on_a_node(|node| {
         let api = node.endpoint("shop/api", "10.0.0.2");
-        node.gate.attach(api.ifindex, AttachMode::Auto).unwrap();
+        node.datapath.attach(api.ifindex, AttachMode::Auto).unwrap();
         let _policyd = node.policyd_with(&["--reconcile-seconds", "1"]);
         node.ready();
-        node.gate.verify(api.ifindex).unwrap();
-        node.gate.detach(api.ifindex).unwrap();
-        node.gate.verify(api.ifindex).unwrap_err();
-        eventually("the gate is back", || node.gate.verify(api.ifindex).ok());
+        node.datapath.verify(api.ifindex).unwrap();
+        node.datapath.detach(api.ifindex).unwrap();
+        node.datapath.verify(api.ifindex).unwrap_err();
+        eventually("the gate is back", || node.datapath.verify(api.ifindex).ok());
     });
 }
 
@@ -95,7 +96,7 @@ fn a_late_word_of_an_interface_takes_nothing_from_the_next_with_its_number() {
             + &pod("shop/api", "app: api", "10.0.0.2")
             + &policy("shop/api", "app: api", "app: web", 80);
         let api = node.endpoint("shop/api", "10.0.0.2");
-        node.gate.attach(api.ifindex, AttachMode::Auto).unwrap();
+        node.datapath.attach(api.ifindex, AttachMode::Auto).unwrap();
         let writing = Writing::on(node);
         writing.replace(objects(&text));
         let gone = || {
@@ -103,7 +104,7 @@ fn a_late_word_of_an_interface_takes_nothing_from_the_next_with_its_number() {
             writing.settle();
         };
         gone();
-        node.gate.verify(api.ifindex).expect("its gate stands");
+        node.datapath.verify(api.ifindex).expect("its gate stands");
         assert_eq!(node.maps().registration(api.ifindex).unwrap().as_ref(), Some(&api));
         assert!(node.allows(&api, "10.0.0.1", 6, 80) && !node.allows(&api, "10.0.0.9", 6, 80));
 
@@ -121,14 +122,14 @@ fn no_gate_is_attached_again_where_nobody_is_registered_any_more() {
         let api = node.endpoint("shop/api", "10.0.0.2");
         let other = node.endpoint("shop/other", "10.0.0.3");
         for each in [&api, &other] {
-            node.gate.attach(each.ifindex, AttachMode::Auto).unwrap();
+            node.datapath.attach(each.ifindex, AttachMode::Auto).unwrap();
         }
         let writing = Writing::on(node);
         writing.replace(objects(&pod("shop/api", "app: api", "10.0.0.2")));
         let release = writing.hold_up();
         let (ifindex, owner) = (api.ifindex, api.owner);
-        node.gate.take_away(EndpointRef { ifindex, owner }).unwrap();
-        node.gate.detach(other.ifindex).unwrap();
+        node.datapath.remove_endpoint(EndpointRef { ifindex, owner }).unwrap();
+        node.datapath.detach(other.ifindex).unwrap();
 
         let reconciler = Reconciler {
             shared: writing.shared.clone(),
@@ -147,9 +148,9 @@ fn no_gate_is_attached_again_where_nobody_is_registered_any_more() {
             reconciling.abort();
             assert!(reconciling.await.unwrap_err().is_cancelled());
         });
-        assert!(writing.shared.view().endpoints.len() == 2, "the writer is still busy");
-        node.gate.verify(other.ifindex).expect("where somebody is, it is attached again");
-        assert!(!node.gate.is_at(ifindex));
+        assert!(writing.shared.snapshot().endpoints.len() == 2, "the writer is still busy");
+        node.datapath.verify(other.ifindex).expect("where somebody is, it is attached again");
+        assert!(!node.datapath.is_attached(ifindex));
         assert_eq!(reattached.load(Ordering::Relaxed), 1);
         drop(release);
         writing.settle();

@@ -3,9 +3,10 @@
 use podgate_bpf::abi::Direction;
 use podgate_bpf::maps::Registration;
 use podgate_bpf::services::Frontend;
+use podgate_testkit::wait::eventually;
 
-use crate::node::{Node, eventually, ip, never, on_a_node, pod};
-use crate::services_left::{allows, lets_to};
+use crate::node::{Node, ip, never, on_a_node, pod};
+use crate::untranslated_services::{allows, lets_to};
 
 /// Everything but pods, which is 10.0.0.0/16 here.
 const ALL_BUT_PODS: &str = "{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/16]}}";
@@ -242,7 +243,7 @@ fn what_another_proxy_or_a_range_keeps_from_the_gate_is_judged_by_its_endpoints(
         eventually("and no more answered for", || {
             (node.class("10.96.0.1".parse().unwrap()) < 0xf800_0000).then_some(())
         });
-        // the last endpoint goes: nobody can be sure that kube-proxy knows so already
+        // the last endpoint goes: kube-proxy may not know that yet
         node.manifest("pods.yaml", &pod("shop/near", "app: near", "10.0.0.1"));
         eventually("it is not judged by its address", || {
             (!lets_to(node, &near, "10.96.0.1", 6, 80)).then_some(())

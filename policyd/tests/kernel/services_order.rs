@@ -3,7 +3,8 @@
 use podgate_bpf::abi::Direction;
 use podgate_bpf::services::Frontend;
 use podgate_policy::model::{Addressing, EndpointSlice};
-use policyd::sources::{Object, Update};
+use podgate_policy::object::Object;
+use policyd::sources::Update;
 
 use crate::node::{Node, never, on_a_node, pod};
 use crate::writing::{Writing, objects};
@@ -46,7 +47,7 @@ fn translated(node: &Node, number: u16) -> bool {
     node.maps().services().services().unwrap().contains_key(&frontend)
 }
 
-/// `web` may speak to this, and to nobody else.
+/// The only pod that `web` may reach.
 fn egress(to: &str) -> String {
     format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{namespace: shop, name: web}}\n\

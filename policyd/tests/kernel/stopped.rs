@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::Registration;
-use podgate_policy::compile::Class;
+use podgate_policy::tables::Class;
 use policyd::sources::Update;
 
 use crate::node::{Node, on_a_node_of, pod};
@@ -42,7 +42,7 @@ fn stranded(node: &Node) -> (Writing, Registration) {
     ];
     writing.send(Update::Change { set: objects(&set.concat()), gone: Vec::new() });
     writing.settle();
-    let stopped = writing.shared.view().stopped.clone();
+    let stopped = writing.shared.snapshot().stopped.clone();
     assert!(stopped.is_some_and(|reason| reason.contains("nets4")));
     assert!(class(node, SECOND).is_transient(), "{:?}", class(node, SECOND));
     assert!(node.allows(&endpoint, SECOND, 6, 80));
@@ -53,7 +53,7 @@ fn class(node: &Node, peer: &str) -> Class {
     Class(node.maps().peer(peer.parse::<IpAddr>().unwrap()).unwrap().unwrap())
 }
 
-/// Everything is as the new policy has it, and nobody waits any more.
+/// The new policy is in force, and no address is in a transient class.
 fn settled(node: &Node, endpoint: &Registration) {
     for (peer, port, expected) in
         [(SECOND, 80, true), (SECOND, 443, true), (FIRST, 80, false), ("192.0.2.1", 80, true)]
@@ -78,7 +78,7 @@ fn who_waits_in_a_transient_class_is_moved_on_by_the_next_commit() {
         let mended = policy("{port: 80}, {port: 443}", &["192.0.2.0/24"]);
         writing.send(Update::Change { set: objects(&mended), gone: Vec::new() });
         writing.settle();
-        assert_eq!(writing.shared.view().stopped, None);
+        assert_eq!(writing.shared.snapshot().stopped, None);
         settled(node, &endpoint);
     });
 }

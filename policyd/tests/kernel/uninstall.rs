@@ -14,8 +14,9 @@ use nix::sched::{CloneFlags, unshare};
 use podgate_bpf::abi::Mode;
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::maps::Registration;
+use podgate_testkit::wait::eventually;
 
-use crate::node::{Node, eventually, ip, on_a_node, pod, policy};
+use crate::node::{Node, ip, on_a_node, pod, policy};
 
 const WEB: &str = "10.0.0.2";
 const API: &str = "10.0.0.3";
@@ -29,7 +30,7 @@ const PACE: Duration = Duration::from_millis(1);
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A thread that lives in a pod's network namespace and does there what it is told.
+/// A thread in a pod's network namespace that executes commands there.
 pub(crate) struct Pod {
     pub(crate) registration: Registration,
     work: mpsc::Sender<Work>,
@@ -58,7 +59,7 @@ impl Pod {
             ip(&format!("addr add {address}/24 dev eth0"));
             ip("link set eth0 up");
         });
-        node.gate.attach(pod.registration.ifindex, mode).expect("attach");
+        node.datapath.attach(pod.registration.ifindex, mode).expect("attach");
         pod
     }
 
@@ -203,7 +204,7 @@ pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A world in which web may ask api, and nobody else may; both isolated both ways where it matters.
+/// A world in which only web may reach api; both isolated both ways where it matters.
 fn world(node: &Node) {
     node.manifest(
         "world.yaml",
@@ -278,7 +279,7 @@ fn no_packet_is_lost(mode: AttachMode) {
         traffic.goes_on();
         let done = uninstall(node, "0").output().unwrap();
         assert!(done.status.success(), "{}", said(&done));
-        assert!(said(&done).contains("took 3 gates away"), "{}", said(&done));
+        assert!(said(&done).contains("removed 3 gates"), "{}", said(&done));
         traffic.end();
         assert_eq!(web.sent_again(), 0, "segments of web were lost");
         // its own denied attempt above is all that it ever had to repeat
@@ -309,7 +310,7 @@ fn uninstall_loses_no_packet_with_tcx() {
 
 #[test]
 fn uninstall_killed_anywhere_converges_and_loses_nothing() {
-    for mode in [AttachMode::Clsact, AttachMode::Tcx] {
+    for &mode in AttachMode::of_this_kernel() {
         on_a_node(move |node| {
             let Shop { web, api, .. } = shop(node, mode);
             let traffic = Traffic::start(&web, API);
@@ -337,7 +338,7 @@ fn uninstall_takes_away_filters_whose_pins_are_gone_and_pins_of_an_older_layout(
     on_a_node(|node| {
         let Shop { stranger, .. } = shop(node, AttachMode::Clsact);
         let limit = Duration::from_millis(300);
-        // what somebody's rm -r leaves: the programs go on, and nobody can open them any more
+        // after an `rm -r` the programs stay attached and cannot be opened any more
         fs::remove_dir_all(node.root.root()).unwrap();
         assert!(!stranger.connects(API, limit), "the filters hold the programs");
         fs::create_dir_all(node.root.root().join("v0/links")).unwrap();
@@ -377,7 +378,7 @@ fn uninstall_refuses_while_policyd_runs() {
 #[test]
 fn uninstall_where_there_is_nothing() {
     on_a_node(|node| {
-        podgate_bpf::Gate::unload(&node.root).unwrap();
+        podgate_bpf::Datapath::unload(&node.root).unwrap();
         fs::remove_dir(node.root.root()).unwrap();
         let done = uninstall(node, "0").output().unwrap();
         assert!(done.status.success(), "{}", said(&done));

@@ -13,9 +13,10 @@ use std::time::Duration;
 use podgate_bpf::abi::{Mode, Startup};
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::handover::OtherLayout;
-use podgate_bpf::{Gate, PinRoot};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_testkit::wait::eventually;
 
-use crate::node::{Node, eventually, ip, on_another_layout, pod, policy};
+use crate::node::{Node, ip, on_another_layout, pod, policy};
 use crate::uninstall::{Pod, Traffic, said, uninstall};
 use crate::writing::{Writing, objects};
 
@@ -26,7 +27,7 @@ const SERVICE: &str = "10.96.0.1";
 /// Of datagrams that policy allows, and of those that it does not.
 const ASKED: u16 = 53;
 const FORBIDDEN: u16 = 5353;
-/// Where the service's endpoint listens: not where it is asked directly, since a pod may happen to use one port of its own for
+/// Where the service's endpoint listens: not where it is reached directly, since a pod may happen to use one port of its own for
 /// both.
 const BEHIND: (u16, u16) = (8080, 5300);
 
@@ -183,8 +184,8 @@ fn here(node: &Node) -> PinRoot {
 }
 
 fn taken_over(node: &Node, shop: &Shop) -> bool {
-    let Ok(gate) = Gate::open(&here(node)) else { return false };
-    let registrations = gate.maps.registrations().unwrap();
+    let Ok(datapath) = Datapath::open(&here(node)) else { return false };
+    let registrations = datapath.maps.registrations().unwrap();
     registrations.len() == shop.all().len()
         && registrations.iter().all(|each| each.startup == Startup::Hold)
         && !node.root.dir().exists()
@@ -216,9 +217,9 @@ fn under_traffic(mode: AttachMode, upgrade: impl FnOnce(&Node, &Shop) + Send) {
 
         upgrade(node, &shop);
 
-        let gate = Gate::open(&here(node)).unwrap();
+        let datapath = Datapath::open(&here(node)).unwrap();
         for each in shop.all() {
-            gate.verify(each.registration.ifindex).unwrap();
+            datapath.verify(each.registration.ifindex).unwrap();
         }
         direct.end();
         service.end();
@@ -257,10 +258,10 @@ fn an_upgrade_to_another_layout_loses_nothing_and_opens_nothing_with_tcx() {
 
 #[test]
 fn an_upgrade_that_is_killed_anywhere_goes_on_at_the_next_start() {
-    for mode in [AttachMode::Clsact, AttachMode::Tcx] {
+    for &mode in AttachMode::of_this_kernel() {
         under_traffic(mode, |node, shop| {
             let begun = || {
-                let registrations = Gate::open(&here(node)).ok()?.maps.registrations().ok()?;
+                let registrations = Datapath::open(&here(node)).ok()?.maps.registrations().ok()?;
                 (!registrations.is_empty()).then_some(registrations)
             };
             for millis in [0, 5, 15, 25, 40, 60] {
@@ -306,22 +307,22 @@ fn a_pod_of_unknown_policy_keeps_the_one_it_had() {
 /// Such pods are not adopted as if they had no gate: an isolated one would be open meanwhile.
 #[test]
 fn pods_of_a_layout_that_cannot_be_read_keep_their_gates() {
-    for mode in [AttachMode::Clsact, AttachMode::Tcx] {
+    for &mode in AttachMode::of_this_kernel() {
         on_another_layout(move |node| {
             let shop = shop(node, mode);
             std::fs::remove_file(node.root.path("flows6")).unwrap();
             let policyd = node.policyd();
             eventually("policyd has looked", || {
                 let unenforced = node.get("/v1/status")["unenforced"].to_string();
-                Gate::open(&here(node)).ok()?;
+                Datapath::open(&here(node)).ok()?;
                 unenforced.starts_with('[').then_some(())
             });
             // longer than adoption waits for a plugin that may be at work
             thread::sleep(Duration::from_secs(5));
-            let gate = Gate::open(&here(node)).unwrap();
-            assert_eq!(gate.maps.registrations().unwrap(), []);
+            let datapath = Datapath::open(&here(node)).unwrap();
+            assert_eq!(datapath.maps.registrations().unwrap(), []);
             for each in shop.all() {
-                node.gate.verify(each.registration.ifindex).unwrap();
+                node.datapath.verify(each.registration.ifindex).unwrap();
             }
             let limit = Duration::from_millis(300);
             assert!(!shop.stranger.connects(API, limit) && !shop.api.connects(WEB, limit));
@@ -335,7 +336,7 @@ fn pods_of_a_layout_that_cannot_be_read_keep_their_gates() {
 /// After giving up in the middle: denials pass in both layouts before the first gate goes.
 #[test]
 fn uninstall_loses_no_packet_of_pods_that_are_behind_another_layouts_gates() {
-    for mode in [AttachMode::Clsact, AttachMode::Tcx] {
+    for &mode in AttachMode::of_this_kernel() {
         on_another_layout(move |node| {
             let shop = shop(node, mode);
             for dir in ["conf", "bin", "cache"] {
@@ -364,9 +365,9 @@ fn the_mode_and_the_registrations_come_along() {
         let mut before: Vec<_> = node.registered().into_iter().map(|(_, each)| each).collect();
         let _policyd = node.policyd();
         eventually("all are taken over", || taken_over(node, &shop).then_some(()));
-        let gate = Gate::open(&here(node)).unwrap();
-        assert_eq!(gate.maps.control().mode(), Mode::Audit);
-        let mut after = gate.maps.registrations().unwrap();
+        let datapath = Datapath::open(&here(node)).unwrap();
+        assert_eq!(datapath.maps.control().mode(), Mode::Audit);
+        let mut after = datapath.maps.registrations().unwrap();
         after.sort_by_key(|each| each.ifindex);
         before.sort_by_key(|each| each.ifindex);
         assert_eq!(after.len(), before.len());

@@ -1,21 +1,24 @@
-//! The real writer in the test's own process, told what the test wants it to hear, and when.
+//! The real writer in the test's own process, which gets its messages from the test.
 
 use std::path::Path;
 use std::sync::{Arc, mpsc};
+use std::thread::ThreadId;
 
 use podgate_bpf::maps::Registration;
-use podgate_bpf::{Gate, PinRoot};
-use podgate_policy::compile::EndpointId;
-use policyd::sources::{Object, Rank, Update, manifest};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_manifests::manifest;
+use podgate_policy::object::Object;
+use podgate_policy::tables::EndpointId;
+use policyd::snapshot::{EndpointState, NodeState};
+use policyd::sources::{Rank, Update};
 use policyd::sync::services::ServiceMode;
-use policyd::view::{EndpointState, Shared};
-use policyd::writer::{Answers, Message, Writer};
+use policyd::writer::{Message, QueryContext, Writer};
 
 use crate::node::Node;
 
 /// The writer of a node, with one source.
 pub(crate) struct Writing {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<NodeState>,
     pub(crate) writer: Writer,
     pub(crate) root: PinRoot,
     runtime: tokio::runtime::Runtime,
@@ -28,9 +31,13 @@ impl Writing {
 
     pub(crate) fn with(node: &Node, services: ServiceMode) -> Self {
         let root = node.root.clone();
-        let gate = Arc::new(Gate::open(&root).unwrap());
-        let shared =
-            Arc::new(Shared::new(gate, "n1".into(), services, "/nowhere/install.json".into()));
+        let datapath = Arc::new(Datapath::open(&root).unwrap());
+        let shared = Arc::new(NodeState::new(
+            datapath,
+            "n1".into(),
+            services,
+            "/nowhere/install.json".into(),
+        ));
         let writer = Writer::start(shared.clone(), ["test".to_owned()], |_| {}).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         Self { shared, writer, root, runtime }
@@ -45,11 +52,17 @@ impl Writing {
         self.runtime.block_on(self.writer.handle().settled()).unwrap();
     }
 
+    /// The writer's thread.
+    pub(crate) fn thread(&self) -> ThreadId {
+        let asked = self.writer.handle();
+        self.runtime.block_on(asked.query(|_| std::thread::current().id())).unwrap()
+    }
+
     /// These are all objects there are; waits until that is in force.
     pub(crate) fn replace(&self, objects: Vec<Object>) {
         self.send(Update::Replace(objects));
         self.settle();
-        assert_eq!(self.shared.view().problems(), Vec::<String>::new());
+        assert_eq!(self.shared.snapshot().problems(), Vec::<String>::new());
     }
 
     pub(crate) fn set(&self, object: Object) {
@@ -59,16 +72,16 @@ impl Writing {
     /// Keeps the writer busy until the answer is dropped: what it has published stays, what is sent to it waits.
     pub(crate) fn hold_up(&self) -> mpsc::Sender<()> {
         let (release, held) = mpsc::channel();
-        let busy = move |_: &Answers<'_>| {
+        let busy = move |_: &QueryContext<'_>| {
             let _ = held.recv();
         };
-        self.writer.handle().send(Message::Ask(Box::new(busy))).unwrap();
+        self.writer.handle().send(Message::Query(Box::new(busy))).unwrap();
         release
     }
 
     pub(crate) fn enforced(&self, endpoint: &Registration) -> usize {
-        let view = self.shared.view();
-        let of = &view.endpoints[&EndpointId(endpoint.ifindex)];
+        let snapshot = self.shared.snapshot();
+        let of = &snapshot.endpoints[&EndpointId(endpoint.ifindex)];
         assert_eq!(of.state, EndpointState::Enforced);
         of.rules
     }

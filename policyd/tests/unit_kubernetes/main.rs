@@ -1,5 +1,5 @@
 //! The source `kubernetes` against a scripted API server, up to the index that the writer would hold.
-//! Time is tokio's and stands still while anybody has something to do, so waits cost nothing.
+//! Time is tokio's paused clock: it advances only when all tasks are idle, so waits cost nothing.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -8,5 +8,6 @@ mod unenforced;
 mod world;
 
 mod lists;
+mod optional;
 mod refusals;
 mod watches;

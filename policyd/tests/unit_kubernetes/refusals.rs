@@ -1,6 +1,6 @@
 //! Objects that cannot be read.
 
-use policyd::sources::Kind;
+use podgate_policy::object::Kind;
 use serde_json::{Value, json};
 
 use crate::server::Answer::{Page, Watch};
@@ -32,7 +32,7 @@ async fn one_bad_object_in_a_list_costs_no_other() {
     assert_eq!(world.pods(), ["a", "c"]);
     let problems = world.problems();
     assert!(problems.contains("read pod shop/bad: spec.containers: "), "{problems}");
-    assert_eq!(world.watch(Kind::Pod).refused.len(), 1, "{problems}");
+    assert_eq!(world.watch(Kind::Pod).rejected.len(), 1, "{problems}");
 
     world.server.say(Of::Pods, &event("MODIFIED", &pod("bad", "x", "10")));
     world.until("it is mended", |world| world.pod("bad").is_some()).await;
@@ -87,7 +87,7 @@ async fn a_policy_that_never_could_be_read_isolates_and_allows_nothing() {
         world.problems()
     );
 
-    // one of the same name that was made anew is another one: the version before is not its own
+    // a new policy of the same name is another object: it does not inherit the last good state
     world.server.say(Of::Policies, &event("MODIFIED", &policy("p", "10.0.0.0/8", "10")));
     world.until("it is mended", |world| world.problems().is_empty()).await;
     bad["metadata"]["uid"] = json!("another");
@@ -136,5 +136,5 @@ async fn a_thousand_bad_objects_do_not_fill_the_status() {
     assert_eq!(problems.len(), 21);
     assert!(problems[19].contains("read pod shop/p019: "), "{problems:#?}");
     assert_eq!(problems[20], "read 980 more pods: see the log");
-    assert_eq!(world.watch(Kind::Pod).refused.len(), 1000);
+    assert_eq!(world.watch(Kind::Pod).rejected.len(), 1000);
 }

@@ -1,4 +1,4 @@
-//! An API server that answers as it is told to, request by request.
+//! A fake API server with a script of responses, request by request.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -20,11 +20,25 @@ pub(crate) enum Of {
     Policies,
     Services,
     Slices,
+    Nodes,
+    ClusterPolicies,
+    TrafficPolicies,
+    /// In the version that is asked for only where the server does not have the first.
+    LaterClusterPolicies,
 }
 
 impl Of {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Pods, Self::Namespaces, Self::Policies, Self::Services, Self::Slices];
+    /// Those that a server has unless a test says otherwise.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Pods,
+        Self::Namespaces,
+        Self::Policies,
+        Self::Services,
+        Self::Slices,
+        Self::Nodes,
+        Self::ClusterPolicies,
+        Self::TrafficPolicies,
+    ];
 
     fn path(self) -> &'static str {
         match self {
@@ -33,6 +47,14 @@ impl Of {
             Self::Policies => "/apis/networking.k8s.io/v1/networkpolicies",
             Self::Services => "/api/v1/services",
             Self::Slices => "/apis/discovery.k8s.io/v1/endpointslices",
+            Self::Nodes => "/api/v1/nodes",
+            Self::ClusterPolicies => {
+                "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
+            }
+            Self::TrafficPolicies => "/apis/podgate.io/v1alpha1/podtrafficpolicies",
+            Self::LaterClusterPolicies => {
+                "/apis/policy.networking.k8s.io/v1beta1/clusternetworkpolicies"
+            }
         }
     }
 }
@@ -103,6 +125,11 @@ impl Server {
         self.state.lock().unwrap().answers.entry(of).or_default().extend(answers);
     }
 
+    /// Forgets the answers that are left.
+    pub(crate) fn clear(&self, of: Of) {
+        self.state.lock().unwrap().answers.remove(&of);
+    }
+
     /// Says something in the watch that is open.
     pub(crate) fn say(&self, of: Of, event: &Value) {
         let state = self.state.lock().unwrap();
@@ -140,8 +167,9 @@ impl Server {
     ) {
         let mut state = self.state.lock().unwrap();
         let path = request.uri().path();
-        let of = *Of::ALL
-            .iter()
+        let of = Of::ALL
+            .into_iter()
+            .chain([Of::LaterClusterPolicies])
             .find(|of| of.path() == path)
             .unwrap_or_else(|| panic!("asked for {path}"));
         let query: BTreeMap<String, String> = request
@@ -162,7 +190,9 @@ impl Server {
             after: began.elapsed(),
         });
         let scripted = state.answers.entry(of).or_default().pop_front();
+        let absent = || Answer::Status(404, "NotFound");
         let answer = scripted.unwrap_or(match watch {
+            _ if of == Of::LaterClusterPolicies => absent(),
             true => Answer::Watch(vec![], Then::StayOpen),
             false => Answer::Page { items: vec![], version: "1", next: None },
         });

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use policyd::sources::kubernetes::{Health, KubernetesSource, Link, Pacing};
-use policyd::sources::{Kind, Update};
+use podgate_policy::object::Kind;
+use policyd::sources::Update;
+use policyd::sources::kubernetes::{Connection, Health, KubernetesSource, Pacing};
 use serde_json::json;
 
 use crate::server::Answer::{Page, Refused, Silence, Status, Watch};
@@ -75,7 +76,7 @@ async fn an_expired_watch_lists_again_however_the_server_says_so() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_ends_every_watch_at_once_is_not_asked_at_full_speed() {
     let world = World::start(|server| {
-        // after eight in vain a list is asked for
+        // after eight failures a list is requested
         let round = || {
             let list = Page { items: vec![], version: "9", next: None };
             [list].into_iter().chain((0..8).map(|_| Watch(vec![], Then::End)))
@@ -115,11 +116,15 @@ async fn a_dead_connection_is_noticed_and_a_quiet_one_is_not_mistaken_for_it() {
     assert_eq!(world.server.watches(Of::Pods).len(), 1, "bookmarks keep it");
     world.server.script(Of::Pods, [Silence]);
     world
-        .until("it is noticed", |world| matches!(world.watch(Kind::Pod).link, Link::Lost { .. }))
+        .until("it is noticed", |world| {
+            matches!(world.watch(Kind::Pod).connection, Connection::Lost { .. })
+        })
         .await;
     assert!(world.problems().contains("watch pods: watch: "), "{}", world.problems());
     assert!(world.state().synced, "what was read stays in force");
-    world.until("another one is open", |world| world.watch(Kind::Pod).link == Link::Up).await;
+    world
+        .until("another one is open", |world| world.watch(Kind::Pod).connection == Connection::Up)
+        .await;
     let watches = world.server.watches(Of::Pods);
     assert_eq!(watches.last().unwrap().query["resourceVersion"], "104");
     assert_eq!(world.server.lists(Of::Pods).len(), 1);
@@ -136,7 +141,7 @@ async fn one_kind_that_fails_holds_up_no_other() {
     world.server.say(Of::Pods, &event("ADDED", &pod("a", "x", "10")));
     tokio::time::sleep(Duration::from_millis(10)).await;
     assert_eq!(world.pods(), ["a"]);
-    assert_eq!(world.watch(Kind::Pod).link, Link::Up);
+    assert_eq!(world.watch(Kind::Pod).connection, Connection::Up);
 }
 
 #[tokio::test(start_paused = true)]

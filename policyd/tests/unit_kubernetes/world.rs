@@ -1,12 +1,16 @@
 //! What the writer would hold.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use podgate_policy::index::Index;
-use podgate_policy::model::{ObjectKey, Pod, Policy, PolicyId};
+use podgate_policy::model::{
+    ClusterPolicy, ClusterPolicyId, Node, ObjectKey, Pod, PodTrafficPolicy, Policy, PolicyId,
+};
+use podgate_policy::object::Kind;
 use policyd::sources::kubernetes::{Health, KubernetesSource, Pacing, Watch};
-use policyd::sources::{Kind, Rank, SourceState, Store};
+use policyd::sources::{Rank, SourceState, Store, Update};
 use serde_json::{Value, json};
 
 use crate::server::{Of, Server};
@@ -16,6 +20,8 @@ pub(crate) struct World {
     pub(crate) server: Server,
     pub(crate) health: Arc<Health>,
     held: Arc<Mutex<(Store, Index)>>,
+    /// How many updates there were that name objects.
+    updates: Arc<AtomicUsize>,
     _source: KubernetesSource,
 }
 
@@ -30,13 +36,17 @@ impl World {
         script(&server);
         let health = Arc::new(Health::new("kubernetes".into()));
         let held = Arc::new(Mutex::new((Store::new(["kubernetes".to_owned()]), Index::new())));
-        let holding = held.clone();
+        let updates = Arc::new(AtomicUsize::new(0));
+        let (holding, counting) = (held.clone(), updates.clone());
         let sink = Arc::new(move |update| {
+            if matches!(update, Update::Change { .. } | Update::Listed { .. }) {
+                counting.fetch_add(1, Ordering::Relaxed);
+            }
             let (store, index) = &mut *holding.lock().unwrap();
             store.take(Rank(0), update, index, |_| false);
         });
         let source = KubernetesSource::start(client, pacing, health.clone(), sink);
-        Self { server, health, held, _source: source }
+        Self { server, health, held, updates, _source: source }
     }
 
     /// Waits until this is so; an hour of tokio's time.
@@ -91,6 +101,24 @@ impl World {
         self.held.lock().unwrap().1.policy(&id).map(|policy| (**policy).clone())
     }
 
+    pub(crate) fn cluster_policy(&self, name: &str) -> Option<ClusterPolicy> {
+        let id = ClusterPolicyId { name: name.into(), source: "kubernetes".into() };
+        self.held.lock().unwrap().1.cluster_policy(&id).map(|policy| (**policy).clone())
+    }
+
+    pub(crate) fn traffic_policy(&self, name: &str) -> Option<PodTrafficPolicy> {
+        let id = PolicyId { source: "kubernetes".into(), key: ObjectKey::new("shop", name) };
+        self.held.lock().unwrap().1.pod_traffic_policy(&id).map(|policy| (**policy).clone())
+    }
+
+    pub(crate) fn node(&self, name: &str) -> Option<Node> {
+        self.held.lock().unwrap().1.node(name).cloned()
+    }
+
+    pub(crate) fn updates(&self) -> usize {
+        self.updates.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn namespace_labels(&self, name: &str) -> Option<Vec<String>> {
         let held = self.held.lock().unwrap();
         let labels = &held.1.namespace(name)?.labels;
@@ -125,5 +153,17 @@ pub(crate) fn policy(name: &str, cidr: &str, version: &str) -> Value {
             "policyTypes": ["Ingress"],
             "ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}],
         },
+    })
+}
+
+/// A cluster policy of this priority that denies ingress from every pod.
+pub(crate) fn cluster_policy(name: &str, priority: i32, version: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "uid": format!("uid-{name}"), "resourceVersion": version},
+        "spec": {
+            "tier": "Admin", "priority": priority, "subject": {"namespaces": {}},
+            "ingress": [{"action": "Deny", "from": [{"namespaces": {}}]}],
+        },
+        "status": {"conditions": []},
     })
 }

@@ -1,4 +1,4 @@
-//! What a test asks the API server itself: objects as they are now, and waiting for them. What a user would do (apply,
+//! Requests of tests to the API server: present objects, and waiting for them. What a user would do (apply,
 //! label, delete) goes through kubectl instead.
 
 use std::fmt::Debug;

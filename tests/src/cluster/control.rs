@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use podgate_testkit::wait::until;
 
 use super::api::Admin;
 use super::certs::Authority;
@@ -13,10 +14,9 @@ use super::programs;
 use crate::runtime::Node;
 use crate::runtime::holder::HOME;
 use crate::runtime::program::Daemon;
-use crate::runtime::wait::until;
 
 /// Longest that a busy machine needs until the API server answers.
-const START: Duration = Duration::from_secs(90);
+const START_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// What runs beside the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ impl Control {
         ];
         let mut arguments = arguments.to_vec();
         if self.controllers == Controllers::Absent {
-            // nobody makes the accounts that it asks for
+            // no controller creates the service accounts that it needs
             arguments.push("--disable-admission-plugins=ServiceAccount".into());
         }
         let command = programs::command(&self.node, "kube-apiserver", &arguments)?;
@@ -114,7 +114,7 @@ impl Control {
         self.api.take().context("kill the API server: it does not run")?.kill()?;
         // the kernel may still be taking its sockets down, and the next one wants the port
         let free = || self.node.inside(|| TcpListener::bind("[::]:6443").is_ok()).unwrap_or(false);
-        ensure!(until(START, free), "kill the API server: its port is not free");
+        ensure!(until(START_TIMEOUT, free), "kill the API server: its port is not free");
         Ok(())
     }
 
@@ -127,7 +127,7 @@ impl Control {
     pub fn await_api(&mut self) -> Result<()> {
         let mut said = String::new();
         let admin = Admin::of(&self.node);
-        let ready = until(START, || match admin.raw("/readyz") {
+        let ready = until(START_TIMEOUT, || match admin.raw("/readyz") {
             Ok(_) => true,
             Err(error) => {
                 said = format!("{error:#}");
@@ -160,7 +160,7 @@ impl Control {
             "kube-controller-manager",
             &[
                 format!("--kubeconfig={config}"),
-                // their own HTTP servers ask nobody who calls: else they end if the API server's roles are not there yet
+                // their own HTTP servers do not authenticate: else they exit if the API server's roles do not exist yet
                 "--authentication-skip-lookup=true".into(),
                 format!("--service-account-private-key-file={HOME}/accounts.key"),
                 format!("--root-ca-file={HOME}/ca.crt"),
@@ -180,7 +180,7 @@ impl Control {
             "kube-scheduler",
             &[
                 format!("--kubeconfig={config}"),
-                // their own HTTP servers ask nobody who calls: else they end if the API server's roles are not there yet
+                // their own HTTP servers do not authenticate: else they exit if the API server's roles do not exist yet
                 "--authentication-skip-lookup=true".into(),
                 "--leader-elect=false".into(),
                 "--kube-api-qps=500".into(),
@@ -196,7 +196,7 @@ impl Control {
 }
 
 /// What the tests' objects need, and no more: each costs watches and time to start.
-const CONTROLLERS: [&str; 11] = [
+const CONTROLLERS: [&str; 12] = [
     "daemonset-controller",
     "deployment-controller",
     "endpointslice-controller",
@@ -208,6 +208,7 @@ const CONTROLLERS: [&str; 11] = [
     "replicaset-controller",
     "root-ca-certificate-publisher-controller",
     "serviceaccount-controller",
+    "statefulset-controller",
 ];
 
 fn write_keys(node: &Node, authority: &Authority) -> Result<()> {

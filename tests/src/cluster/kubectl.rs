@@ -49,7 +49,7 @@ pub fn stdin(node: &Node, arguments: &[&str], input: &str) -> Result<String> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("run {command:?}"))?;
     let mut pipe = child.stdin.take().context("write to kubectl")?;
-    // it may end before it has read all: what it says then tells more than the broken pipe
+    // it may end before it has read everything: its output says more than the broken pipe
     let _ = pipe.write_all(input.as_bytes());
     drop(pipe);
     let output = child.wait_with_output().context("wait for kubectl")?;

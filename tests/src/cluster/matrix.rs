@@ -10,15 +10,15 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, ListParams};
+use podgate_testkit::wait::until;
 
 use super::pods::{self, PORTS, Workload};
 use super::probe::{self, Probe, Protocol, Server};
-use super::{Cluster, PATIENCE};
+use super::{CLUSTER_TIMEOUT, Cluster};
 use crate::oracle::{self, L4};
-use crate::runtime::wait::until;
 
 /// Longest that a change may take to be in force on a busy machine.
-const SETTLE: Duration = Duration::from_secs(20);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How a pod is addressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +40,7 @@ pub struct Case<'a> {
     pub source: IpAddr,
     /// The server's own address in this family.
     pub destination: IpAddr,
-    /// The address that is asked: the server's own or its service's.
+    /// The destination address: the server's own or its service's.
     pub asked: IpAddr,
     /// What is sent.
     pub protocol: Protocol,
@@ -154,7 +154,7 @@ impl Matrix {
             if wrong.is_empty() {
                 return Ok(started.elapsed());
             }
-            if started.elapsed() > SETTLE {
+            if started.elapsed() > SETTLE_TIMEOUT {
                 let total = wrong.len();
                 let first = wrong.into_iter().take(24).collect::<Vec<_>>().join("\n  ");
                 bail!("{title}: {total} of {} are wrong:\n  {first}", self.cases().len());
@@ -222,7 +222,7 @@ impl Cluster {
                 namespaces: Api::<Namespace>::all(client.clone()).list(&all).await?.items,
                 pods: Api::<Pod>::all(client.clone()).list(&all).await?.items,
                 policies: Api::<NetworkPolicy>::all(client).list(&all).await?.items,
-                interfaces: Vec::new(),
+                ..oracle::World::default()
             })
         })
     }
@@ -254,7 +254,7 @@ impl Cluster {
             })
             .collect();
         let mut last = String::new();
-        let known = until(PATIENCE, || {
+        let known = until(CLUSTER_TIMEOUT, || {
             self.workers.iter().all(|worker| match worker.policies() {
                 Ok(known) => {
                     last = format!("{} knows {known:?}", worker.name);

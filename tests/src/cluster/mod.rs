@@ -7,7 +7,9 @@
 
 pub mod api;
 pub mod certs;
+pub mod conformance;
 pub mod control;
+pub mod crd;
 pub mod kubectl;
 pub mod matrix;
 pub mod network;
@@ -24,9 +26,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use k8s_openapi::api::core::v1::{Node as K8sNode, ServiceAccount};
 use kube::api::{Api, ListParams};
+use podgate_testkit::wait::until;
 use serde_json::Value;
 
-use crate::runtime::wait::until;
 use api::Admin;
 use control::{Control, Controllers};
 use worker::Worker;
@@ -63,12 +65,12 @@ pub struct Options {
 }
 
 /// Longest that anything in a cluster may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const CLUSTER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A running cluster of two workers. Dropped, it is gone.
 #[derive(Debug)]
 pub struct Cluster {
-    /// Pods run here. They end first: their kubelets have nobody to tell then, and tell nobody.
+    /// The nodes with pods. Dropped first, so that their kubelets end before the API server.
     pub workers: Vec<Worker>,
     /// The control plane.
     pub control: Control,
@@ -118,7 +120,7 @@ impl Cluster {
     fn await_nodes(&mut self) -> Result<()> {
         let admin = self.admin();
         let mut seen = String::new();
-        let ready = until(PATIENCE, || {
+        let ready = until(CLUSTER_TIMEOUT, || {
             thread::sleep(Duration::from_millis(90));
             let nodes = admin.call(async |client| {
                 let nodes: Api<K8sNode> = Api::all(client);

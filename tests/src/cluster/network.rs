@@ -49,7 +49,7 @@ pub fn control(node: &Node) -> Result<()> {
     .context("make the bridge between the nodes")
 }
 
-/// Wires a worker to the control plane's bridge and tells it where the pods of `others` are.
+/// Connects a worker to the control plane's bridge and adds routes to the pods of `others`.
 pub fn attach(control: &Node, node: &Node, number: u8, others: &[u8]) -> Result<()> {
     let wire = format!("node{number}");
     let mut link = std::process::Command::new("ip");

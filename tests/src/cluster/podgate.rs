@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
+use podgate_testkit::wait::until;
 use serde_json::{Value, json};
 
 use super::worker::Worker;
-use super::{Cluster, PATIENCE, Proxy, kubectl};
+use super::{CLUSTER_TIMEOUT, Cluster, Proxy, kubectl};
 use crate::runtime::policyd;
-use crate::runtime::wait::until;
 
 /// The namespace of the rendered objects.
 pub const NAMESPACE: &str = "podgate-system";
@@ -39,7 +39,7 @@ impl Cluster {
     }
 
     /// What `kubectl apply -k` of the base would apply, as a list of objects. Without kube-proxy the API server's
-    /// service address leads nowhere on a node itself, so policyd is told where it really is, as `deploy/` advises.
+    /// service address leads nowhere on a node itself, so policyd gets the API server's real address, as `deploy/` advises.
     pub fn podgate_objects(&self) -> Result<Vec<Value>> {
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize/base");
         let base = base.canonicalize().context("find the rendered objects")?;
@@ -73,7 +73,7 @@ impl Cluster {
     /// Waits until every node's policyd is ready and its conflist has our entry.
     pub fn await_podgate(&self) -> Result<()> {
         let mut missing = String::new();
-        let ready = until(PATIENCE, || {
+        let ready = until(CLUSTER_TIMEOUT, || {
             std::thread::sleep(Duration::from_millis(90));
             missing = match self.podgate_missing() {
                 Ok(missing) => missing,

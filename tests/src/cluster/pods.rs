@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
+use podgate_testkit::wait::until;
 use serde_json::{Value, json};
 
 use super::podgate::is_ready;
-use super::{Cluster, PATIENCE};
+use super::{CLUSTER_TIMEOUT, Cluster};
 use crate::runtime::image;
-use crate::runtime::wait::until;
 
 /// Ports that every workload lists, and probes ask for.
 pub const PORTS: [u16; 2] = [80, 81];
@@ -115,7 +115,7 @@ impl Cluster {
     pub fn make_namespaces(&self, names: &[&str]) -> Result<()> {
         self.apply(&names.iter().map(|name| namespace(name)).collect::<Vec<_>>())?;
         let admin = self.admin();
-        let filled = until(PATIENCE, || {
+        let filled = until(CLUSTER_TIMEOUT, || {
             names.iter().all(|name| {
                 let accounts = admin.list::<k8s_openapi::api::core::v1::ServiceAccount>(name);
                 accounts.is_ok_and(|accounts| !accounts.is_empty())
@@ -132,7 +132,7 @@ impl Cluster {
     /// Waits until all of these pods are ready.
     pub fn workloads(&self, wanted: &[(&str, &str)]) -> Result<Vec<Workload>> {
         let mut pods = BTreeMap::new();
-        let ready = until(PATIENCE, || {
+        let ready = until(CLUSTER_TIMEOUT, || {
             std::thread::sleep(Duration::from_millis(90));
             let namespaces: std::collections::BTreeSet<_> = wanted.iter().map(|w| w.0).collect();
             for namespace in namespaces {

@@ -1,4 +1,4 @@
-//! Probes: who answers whom. Servers and clients are sockets of this process in the pods' network namespaces, so that
+//! Probes: which pod reaches which. Servers and clients are sockets of this process in the pods' network namespaces, so that
 //! all pairs are tried at once and a round costs no more than the time that an unanswered one is given.
 
 use std::collections::BTreeMap;
@@ -21,14 +21,14 @@ use crate::runtime::node::in_namespace;
 
 /// How long an answer is waited for that should not come: what each refused try costs. An allowed one takes
 /// milliseconds.
-const REFUSED: Duration = Duration::from_millis(700);
+const DENIED_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// How long an answer is waited for that should come. On a busy machine it may be late; a round waits so long only for
 /// what is out of reach.
-const ALLOWED: Duration = Duration::from_secs(5);
+const ALLOWED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long before a datagram is sent again.
-const AGAIN: Duration = Duration::from_millis(230);
+const RESEND_INTERVAL: Duration = Duration::from_millis(230);
 
 /// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,7 +54,7 @@ impl Protocol {
 pub struct Probe {
     /// The client's network namespace.
     pub from: PathBuf,
-    /// Whom it asks.
+    /// The destination.
     pub to: SocketAddr,
     /// How.
     pub protocol: Protocol,
@@ -117,7 +117,7 @@ async fn accept(listener: TcpListener, name: String) {
                 let _ = stream.write_all(name.as_bytes()).await;
                 let _ = stream.shutdown().await;
                 // until the client is done: a reset would take the answer away from it
-                let _ = timeout(ALLOWED, stream.read(&mut [0; 1])).await;
+                let _ = timeout(ALLOWED_TIMEOUT, stream.read(&mut [0; 1])).await;
             });
         }
     }
@@ -170,7 +170,7 @@ async fn ask(probe: &Probe) -> Option<String> {
                 stream.read_to_string(&mut name).await.ok()?;
                 Some(name)
             }
-            // Nobody repairs a datagram that a busy machine has lost. Nor one from a port that lately asked the same pod
+            // A datagram that a busy machine has lost is not repeated. Nor one from a port that lately reached the same pod
             // through its service, which is refused for its answer's sake: from another port, then.
             Protocol::Udp => loop {
                 if let Some(name) = ask_by_datagram(probe.to).await {
@@ -179,7 +179,7 @@ async fn ask(probe: &Probe) -> Option<String> {
             },
         }
     };
-    let limit = if probe.allowed { ALLOWED } else { REFUSED };
+    let limit = if probe.allowed { ALLOWED_TIMEOUT } else { DENIED_TIMEOUT };
     timeout(limit, asked).await.ok().flatten().filter(|name| !name.is_empty())
 }
 
@@ -191,9 +191,9 @@ async fn ask_by_datagram(to: SocketAddr) -> Option<String> {
     for _ in 0..3 {
         // an earlier one may have been answered with an error
         let _ = socket.send(b"who?").await;
-        match timeout(AGAIN, socket.recv(&mut data)).await {
+        match timeout(RESEND_INTERVAL, socket.recv(&mut data)).await {
             Ok(Ok(length)) => return String::from_utf8(data[..length].to_vec()).ok(),
-            Ok(Err(_)) => sleep(AGAIN).await,
+            Ok(Err(_)) => sleep(RESEND_INTERVAL).await,
             Err(_) => {}
         }
     }

@@ -44,7 +44,7 @@ pub fn main<T: Send + 'static>(
     let trials = tests.into_iter().map(|test| {
         let shared = shared.clone();
         Trial::test(test.name, move || {
-            // a panic elsewhere is told there
+            // a panic in another test is reported there
             let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
             let shared = shared.as_mut().ok_or("nothing was started")?;
             (test.run)(shared).map_err(|error| Failed::from(format!("{error:#}")))

@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use podgate_testkit::packet::{Ip, Transport, ethernet, icmp, protocol, raw, sctp, tcp, udp, vlan};
+
 use super::control::solicited;
 use super::dice::Dice;
 use super::{Direction, Scene};
-use crate::packet::{Ip, Transport, ethernet, icmp, protocol, raw, sctp, tcp, udp, vlan};
 
 /// Addresses that mean something else than one host.
 const ODD4: [&str; 7] = [

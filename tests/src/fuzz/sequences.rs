@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
+use podgate_testkit::packet::{Ip, Transport, icmp, sctp, tcp, udp};
+
 use super::dice::Dice;
 use super::{Direction, Scene, Shot, Via, frames, mutate};
-use crate::packet::{Ip, Transport, icmp, sctp, tcp, udp};
 
 /// The next sequence of up to a dozen frames.
 pub fn sequence(dice: &mut Dice, scene: &Scene) -> Vec<Shot> {

@@ -6,20 +6,23 @@ use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use podgate_bpf::abi::{
-    BackendState, Counter, Direction, Expect, Flow, Mode, Note, Reason, Startup, Verdict,
+    BackendState, Counter, Direction, Expect, Flow, Mode, Reason, Startup, Stat, Verdict,
 };
 use podgate_bpf::events::Events;
-use podgate_bpf::handshake::EndpointRef;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::{Counters, PolicyMap, Registration};
+use podgate_bpf::pins::TO_POD;
 use podgate_bpf::services::{Backend, ServiceEntry};
 use podgate_bpf::testrun::Context;
-use podgate_bpf::{Gate, PinRoot};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_contract::handshake::EndpointRef;
+use podgate_testkit::packet::{addr, udp};
+use podgate_testkit::sandbox::{self, Veth};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::wire::Wire;
 use super::world::{Entry, Ports, Service, World};
-use crate::packet::addr;
-use crate::sandbox::{self, Veth};
+use super::{PEER, POD, UPLINK, Via};
 
 /// TC_ACT_UNSPEC: the next program, or the stack.
 pub const NEXT: i32 = -1;
@@ -38,27 +41,43 @@ pub(super) fn must<T, E: fmt::Display>(what: &str, result: Result<T, E>) -> T {
 /// table is done with serve the next one.
 #[derive(Debug)]
 struct Loaded {
-    gate: Gate,
+    datapath: Datapath,
     root: PinRoot,
+    carrier: Carrier,
+    wire: Option<Wire>,
+}
+
+/// How a packet that the node received gets to the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carrier {
+    /// By a test run, where the kernel's takes an `ingress_ifindex`; over the wire elsewhere.
+    TestRun,
+    /// Over the wire.
+    Wire,
 }
 
 static IDLE: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
 
 impl Loaded {
     /// Maps as they are after loading; of whatever table they were before.
-    fn new() -> Self {
-        let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    fn new(carrier: Carrier) -> Self {
+        let mut all_idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = all_idle.iter().position(|idle| idle.carrier == carrier);
+        let idle = idle.map(|idle| all_idle.swap_remove(idle));
+        drop(all_idle);
         let loaded = idle.unwrap_or_else(|| {
             let root = PinRoot::new(sandbox::pin_dir());
             let sizes =
                 Sizes { flows4: 1024, flows6: 1024, frags: 256, affinity: 256, ..Sizes::default() };
-            let gate = must("load the programs", Gate::open_or_load(&root, &sizes));
-            Self { gate, root }
+            let datapath = must("load the programs", Datapath::open_or_load(&root, &sizes));
+            let over_wire = carrier == Carrier::Wire || !takes_ingress_ifindex(&datapath);
+            let wire = over_wire.then(|| Wire::new(&root.path(TO_POD)));
+            Self { datapath, root, carrier, wire }
         });
-        let control = loaded.gate.maps.control();
+        let control = loaded.datapath.maps.control();
         control.set_mode(Mode::Enforce);
-        control.tell_allowed(false);
-        control.events_per_second(u32::MAX);
+        control.set_report_allowed(false);
+        control.set_event_limit(u32::MAX);
         loaded
     }
 
@@ -80,6 +99,7 @@ impl Loaded {
                 "expected",
             ])
             .chain(["services4", "services6", "slots", "backends", "affinity"])
+            .chain(["limits", "meters", "traffic", "scopes", "accounts"])
             .all(|name| {
                 let map = self.map(name);
                 let keys: Vec<_> = map.keys().collect();
@@ -95,8 +115,9 @@ impl Loaded {
         let usage = self.map("flow_use");
         let unused =
             usage.keys().all(|family| usage.update(&family, &[0; 8], MapFlags::ANY).is_ok());
-        let drained =
-            Events::new(&self.gate.maps, |_| ()).and_then(|ring| ring.poll(Duration::ZERO)).is_ok();
+        let drained = Events::new(&self.datapath.maps, |_| ())
+            .and_then(|ring| ring.poll(Duration::ZERO))
+            .is_ok();
         emptied && zeroed && unused && drained
     }
 }
@@ -163,18 +184,26 @@ impl Met {
 impl Lab {
     /// Loads the programs and builds the world.
     pub fn new(world: &World) -> Self {
-        // A device is only a number here: all labs of a process share one.
+        Self::with(world, Carrier::TestRun)
+    }
+
+    pub(super) fn with(world: &World, carrier: Carrier) -> Self {
+        // A device is only a number in a test run: all labs of a process share one.
         static VETH: OnceLock<Veth> = OnceLock::new();
-        let veth = VETH.get_or_init(|| must("make a veth", Veth::new()));
+        let loaded = Loaded::new(carrier);
+        let ifindex = loaded.wire.as_ref().map_or_else(
+            || VETH.get_or_init(|| must("make a veth", Veth::new())).ifindex,
+            Wire::ifindex,
+        );
         let mut lab = Self {
-            ifindex: veth.ifindex,
-            loaded: Some(Loaded::new()),
+            ifindex,
+            loaded: Some(loaded),
             reusable: true,
             owner: 0x5eed,
             policy: None,
             next_rule: 1,
         };
-        let maps = &lab.gate().maps;
+        let maps = &lab.datapath().maps;
         for (address, class) in &world.peers {
             must("set a peer", maps.set_peer(*address, *class));
         }
@@ -202,8 +231,8 @@ impl Lab {
     }
 
     /// The programs and maps.
-    pub fn gate(&self) -> &Gate {
-        &self.loaded().gate
+    pub fn datapath(&self) -> &Datapath {
+        &self.loaded().datapath
     }
 
     /// Where the maps are pinned.
@@ -232,13 +261,13 @@ impl Lab {
             pod: None,
             netns: String::new(),
         };
-        must("register the pod", self.gate().maps.register(&registration));
+        must("register the pod", self.datapath().maps.register(&registration));
     }
 
     /// Gives the pod another startup state.
     pub fn startup(&self, startup: Startup) {
         let endpoint = EndpointRef { ifindex: self.ifindex, owner: self.owner };
-        let changed = self.gate().maps.set_startup(endpoint, startup);
+        let changed = self.datapath().maps.set_startup(endpoint, startup);
         assert!(must("change the startup state", changed), "the pod is not registered");
     }
 
@@ -256,8 +285,8 @@ impl Lab {
 
     fn install(&mut self, entries: &[Entry]) {
         let spelled: Vec<_> = entries.iter().flat_map(|entry| entry.spell(self.owner)).collect();
-        let map = must("make a policy map", self.gate().maps.new_policy_map(&spelled));
-        must("install it", self.gate().maps.install_policy_maps(&[(self.ifindex, &map)]));
+        let map = must("make a policy map", self.datapath().maps.new_policy_map(&spelled));
+        must("install it", self.datapath().maps.install_policy_maps(&[(self.ifindex, &map)]));
         self.next_rule = entries.len() as u32 + 1;
         self.policy = Some(map);
     }
@@ -268,7 +297,7 @@ impl Lab {
     }
 
     fn entry(&self, direction: Direction, class: u32, ports: Ports, verdict: Verdict) -> Entry {
-        Entry { direction, class, ports, verdict, rule: self.next_rule }
+        Entry { direction, class, ports, verdict, logged: false, rule: self.next_rule }
     }
 
     fn policy(&self) -> &PolicyMap {
@@ -297,14 +326,19 @@ impl Lab {
         entries.iter().find(|(found, _)| *found == key).map_or(0, |(_, value)| value.hits)
     }
 
+    /// The owner number of the pod's registration.
+    pub fn owner(&self) -> u32 {
+        self.owner
+    }
+
     /// Moves an address to another class.
     pub fn set_peer(&self, address: &str, class: u32) {
-        must("set a peer", self.gate().maps.set_peer(addr(address), class));
+        must("set a peer", self.datapath().maps.set_peer(addr(address), class));
     }
 
     /// Makes service number `id` what it says, in place of what it was.
     pub fn serve(&self, id: u32, service: &Service) {
-        let maps = self.gate().maps.services();
+        let maps = self.datapath().maps.services();
         for ((of, backend), _) in must("read backends", maps.backends()) {
             if of == id && !service.ready.contains(&backend) {
                 must("remove a backend", maps.remove_backend(id, backend));
@@ -328,25 +362,25 @@ impl Lab {
 
     /// Has every flow judged again.
     pub fn bump(&self) {
-        self.gate().maps.control().bump_epoch();
+        self.datapath().maps.control().bump_epoch();
     }
 
     /// What a denial does from now on.
     pub fn set_mode(&self, mode: Mode) {
-        self.gate().maps.control().set_mode(mode);
+        self.datapath().maps.control().set_mode(mode);
     }
 
     /// How often a note was made.
-    pub fn notes(&self, note: Note) -> u64 {
-        must("read counters", self.gate().maps.counters()).note(note)
+    pub fn stat(&self, stat: Stat) -> u64 {
+        must("read counters", self.datapath().maps.counters()).stat(stat)
     }
 
     /// The remembered flows of both families, without their keys.
     pub fn flows(&self) -> Vec<Flow> {
-        let v4 = must("read flows4", self.gate().maps.flow_table().flows4())
+        let v4 = must("read flows4", self.datapath().maps.flow_table().flows4())
             .into_iter()
             .map(|(_, flow)| flow);
-        let v6 = must("read flows6", self.gate().maps.flow_table().flows6())
+        let v6 = must("read flows6", self.datapath().maps.flow_table().flows6())
             .into_iter()
             .map(|(_, flow)| flow);
         v4.chain(v6).collect()
@@ -354,10 +388,10 @@ impl Lab {
 
     /// Lets time pass for every flow, in the programs' coarse seconds (2^30 ns).
     pub fn age_flows(&self, seconds: u32) {
-        for (key, flow) in must("read flows4", self.gate().maps.flow_table().flows4()) {
+        for (key, flow) in must("read flows4", self.datapath().maps.flow_table().flows4()) {
             self.age("flows4", key.as_bytes(), flow, seconds);
         }
-        for (key, flow) in must("read flows6", self.gate().maps.flow_table().flows6()) {
+        for (key, flow) in must("read flows6", self.datapath().maps.flow_table().flows6()) {
             self.age("flows6", key.as_bytes(), flow, seconds);
         }
     }
@@ -396,14 +430,35 @@ impl Lab {
     }
 
     fn counters(&self) -> Counters {
-        must("read counters", self.gate().maps.counters())
+        must("read counters", self.datapath().maps.counters())
     }
 
-    /// Sends a frame through one of the programs, once.
-    pub fn send(&self, direction: Direction, frame: &[u8], ingress_ifindex: u32) -> Met {
+    /// Sends a frame through one of the programs, once. Only the program to the pod looks where a packet came from.
+    pub fn send(&self, direction: Direction, frame: &[u8], via: Via) -> Met {
         let before = self.counters();
+        let is_judged = || !self.risen_since(&before).is_empty();
+        let (action, packet) = match (&self.loaded().wire, direction, via) {
+            (Some(wire), Direction::Ingress, Via::Uplink | Via::Pod) => {
+                match wire.send(frame, via, is_judged) {
+                    Some(arrived) => (NEXT, arrived),
+                    None => (DROP, frame.to_vec()),
+                }
+            }
+            (None, Direction::Ingress, Via::Uplink) => self.test_run(direction, frame, UPLINK),
+            (None, Direction::Ingress, Via::Pod) => self.test_run(direction, frame, self.ifindex),
+            (_, Direction::Egress, _) | (_, _, Via::Nothing) => self.test_run(direction, frame, 0),
+        };
+        Met { action, packet, direction, rose: self.risen_since(&before) }
+    }
+
+    fn test_run(&self, direction: Direction, frame: &[u8], ingress_ifindex: u32) -> (i32, Vec<u8>) {
         let context = Context { ifindex: self.ifindex, ingress_ifindex };
-        let outcome = must("run a program", self.gate().test_run(direction, context, frame, 1));
+        let run = self.datapath().test_run(direction, context, frame, 1);
+        let outcome = must("run a program", run);
+        (outcome.action, outcome.packet)
+    }
+
+    fn risen_since(&self, before: &Counters) -> Vec<(Direction, Reason, Counter)> {
         let after = self.counters();
         let mut rose = Vec::new();
         for &way in Direction::ALL {
@@ -415,8 +470,19 @@ impl Lab {
                 }
             }
         }
-        Met { action: outcome.action, packet: outcome.packet, direction, rose }
+        rose
     }
+}
+
+/// Whether a test run can say where the node received the packet. Nothing is registered yet: the packet is dropped.
+fn takes_ingress_ifindex(datapath: &Datapath) -> bool {
+    const LOOPBACK: u32 = 1;
+    static TAKES: OnceLock<bool> = OnceLock::new();
+    *TAKES.get_or_init(|| {
+        let context = Context { ifindex: LOOPBACK, ingress_ifindex: LOOPBACK };
+        let frame = udp(1, 2).between(PEER, POD).frame();
+        datapath.test_run(Direction::Ingress, context, &frame, 1).is_ok()
+    })
 }
 
 impl Drop for Lab {
@@ -426,14 +492,14 @@ impl Drop for Lab {
             IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(loaded);
         } else {
             // The file system goes with the process; the maps' memory should not wait for that.
-            let _ = Gate::unload(&loaded.root);
+            let _ = Datapath::unload(&loaded.root);
         }
     }
 }
 
 impl fmt::Display for Lab {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let maps = &self.gate().maps;
+        let maps = &self.datapath().maps;
         writeln!(f, "  mode {:?}, epoch {}", maps.control().mode(), maps.control().epoch())?;
         writeln!(f, "  registration {:?}", maps.registration(self.ifindex))?;
         writeln!(f, "  peers {:?}", maps.peers())?;

@@ -1,16 +1,15 @@
-//! What stands in the maps before a table's first packet.
+//! The content of the maps before a table's first packet.
 
 use std::net::IpAddr;
 
 use podgate_bpf::abi::{
-    Direction, POLICY_PREFIX_ANY, POLICY_PREFIX_PORT, POLICY_PREFIX_PROTOCOL, PolicyKey,
-    PolicyValue, SOME_PORT, Startup, Verdict,
+    Direction, POLICY_PREFIX_ANY, POLICY_PREFIX_PORT, POLICY_PREFIX_PROTOCOL, PolicyFlag,
+    PolicyKey, PolicyValue, SOME_PORT, Startup, Verdict,
 };
-
 use podgate_bpf::services::{Backend, Frontend};
+use podgate_testkit::packet::addr;
 
 use super::{ANY, POD, POD6};
-use crate::packet::addr;
 
 /// What an entry covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +43,12 @@ pub(super) struct Entry {
     pub(super) class: u32,
     pub(super) ports: Ports,
     pub(super) verdict: Verdict,
+    pub(super) logged: bool,
     pub(super) rule: u32,
 }
 
 impl Entry {
-    /// As map entries: policyd's encoder writes the "some port" twin of what is allowed too.
+    /// As map entries: policyd's encoder writes the "some port" twin of what passes too.
     pub(super) fn spell(&self, owner: u32) -> Vec<(PolicyKey, PolicyValue)> {
         let (prefixlen, protocol, port) = self.ports.spell();
         let key = PolicyKey {
@@ -59,10 +59,15 @@ impl Entry {
             protocol,
             port: port.to_be_bytes(),
         };
-        let value =
-            PolicyValue { rule: self.rule, verdict: self.verdict as u8, pad: [0; 3], hits: 0 };
+        let value = PolicyValue {
+            rule: self.rule,
+            verdict: self.verdict as u8,
+            flags: if self.logged { PolicyFlag::Log as u8 } else { 0 },
+            pad: [0; 2],
+            hits: 0,
+        };
         let mut entries = vec![(key, value)];
-        if self.verdict == Verdict::Allow {
+        if matches!(self.verdict, Verdict::Allow | Verdict::Audit) {
             let twin = PolicyKey {
                 prefixlen: prefixlen.min(POLICY_PREFIX_PROTOCOL),
                 direction: key.direction + SOME_PORT,
@@ -155,7 +160,7 @@ impl World {
         Self { startup, ..Self::new(None) }
     }
 
-    /// An interface that nobody registered.
+    /// An interface without a registration.
     pub fn unregistered() -> Self {
         Self { registered: false, ..Self::new(None) }
     }
@@ -175,10 +180,28 @@ impl World {
         self.entry(direction, class, ports, Verdict::Deny)
     }
 
+    /// Adds an entry that denies and tells the sender.
+    pub fn reject(self, direction: Direction, class: u32, ports: Ports) -> Self {
+        self.entry(direction, class, ports, Verdict::Reject)
+    }
+
+    /// Adds an entry of a policy that is only audited and would deny.
+    pub fn audit(self, direction: Direction, class: u32, ports: Ports) -> Self {
+        self.entry(direction, class, ports, Verdict::Audit)
+    }
+
+    /// Has each new flow reported that the entry added last decides.
+    pub fn logged(mut self) -> Self {
+        if let Some(entry) = self.entries.as_mut().and_then(|entries| entries.last_mut()) {
+            entry.logged = true;
+        }
+        self
+    }
+
     fn entry(mut self, direction: Direction, class: u32, ports: Ports, verdict: Verdict) -> Self {
         let entries = self.entries.get_or_insert_default();
         let rule = entries.len() as u32 + 1;
-        entries.push(Entry { direction, class, ports, verdict, rule });
+        entries.push(Entry { direction, class, ports, verdict, logged: false, rule });
         self
     }
 

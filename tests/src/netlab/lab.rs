@@ -6,17 +6,19 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use podgate_bpf::abi::{BackendState, Direction, Note, Reason, Startup};
+use podgate_bpf::abi::{BackendState, Direction, Reason, Startup, Stat};
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::Registration;
 use podgate_bpf::services::{Backend, Frontend, ServiceEntry};
-use podgate_bpf::{Gate, PinRoot};
-use podgate_policy::compile::{Class, EndpointId};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_policy::tables::{Class, EndpointId};
+use podgate_testkit::net::Net;
+use podgate_testkit::sandbox;
+use podgate_testkit::wait::eventually;
+use policyd::sync::{MapChange, MapState, PolicyMaps};
 
-use super::{Net, Policy, eventually};
-use crate::sandbox;
-use policyd::sync::{Kernel, MapChange, MapState};
+use super::Policy;
 
 /// A family of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +67,7 @@ impl Pod {
 /// What the maps should hold, and the way there.
 #[derive(Debug)]
 struct Writer {
-    kernel: Kernel,
+    policy_maps: PolicyMaps,
     wanted: MapState,
     owners: std::collections::BTreeMap<EndpointId, u32>,
 }
@@ -76,7 +78,7 @@ pub struct Lab {
     /// The node's namespace.
     pub node: Net,
     /// Programs and maps.
-    pub gate: Arc<Gate>,
+    pub datapath: Arc<Datapath>,
     attach: AttachMode,
     root: PinRoot,
     writer: Mutex<Writer>,
@@ -89,10 +91,11 @@ impl Lab {
     pub fn new(attach: AttachMode) -> Self {
         let root = PinRoot::new(sandbox::pin_dir());
         let sizes = Sizes { flows4: 4096, flows6: 4096, frags: 1024, ..Sizes::default() };
-        let gate =
-            Gate::open_or_load(&root, &sizes).unwrap_or_else(|e| panic!("load the programs: {e}"));
-        let gate = Arc::new(gate);
-        let adopted = Kernel::adopt(gate.clone()).unwrap_or_else(|e| panic!("read the maps: {e}"));
+        let datapath = Datapath::open_or_load(&root, &sizes)
+            .unwrap_or_else(|e| panic!("load the programs: {e}"));
+        let datapath = Arc::new(datapath);
+        let recovered =
+            PolicyMaps::recover(datapath.clone()).unwrap_or_else(|e| panic!("read the maps: {e}"));
         let node = Net::new();
         node.ip("link add br0 type bridge forward_delay 0 mcast_snooping 0
              link set br0 up
@@ -101,13 +104,13 @@ impl Lab {
         node.sysctl("ipv4/ip_forward", "1");
         node.sysctl("ipv6/conf/all/forwarding", "1");
         let writer = Writer {
-            kernel: adopted.kernel,
+            policy_maps: recovered.policy_maps,
             wanted: MapState::default(),
             owners: Default::default(),
         };
         Self {
             node,
-            gate,
+            datapath,
             attach,
             root,
             writer: Mutex::new(writer),
@@ -149,7 +152,7 @@ impl Lab {
         Pod { net, host, ifindex, v4, v6 }
     }
 
-    /// A pod behind a gate that nobody has programmed yet.
+    /// A pod with a gate and no policy map yet.
     pub fn registered(&self, startup: Startup) -> Pod {
         let pod = self.pod();
         self.register(&pod, startup);
@@ -181,9 +184,9 @@ impl Lab {
             pod: None,
             netns: String::new(),
         };
-        let registered = self.gate.maps.register(&registration);
+        let registered = self.datapath.maps.register(&registration);
         registered.unwrap_or_else(|e| panic!("register {}: {e}", pod.host));
-        let attached = self.node.run(|| self.gate.attach(pod.ifindex, self.attach));
+        let attached = self.node.run(|| self.datapath.attach(pod.ifindex, self.attach));
         attached.unwrap_or_else(|e| panic!("attach {}: {e}", pod.host));
         self.change(|writer| {
             writer.owners.insert(EndpointId(pod.ifindex), owner);
@@ -197,7 +200,7 @@ impl Lab {
 
     /// Puts freshly loaded programs in the place of those at the gates, as an upgrade does.
     pub fn replace_programs(&self) {
-        let replaced = self.node.run(|| Gate::replace_programs(&self.root, &Sizes::default()));
+        let replaced = self.node.run(|| Datapath::replace_programs(&self.root, &Sizes::default()));
         replaced.map(drop).unwrap_or_else(|e| panic!("replace the programs: {e}"));
     }
 
@@ -221,16 +224,16 @@ impl Lab {
     fn change(&self, change: impl FnOnce(&mut Writer)) {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut writer);
-        let Writer { kernel, wanted, owners } = &mut *writer;
-        let change = MapChange::between(kernel.shadow(), wanted);
-        let outcome = kernel.commit(&change, owners, &BTreeMap::new());
+        let Writer { policy_maps, wanted, owners } = &mut *writer;
+        let change = MapChange::between(policy_maps.shadow(), wanted);
+        let outcome = policy_maps.commit(&change, owners, &BTreeMap::new());
         assert!(outcome.is_complete(), "commit: {outcome:?}");
     }
 
     /// Makes a service number `id` with these endpoints, in place of what it was, in the order in which no packet
     /// meets half of it.
     pub fn serve(&self, id: u32, frontend: Frontend, endpoints: &[Backend]) {
-        let maps = self.gate.maps.services();
+        let maps = self.datapath.maps.services();
         let done = || -> podgate_bpf::Result<()> {
             let ready: Vec<_> = endpoints.iter().map(|&b| (id, b, BackendState::Ready)).collect();
             maps.set_backends(&ready)?;
@@ -251,10 +254,10 @@ impl Lab {
             Ok(())
         };
         done().unwrap_or_else(|e| panic!("serve {frontend:?}: {e}"));
-        self.gate.maps.control().bump_epoch();
+        self.datapath.maps.control().bump_epoch();
     }
 
-    /// The address of a service, which nobody on the link has.
+    /// The address of a service, which no interface on the link has.
     pub fn service_address(family: Family) -> IpAddr {
         match family {
             Family::V4 => Ipv4Addr::new(10, 96, 0, 10).into(),
@@ -264,7 +267,7 @@ impl Lab {
 
     /// Makes an address count as the node's own.
     pub fn own_node_address(&self, address: IpAddr) {
-        let added = self.gate.maps.add_node_addr(address);
+        let added = self.datapath.maps.add_node_addr(address);
         added.unwrap_or_else(|e| panic!("add node address {address}: {e}"));
     }
 
@@ -274,12 +277,12 @@ impl Lab {
     }
 
     /// How often this happened so far.
-    pub fn noted(&self, note: Note) -> u64 {
-        self.counters().note(note)
+    pub fn stat(&self, stat: Stat) -> u64 {
+        self.counters().stat(stat)
     }
 
     fn counters(&self) -> podgate_bpf::maps::Counters {
-        self.gate.maps.counters().unwrap_or_else(|e| panic!("read counters: {e}"))
+        self.datapath.maps.counters().unwrap_or_else(|e| panic!("read counters: {e}"))
     }
 
     /// Every counter that is not 0, for messages.
@@ -337,6 +340,6 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         // links and filters hold the programs: the namespace takes those along, pins of links do not go with it
-        let _ = Gate::unload(&self.root);
+        let _ = Datapath::unload(&self.root);
     }
 }

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use podgate_policy::compile::{Class, Entry, PortMatch, RuleId};
 use podgate_policy::model::{Direction, Protocol};
+use podgate_policy::tables::{Class, Decision, Effect, Entry, PortMatch, RuleId};
 
 use policyd::encode::{self, MapKey};
 
 /// A pod's table in the making.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
-    entries: BTreeMap<Entry, RuleId>,
+    entries: BTreeMap<Entry, Decision>,
 }
 
 impl Policy {
@@ -40,12 +40,24 @@ impl Policy {
     #[must_use]
     pub fn entry(mut self, direction: Direction, class: Class, ports: PortMatch) -> Self {
         let rule = RuleId(self.entries.len() as u32 + 1);
-        self.entries.insert(Entry { direction, class, ports }, rule);
+        self.entries.insert(Entry { direction, class, ports }, Decision::allow(rule));
+        self
+    }
+
+    /// Denies everything that nothing else is said of, in both directions, and tells each sender.
+    #[must_use]
+    pub fn rejecting(mut self) -> Self {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let rule = RuleId(self.entries.len() as u32 + 1);
+            let entry = Entry { direction, class: Class::ANY, ports: PortMatch::Everything };
+            let decision = Decision { effect: Effect::Reject, rule, log: false };
+            self.entries.insert(entry, decision);
+        }
         self
     }
 
     /// The same as the map of an endpoint with this `owner` number has it.
-    pub(super) fn spelled(&self, owner: u32) -> BTreeMap<MapKey, RuleId> {
+    pub(super) fn spelled(&self, owner: u32) -> BTreeMap<MapKey, Decision> {
         encode::table(owner, &self.entries, |_| None)
     }
 }

@@ -8,11 +8,10 @@ use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt,
-    socket, sockopt,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, sendto,
+    setsockopt, socket, sockopt,
 };
-
-use super::Net;
+use podgate_testkit::net::Net;
 
 /// An AF_PACKET socket. It sees every frame of its interface's namespace but loopback's, in both
 /// directions, from the moment it is made.
@@ -26,20 +25,32 @@ impl Tap {
     /// Opens one in `net`; frames are sent out of `interface`.
     #[track_caller]
     pub fn new(net: &Net, interface: &str) -> Self {
-        net.run(|| {
-            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
-                .unwrap_or_else(|e| panic!("open a packet socket: {e}"));
-            setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20))
-                .unwrap_or_else(|e| panic!("enlarge a packet socket's buffer: {e}"));
-            // its address as the kernel tells it, for nobody else makes a sockaddr_ll without unsafe
-            let link = getifaddrs()
-                .unwrap_or_else(|e| panic!("list interfaces: {e}"))
-                .filter(|found| found.interface_name == interface)
-                .find_map(|found| found.address?.as_link_addr().copied())
-                .unwrap_or_else(|| panic!("no interface {interface} to tap"));
-            Self { socket, link }
-        })
+        net.run(|| Self::here(interface))
+    }
+
+    /// Opens one in the calling thread's namespace that sees the frames of `interface` alone. What it sends it does not see.
+    #[track_caller]
+    pub fn of_interface(interface: &str) -> Self {
+        let tap = Self::here(interface);
+        bind(tap.socket.as_raw_fd(), &tap.link)
+            .unwrap_or_else(|e| panic!("bind a packet socket to {interface}: {e}"));
+        tap
+    }
+
+    #[track_caller]
+    fn here(interface: &str) -> Self {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
+            .unwrap_or_else(|e| panic!("open a packet socket: {e}"));
+        setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20))
+            .unwrap_or_else(|e| panic!("enlarge a packet socket's buffer: {e}"));
+        // its address from the kernel, because a sockaddr_ll cannot be made without unsafe
+        let link = getifaddrs()
+            .unwrap_or_else(|e| panic!("list interfaces: {e}"))
+            .filter(|found| found.interface_name == interface)
+            .find_map(|found| found.address?.as_link_addr().copied())
+            .unwrap_or_else(|| panic!("no interface {interface} to tap"));
+        Self { socket, link }
     }
 
     /// Sends a whole frame, Ethernet header first.

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-
-use super::wait::until;
+use podgate_testkit::wait::until;
 
 const ROOT: &str = "/sys/fs/cgroup";
 

@@ -1,5 +1,6 @@
 //! The kubelet's side of CRI, as far as the tests need it: blocking, each call with a deadline.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use super::holder::HOME;
 use super::image;
 
 /// Enough for any call on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const RPC_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A pod to be made.
 #[derive(Clone, Debug)]
@@ -32,12 +33,26 @@ pub struct Pod {
     pub name: String,
     /// UID; differs between two pods of the same name.
     pub uid: String,
+    /// What the kubelet passes on of the pod's annotations.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Pod {
     /// A pod in the namespace `default`.
     pub fn new(name: &str) -> Self {
-        Self { namespace: "default".into(), name: name.into(), uid: format!("uid-of-{name}") }
+        Self {
+            namespace: "default".into(),
+            name: name.into(),
+            uid: format!("uid-of-{name}"),
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    /// With an annotation.
+    #[must_use]
+    pub fn annotated(mut self, key: &str, value: &str) -> Self {
+        self.annotations.insert(key.to_owned(), value.to_owned());
+        self
     }
 
     /// Another pod with the same name.
@@ -55,6 +70,7 @@ impl Pod {
                 attempt: 0,
             }),
             hostname: self.name.clone(),
+            annotations: self.annotations.clone().into_iter().collect(),
             log_directory: format!("{HOME}/logs/{}", self.uid),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: format!("/{cgroup}"),
@@ -103,14 +119,14 @@ impl Cri {
 
     /// Whether the runtime service answers.
     pub fn version(&mut self) -> Result<String, Status> {
-        let request = within(VersionRequest::default(), PATIENCE);
+        let request = within(VersionRequest::default(), RPC_TIMEOUT);
         let answer = self.runtime.block_on(self.client.version(request))?;
         Ok(answer.into_inner().runtime_version)
     }
 
     /// `None` if the network is ready, else why not.
     pub fn network_fault(&mut self) -> Result<Option<String>> {
-        let request = within(StatusRequest::default(), PATIENCE);
+        let request = within(StatusRequest::default(), RPC_TIMEOUT);
         let answer =
             self.runtime.block_on(self.client.status(request)).context("ask for status")?;
         let conditions = answer.into_inner().status.unwrap_or_default().conditions;
@@ -122,7 +138,7 @@ impl Cri {
 
     /// RunPodSandbox: CNI ADD and the pause container. Returns the sandbox's id.
     pub fn run(&mut self, pod: &Pod) -> Result<String, Status> {
-        self.run_within(pod, PATIENCE)
+        self.run_within(pod, RPC_TIMEOUT)
     }
 
     /// [`Self::run`] by a caller that waits no longer than this.
@@ -136,14 +152,14 @@ impl Cri {
     /// StopPodSandbox: kills the containers, CNI DEL.
     pub fn stop(&mut self, id: &str) -> Result<(), Status> {
         let request = StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let call = self.client.stop_pod_sandbox(within(request, PATIENCE));
+        let call = self.client.stop_pod_sandbox(within(request, RPC_TIMEOUT));
         self.runtime.block_on(call).map(done)
     }
 
     /// RemovePodSandbox: CNI DEL once more.
     pub fn remove(&mut self, id: &str) -> Result<(), Status> {
         let request = RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let call = self.client.remove_pod_sandbox(within(request, PATIENCE));
+        let call = self.client.remove_pod_sandbox(within(request, RPC_TIMEOUT));
         self.runtime.block_on(call).map(done)
     }
 
@@ -155,7 +171,7 @@ impl Cri {
 
     /// Every sandbox, also of pods that could not be run: what a kubelet cleans up by.
     pub fn sandboxes(&mut self) -> Result<Vec<String>> {
-        let request = within(ListPodSandboxRequest::default(), PATIENCE);
+        let request = within(ListPodSandboxRequest::default(), RPC_TIMEOUT);
         let call = self.client.list_pod_sandbox(request);
         let answer = self.runtime.block_on(call).context("list pods")?;
         Ok(answer.into_inner().items.into_iter().map(|item| item.id).collect())
@@ -163,7 +179,7 @@ impl Cri {
 
     /// The live sandbox of a pod, if there is one.
     pub fn find(&mut self, namespace: &str, name: &str) -> Result<Option<String>> {
-        let request = within(ListPodSandboxRequest::default(), PATIENCE);
+        let request = within(ListPodSandboxRequest::default(), RPC_TIMEOUT);
         let call = self.client.list_pod_sandbox(request);
         let answer = self.runtime.block_on(call).context("list pods")?;
         // SANDBOX_READY of the protocol
@@ -203,7 +219,7 @@ impl Cri {
         verbose: bool,
     ) -> Result<k8s_cri::v1::PodSandboxStatusResponse> {
         let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose };
-        let call = self.client.pod_sandbox_status(within(request, PATIENCE));
+        let call = self.client.pod_sandbox_status(within(request, RPC_TIMEOUT));
         let answer = self.runtime.block_on(call).with_context(|| format!("ask about pod {id}"))?;
         Ok(answer.into_inner())
     }
@@ -222,7 +238,7 @@ impl Cri {
             config: Some(config),
             sandbox_config: Some(pod.config(&self.cgroup)),
         };
-        let call = self.client.create_container(within(request, PATIENCE));
+        let call = self.client.create_container(within(request, RPC_TIMEOUT));
         let container_id = self
             .runtime
             .block_on(call)
@@ -230,7 +246,7 @@ impl Cri {
             .into_inner()
             .container_id;
         let request = StartContainerRequest { container_id: container_id.clone() };
-        let call = self.client.start_container(within(request, PATIENCE));
+        let call = self.client.start_container(within(request, RPC_TIMEOUT));
         self.runtime.block_on(call).with_context(|| format!("start container {name}"))?;
         Ok(container_id)
     }
@@ -238,7 +254,7 @@ impl Cri {
     /// How a container does.
     pub fn container(&mut self, id: &str) -> Result<ContainerState> {
         let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        let call = self.client.container_status(within(request, PATIENCE));
+        let call = self.client.container_status(within(request, RPC_TIMEOUT));
         let answer = self.runtime.block_on(call).with_context(|| format!("ask about {id}"))?;
         let status = answer.into_inner().status.unwrap_or_default();
         // CONTAINER_EXITED of the protocol

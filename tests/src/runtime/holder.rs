@@ -29,7 +29,7 @@ use super::cgroup;
 /// Says to the copy that it is the inner process.
 const INNER: &str = "PODGATE_NODE_INNER";
 
-/// In the environment of every process of a node, with the node's cgroup as its value: tells them apart.
+/// In the environment of every process of a node, with the node's cgroup as its value: identifies them.
 pub const MARK: &str = "PODGATE_NODE";
 
 /// What the inner process prints, followed by its process id as the test sees it.
@@ -56,7 +56,7 @@ fn outer() -> Result<()> {
     // the first process is reaped only after everything else in its namespace
     cgroup::remove(&parent)?;
     if status.signal() == Some(Signal::SIGKILL as i32) {
-        // somebody's wish, who will not want to read about it; the exit status tells
+        // ended on request: the exit status says so, no message is needed
         process::exit(1);
     }
     if !status.success() {
@@ -94,7 +94,7 @@ fn inner() -> Result<()> {
     println!("{READY}{}", seen_outside.display());
     io::stdout().flush().context("say ready")?;
     thread::spawn(|| {
-        // returns only when the other end is closed: nobody ever writes
+        // returns only when the other end is closed: nothing is ever written
         let _ = io::stdin().lock().read(&mut [0; 1]);
         process::exit(0);
     });

@@ -1,4 +1,4 @@
-//! The one container image of the tier, made on the spot: busybox, as pause and as workload.
+//! Container images, made on the spot: busybox, as pause and as workload, and what a test adds to that.
 
 use std::fs;
 use std::path::Path;
@@ -15,9 +15,30 @@ const BUSYBOX: &str = "/usr/bin/busybox";
 const APPLETS: [&str; 12] =
     ["cat", "date", "echo", "grep", "ip", "nc", "ping", "printf", "seq", "sh", "sleep", "usleep"];
 
-/// The image as an archive that `ctr images import` takes.
-pub fn archive() -> Result<Vec<u8>> {
-    let layer = layer()?;
+/// What is in an image beside busybox.
+#[derive(Clone, Debug)]
+pub struct Image<'a> {
+    /// The reference that pods ask for.
+    pub name: &'a str,
+    /// What runs, if a pod says nothing else.
+    pub command: &'a [&'a str],
+    /// Executable files, by their paths without the first slash.
+    pub programs: &'a [(&'a str, &'a [u8])],
+}
+
+impl Image<'_> {
+    /// Busybox alone.
+    pub const BUSYBOX: Image<'static> = Image {
+        name: NAME,
+        // a sandbox has no command of its own in CRI: pause is what the image says
+        command: &["/bin/sleep", "1000000"],
+        programs: &[],
+    };
+}
+
+/// An image as an archive that `ctr images import` takes.
+pub fn archive(image: &Image<'_>) -> Result<Vec<u8>> {
+    let layer = layer(image.programs)?;
     let digest = hex(&Sha256::digest(&layer));
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -27,12 +48,11 @@ pub fn archive() -> Result<Vec<u8>> {
     let config = json!({
         "architecture": architecture,
         "os": "linux",
-        // a sandbox has no command of its own in CRI: pause is what the image says
-        "config": { "Cmd": ["/bin/sleep", "1000000"], "Env": ["PATH=/bin"] },
+        "config": { "Cmd": image.command, "Env": ["PATH=/bin"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
     });
     let manifest =
-        json!([{ "Config": "config.json", "RepoTags": [NAME], "Layers": ["layer.tar"] }]);
+        json!([{ "Config": "config.json", "RepoTags": [image.name], "Layers": ["layer.tar"] }]);
     let mut archive = Builder::new(Vec::new());
     file(&mut archive, "layer.tar", 0o644, &layer)?;
     file(&mut archive, "config.json", 0o644, config.to_string().as_bytes())?;
@@ -40,7 +60,7 @@ pub fn archive() -> Result<Vec<u8>> {
     archive.into_inner().context("finish the image's archive")
 }
 
-fn layer() -> Result<Vec<u8>> {
+fn layer(programs: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     let busybox = fs::read(BUSYBOX)
         .with_context(|| format!("read {BUSYBOX} (Debian: apt-get install busybox-static)"))?;
     ensure!(
@@ -58,6 +78,9 @@ fn layer() -> Result<Vec<u8>> {
         layer
             .append_link(&mut header, format!("bin/{applet}"), Path::new("busybox"))
             .context("add applet")?;
+    }
+    for (path, content) in programs {
+        file(&mut layer, path, 0o755, content)?;
     }
     layer.into_inner().context("finish the image's layer")
 }

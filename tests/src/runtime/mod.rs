@@ -18,7 +18,6 @@ pub mod policyd;
 pub mod program;
 pub mod recorder;
 pub mod traffic;
-pub mod wait;
 pub mod world;
 
 pub use conflist::Conflist;

@@ -17,23 +17,24 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 use podgate_bpf::maps::Registration;
 use podgate_bpf::pins::DEFAULT_BPF_ROOT;
-use podgate_bpf::{Gate, PinRoot};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_testkit::wait::until;
 
+use super::cgroup;
 use super::conflist::Conflist;
 use super::cri::Cri;
 use super::holder::{HOME, MARK, READY};
+use super::image::{self, Image};
 use super::program::{self, Daemon};
-use super::wait::until;
-use super::{cgroup, image};
 
 /// Where Debian has the plugins of containernetworking-plugins.
 const CNI_BIN: &str = "/usr/lib/cni";
 
 /// Longest that a busy machine needs to bring containerd up.
-const START: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Longest that a busy machine needs to let go of everything in a node, inotify watches above all.
-const END: Duration = Duration::from_secs(60);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running node. Dropped, it is gone with everything in it.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl Node {
 
     /// Starts containerd and gives it the image.
     pub fn start_with_image(&mut self) -> Result<()> {
-        self.write("image.tar", &image::archive()?)?;
+        self.write("image.tar", &image::archive(&Image::BUSYBOX)?)?;
         self.start_containerd()?;
         self.import("image.tar").context("import the image")
     }
@@ -119,7 +120,7 @@ impl Node {
         self.path(HOME).join(name)
     }
 
-    /// Writes a file in the node's own directory; whoever watches it sees it whole.
+    /// Writes a file in the node's own directory, atomically.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
         let path = self.home(name);
         let fresh = path.with_extension("fresh");
@@ -160,7 +161,7 @@ impl Node {
         let mut command = self.command("containerd");
         command.args(["-c", &format!("{HOME}/containerd.toml")]);
         let daemon = self.start_daemon("containerd", command)?;
-        let ready = until(START, || self.cri().is_ok_and(|mut cri| cri.version().is_ok()));
+        let ready = until(START_TIMEOUT, || self.cri().is_ok_and(|mut cri| cri.version().is_ok()));
         if !ready {
             bail!("start containerd: it does not answer: {}", daemon.log());
         }
@@ -183,16 +184,18 @@ impl Node {
         PinRoot::new(self.path(DEFAULT_BPF_ROOT))
     }
 
-    /// The maps; fails if nobody has loaded the programs.
-    pub fn gate(&self) -> Result<Gate> {
-        Gate::open(&self.pins()).context("open the node's gates")
+    /// The maps; fails if the programs are not loaded.
+    pub fn datapath(&self) -> Result<Datapath> {
+        Datapath::open(&self.pins()).context("open the node's gates")
     }
 
     /// What the plugin has registered; nothing if the programs have never been loaded.
     pub fn registrations(&self) -> Result<Vec<Registration>> {
-        match Gate::open(&self.pins()) {
+        match Datapath::open(&self.pins()) {
             Err(podgate_bpf::Error::NotLoaded { .. }) => Ok(Vec::new()),
-            gate => gate.and_then(|gate| gate.maps.registrations()).context("read registrations"),
+            datapath => datapath
+                .and_then(|datapath| datapath.maps.registrations())
+                .context("read registrations"),
         }
     }
 
@@ -243,7 +246,7 @@ impl Node {
     fn end(&mut self) -> Result<()> {
         drop(self.holder.stdin.take());
         let mut status = None;
-        until(END, || {
+        until(EXIT_TIMEOUT, || {
             status = self.holder.try_wait().ok().flatten();
             status.is_some()
         });

@@ -4,8 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use podgate_testkit::wait::until;
 
-use super::wait::until;
 use super::{Node, Pod};
 
 /// Nothing is left of any pod: no registration, no policy map, no pinned link, no veth.
@@ -25,8 +25,8 @@ pub fn nothing_left(node: &Node) -> Result<()> {
 fn leftover(node: &Node) -> Result<()> {
     let registrations = node.registrations()?;
     ensure!(registrations.is_empty(), "registrations: {registrations:#?}");
-    if let Ok(gate) = node.gate() {
-        let installed = gate.maps.installed_policy_maps()?;
+    if let Ok(datapath) = node.datapath() {
+        let installed = datapath.maps.installed_policy_maps()?;
         ensure!(installed.is_empty(), "policy maps of interfaces {installed:?}");
     }
     let links = node.pins().dir().join("links");
@@ -44,11 +44,11 @@ pub fn veths(node: &Node) -> Result<Vec<String>> {
     Ok(listed.lines().map(str::to_owned).collect())
 }
 
-/// The pod's gate stands: registered, attached both ways and first.
+/// The pod has a gate: registered, attached in both directions and first.
 pub fn gated(node: &Node, pod: &Pod) -> Result<()> {
     let registration = node.registration(pod)?;
-    let gate = node.gate()?;
-    node.inside(|| gate.verify(registration.ifindex))?
+    let datapath = node.datapath()?;
+    node.inside(|| datapath.verify(registration.ifindex))?
         .with_context(|| format!("verify the gate of {}", pod.name))?;
     Ok(())
 }
@@ -57,7 +57,7 @@ pub fn gated(node: &Node, pod: &Pod) -> Result<()> {
 pub fn enforced(node: &Node, pod: &Pod) -> Result<()> {
     gated(node, pod)?;
     let registration = node.registration(pod)?;
-    let installed = node.gate()?.maps.installed_policy_maps()?;
+    let installed = node.datapath()?.maps.installed_policy_maps()?;
     if !installed.contains(&registration.ifindex) {
         bail!("pod {} has no policy map: those with one are {installed:?}", pod.name);
     }

@@ -13,7 +13,7 @@ use super::{Cri, Pod};
 /// A running pod that the world knows with its address.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// As CRI was asked for it.
+    /// The pod's configuration in the CRI request.
     pub pod: Pod,
     /// The sandbox.
     pub id: String,

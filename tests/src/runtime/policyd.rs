@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use podgate_bpf::handshake::{DEFAULT_SOCKET, Request, Response};
+use podgate_contract::handshake::{DEFAULT_SOCKET, Request, Response};
+use podgate_testkit::wait::until;
 use serde_json::Value;
 
 use super::holder::HOME;
 use super::node::{Node, built};
 use super::program::Daemon;
-use super::wait::until;
 
 /// Where its API is, in the node.
 pub const API: &str = "/run/podgate/api.sock";
 
 /// Longest that it may take to be ready.
-const PATIENCE: Duration = Duration::from_secs(90);
+const READY_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A running policyd that has read the world once.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Policyd {
     /// Waits until it says that it is ready. It may have to wait itself, for its predecessor's end: see
     /// [`Daemon::kill`].
     pub fn when_ready(mut self) -> Result<Self> {
-        let over = until(PATIENCE, || self.is_ready() || !self.daemon.is_running());
+        let over = until(READY_TIMEOUT, || self.is_ready() || !self.daemon.is_running());
         if over && self.is_ready() {
             return Ok(self);
         }
@@ -64,7 +64,8 @@ impl Policyd {
 
     /// Whether the world has been read and is in force.
     pub fn is_ready(&self) -> bool {
-        let answer = podgate_cni::daemon::ask(&self.cni, &Request::Status, Duration::from_secs(1));
+        let answer =
+            podgate_contract::client::send(&self.cni, &Request::Status, Duration::from_secs(1));
         matches!(answer, Ok(Response::Ok))
     }
 

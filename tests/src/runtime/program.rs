@@ -8,8 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-use super::wait::{until, until_some};
+use podgate_testkit::wait::{until, until_some};
 
 /// `nsenter` into all of the node's namespaces, ready for the program's name and arguments. It stays outside
 /// as the program's parent: what it starts is in the node's PID namespace.
@@ -34,7 +33,7 @@ pub fn run(mut command: Command) -> Result<String> {
 }
 
 /// How long a program may take to end.
-const END: Duration = Duration::from_secs(10);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Both of its streams, for a message.
 pub fn said(output: &Output) -> String {
@@ -42,7 +41,7 @@ pub fn said(output: &Output) -> String {
     text.join(" ").trim().to_owned()
 }
 
-/// A program that goes on until it is told to end. Dropped, it is killed.
+/// A program that runs until it is ended. It is killed when dropped.
 #[derive(Debug)]
 pub struct Daemon {
     name: String,
@@ -67,7 +66,7 @@ impl Daemon {
         let id = nsenter.id();
         let children = PathBuf::from(format!("/proc/{id}/task/{id}/children"));
         // nsenter forks once: that child becomes the program
-        let pid = until_some(END, || {
+        let pid = until_some(EXIT_TIMEOUT, || {
             fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok()
         });
         let Some(pid) = pid else {
@@ -113,7 +112,7 @@ impl Daemon {
         if self.is_running() {
             self.signal(Signal::SIGKILL)?;
         }
-        if until(END, || is_exiting(self.pid)) {
+        if until(EXIT_TIMEOUT, || is_exiting(self.pid)) {
             return Ok(());
         }
         bail!("kill {}: it still runs:\n{}{}", self.name, where_it_is(self.pid), self.log())
@@ -124,7 +123,7 @@ impl Daemon {
         if self.is_running() {
             self.signal(Signal::SIGTERM)?;
         }
-        let status = until_some(END, || self.nsenter.try_wait().ok().flatten());
+        let status = until_some(EXIT_TIMEOUT, || self.nsenter.try_wait().ok().flatten());
         status.with_context(|| {
             format!("end {}: it still runs:\n{}{}", self.name, where_it_is(self.pid), self.log())
         })
@@ -146,7 +145,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Whether each thread has been told to end and will run no more code outside the kernel.
+/// Whether each thread has a fatal signal pending and will run no more code outside the kernel.
 fn is_exiting(pid: Pid) -> bool {
     const PF_EXITING: u64 = 0x4;
     fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().all(|thread| {

@@ -24,10 +24,10 @@ use super::Node;
 pub const PORT: u16 = 8080;
 
 /// How long what is allowed may take on a busy machine. A refusal is given less: it shows in that time, or not at all.
-pub const SOON: Duration = Duration::from_secs(10);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a thread looks whether it should end.
-const TICK: Duration = Duration::from_millis(100);
+const SEND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A thread that ends when this is dropped.
 #[derive(Debug, Default)]
@@ -75,7 +75,7 @@ impl Target {
         let mut threads = Threads::default();
         let counts = seen.clone();
         threads.start(move |stop| count_sources(&tap, &counts, stop));
-        udp.set_read_timeout(Some(TICK)).context("listen")?;
+        udp.set_read_timeout(Some(SEND_INTERVAL)).context("listen")?;
         threads.start(move |stop| answer_datagrams(&udp, stop));
         tcp.set_nonblocking(true).context("listen")?;
         let count = accepted.clone();
@@ -117,7 +117,7 @@ fn doubt_neighbours() -> io::Result<()> {
 fn tap() -> io::Result<OwnedFd> {
     let all = SockProtocol::EthAll;
     let tap = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, all)?;
-    setsockopt(&tap, ReceiveTimeout, &TimeVal::milliseconds(TICK.as_millis() as i64))?;
+    setsockopt(&tap, ReceiveTimeout, &TimeVal::milliseconds(SEND_INTERVAL.as_millis() as i64))?;
     Ok(tap)
 }
 
@@ -159,7 +159,8 @@ fn answer_connections(tcp: &TcpListener, accepted: &AtomicU64, stop: &AtomicBool
 }
 
 fn echo(mut stream: TcpStream, stop: &AtomicBool) {
-    let ready = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(TICK)));
+    let ready =
+        stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(SEND_INTERVAL)));
     let mut data = [0; 2048];
     while ready.is_ok() && !stop.load(Ordering::Relaxed) {
         match stream.read(&mut data) {
@@ -209,13 +210,13 @@ impl Exchange {
             .inside_pod(netns, || {
                 let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
                 udp.connect(to)?;
-                Ok::<_, io::Error>((TcpStream::connect_timeout(&to, SOON)?, udp))
+                Ok::<_, io::Error>((TcpStream::connect_timeout(&to, CONNECT_TIMEOUT)?, udp))
             })?
             .with_context(|| format!("start an exchange with {to}"))?;
         // what is lost for a moment only is lost for UDP, which repairs nothing; TCP would send it again
-        tcp.set_read_timeout(Some(SOON))?;
+        tcp.set_read_timeout(Some(CONNECT_TIMEOUT))?;
         tcp.set_nodelay(true)?;
-        udp.set_read_timeout(Some(SOON))?;
+        udp.set_read_timeout(Some(CONNECT_TIMEOUT))?;
         let done = Arc::new(AtomicU64::new(0));
         let faults = Arc::new(Mutex::new(Vec::new()));
         let mut threads = Threads::default();
@@ -304,7 +305,7 @@ impl Hammer {
         let count = sent.clone();
         threads.start(move |stop| {
             while !stop.load(Ordering::Relaxed) {
-                // nobody there (yet) is no reason to stop
+                // no listener (yet) is no reason to stop
                 if udp.send(b"knock").is_ok() {
                     count.fetch_add(1, Ordering::Relaxed);
                 }

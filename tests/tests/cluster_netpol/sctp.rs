@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use podgate_testkit::packet::protocol;
 use podgate_tests::cluster::pods::Workload;
-use podgate_tests::packet::protocol;
 use podgate_tests::runtime::node::in_namespace;
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};

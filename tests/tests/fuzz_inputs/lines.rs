@@ -1,6 +1,6 @@
 //! Lines between the plugin and policyd.
 
-use podgate_bpf::handshake::{Request, Response};
+use podgate_contract::handshake::{Request, Response};
 use podgate_tests::mutator::fuzz;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

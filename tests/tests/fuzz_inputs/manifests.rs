@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use podgate_policy::compile::{Endpoint, EndpointId};
-use podgate_policy::engine::Engine;
-use podgate_policy::index::{Change, Index};
+use podgate_manifests::manifest::{Lost, is_manifest, read_text, values};
+use podgate_policy::compile::Engine;
+use podgate_policy::index::Index;
+use podgate_policy::object::Event;
 use podgate_policy::services::ServiceTable;
+use podgate_policy::tables::{Endpoint, EndpointId};
 use podgate_tests::mutator::fuzz;
-use policyd::sources::manifest::{Lost, is_manifest, read_text, values};
 
 const WORDS: &[&str] = &[
     "---\n",
@@ -69,7 +70,7 @@ const WORDS: &[&str] = &[
 /// The manifests of the example worlds, and those that kubectl's reader was given.
 fn inputs() -> Vec<Vec<u8>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut dirs = vec![root.join("policyd/tests/unit_manifests/kubectl")];
+    let mut dirs = vec![root.join("policyd/manifests/tests/unit_manifests/kubectl")];
     for world in fs::read_dir(root.join("conf/worlds")).unwrap() {
         dirs.push(world.unwrap().path().join("manifests"));
     }
@@ -96,10 +97,10 @@ fn read(text: &str) {
     let mut index = Index::new();
     for object in manifest.objects {
         assert!(!object.id().to_string().ends_with('/'));
-        index.apply(Change::from(object));
+        index.apply(Event::Set(object));
     }
     for policy in manifest.closed {
-        index.apply(Change::PolicySet(policy));
+        index.apply(Event::from(policy));
     }
     let endpoints = index.pods().zip(1..).map(|(pod, number)| Endpoint {
         id: EndpointId(number),

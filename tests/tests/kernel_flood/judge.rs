@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
-use podgate_tests::netlab::Net;
+use podgate_testkit::net::Net;
 
 use crate::streams::Record;
 use crate::timeline::Expected;

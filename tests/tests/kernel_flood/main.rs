@@ -25,7 +25,7 @@ mod world;
 
 use std::process::ExitCode;
 
-use podgate_tests::sandbox::{self, trial};
+use podgate_testkit::sandbox::{self, trial};
 
 fn main() -> ExitCode {
     sandbox::run(|| {

@@ -8,9 +8,9 @@ use podgate_bpf::abi::Startup;
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::{PodRef, Registration};
-use podgate_bpf::{Gate, PinRoot};
-use podgate_tests::netlab::Net;
-use podgate_tests::sandbox;
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_testkit::net::Net;
+use podgate_testkit::sandbox;
 
 /// Last bytes of the pods' addresses, which are of pods number 10 and on.
 pub(crate) const NUMBERS: std::ops::Range<u8> = 10..18;
@@ -56,7 +56,7 @@ fn neighbours(net: &Net, device: &str, except: u8) {
 /// The node's namespace, programs and maps.
 pub(crate) struct Node {
     pub(crate) net: Net,
-    pub(crate) gate: Arc<Gate>,
+    pub(crate) datapath: Arc<Datapath>,
     pub(crate) root: PinRoot,
     next_owner: AtomicU32,
 }
@@ -64,7 +64,7 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new() -> Self {
         let root = PinRoot::new(sandbox::pin_dir());
-        let gate = Arc::new(Gate::open_or_load(&root, &Sizes::default()).unwrap());
+        let datapath = Arc::new(Datapath::open_or_load(&root, &Sizes::default()).unwrap());
         let net = Net::new();
         net.ip(&format!(
             "link add br0 type bridge forward_delay 0 mcast_snooping 0
@@ -78,7 +78,7 @@ impl Node {
         net.sysctl("ipv4/conf/br0/send_redirects", "0");
         net.sysctl("ipv6/conf/all/forwarding", "1");
         neighbours(&net, "br0", 1);
-        Self { net, gate, root, next_owner: AtomicU32::new(0x7001) }
+        Self { net, datapath, root, next_owner: AtomicU32::new(0x7001) }
     }
 
     /// A pod with its gate, in hold, as the plugin leaves it before it asks policyd.
@@ -114,11 +114,11 @@ impl Node {
             pod: Some(PodRef { namespace: "shop".into(), name: name.into(), uid: String::new() }),
             netns: String::new(),
         };
-        self.gate.maps.register(&registration).unwrap();
-        self.net.run(|| self.gate.attach(ifindex, AttachMode::Auto)).unwrap();
+        self.datapath.maps.register(&registration).unwrap();
+        self.net.run(|| self.datapath.attach(ifindex, AttachMode::Auto)).unwrap();
         // only now does the bridge have it: no packet comes by before the gate
         self.net.ip(&format!("link set {host} master br0"));
-        podgate_tests::netlab::eventually("the bridge forwards", || {
+        podgate_testkit::wait::eventually("the bridge forwards", || {
             self.net.ask_ip(&format!("-d link show dev {host}")).contains("state forwarding")
         });
         Pod { name: name.into(), number, net: Arc::new(net), ifindex, owner }
@@ -127,25 +127,25 @@ impl Node {
     /// As the plugin's DEL and the runtime after it.
     pub(crate) fn delete(&self, pod: Pod) {
         self.net.run(|| {
-            let _ = self.gate.detach(pod.ifindex);
+            let _ = self.datapath.detach(pod.ifindex);
         });
-        let _ = self.gate.maps.unregister(pod.ifindex);
+        let _ = self.datapath.maps.unregister(pod.ifindex);
         self.net.ip(&format!("link del v{}", pod.number));
     }
 
     /// Takes a pod's gate away, as a clumsy administrator does.
     pub(crate) fn remove_gate(&self, pod: &Pod) {
-        self.net.run(|| self.gate.detach(pod.ifindex)).unwrap();
+        self.net.run(|| self.datapath.detach(pod.ifindex)).unwrap();
     }
 
     /// Whether it stands.
     pub(crate) fn has_gate(&self, pod: &Pod) -> bool {
-        self.net.run(|| self.gate.verify(pod.ifindex)).is_ok()
+        self.net.run(|| self.datapath.verify(pod.ifindex)).is_ok()
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = Gate::unload(&self.root);
+        let _ = Datapath::unload(&self.root);
     }
 }

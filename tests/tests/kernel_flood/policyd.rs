@@ -1,14 +1,15 @@
 //! The real policyd, which may be killed at any moment, and what it says.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use podgate_bpf::handshake::{EndpointRef, Request, Response};
+use podgate_contract::client;
+use podgate_contract::handshake::{EndpointRef, Request, Response};
 use podgate_tests::runtime::node::built;
 use serde_json::Value;
 
@@ -78,12 +79,7 @@ impl Policyd {
 
     /// Asks on the plugin's socket; `None` if there is no answer.
     fn ask(&self, request: &Request) -> Option<Response> {
-        let mut stream = UnixStream::connect(self.path("cni.sock")).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
-        writeln!(stream, "{}", serde_json::to_string(request).ok()?).ok()?;
-        let mut answer = String::new();
-        BufReader::new(stream).read_line(&mut answer).ok()?;
-        serde_json::from_str(&answer).ok()
+        client::send(&self.path("cni.sock"), request, Duration::from_secs(20)).ok()
     }
 
     /// Waits until it has read everything.

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use podgate_tests::netlab::Net;
+use podgate_testkit::net::Net;
 
 use crate::timeline::{Expected, Timeline};
 

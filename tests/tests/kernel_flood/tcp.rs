@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use podgate_tests::netlab::Net;
+use podgate_testkit::net::Net;
 
 /// A peer that is slower than this is lost.
-const PATIENCE: Duration = Duration::from_secs(40);
+const TCP_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// What the connections did, and what went wrong.
 #[derive(Default)]
@@ -50,7 +50,7 @@ impl Connections {
 
     /// One connection, over which eight bytes go and come back each `pause`.
     pub(crate) fn keep(&mut self, name: &str, net: &Net, to: SocketAddr, pause: Duration) {
-        let mut stream = net.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
+        let mut stream = net.run(|| TcpStream::connect_timeout(&to, TCP_TIMEOUT)).unwrap();
         let (stop, wrong) = (self.stop.clone(), self.wrong.clone());
         let (exchanges, name) = (self.exchanges.clone(), name.to_owned());
         self.threads.push(thread::spawn(move || {
@@ -77,7 +77,7 @@ impl Connections {
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
-                let stream = net.run(|| TcpStream::connect_timeout(&to, PATIENCE));
+                let stream = net.run(|| TcpStream::connect_timeout(&to, TCP_TIMEOUT));
                 if let Err(e) = stream.and_then(|mut stream| exchange(&mut stream, number)) {
                     wrong.lock().unwrap().push(format!("{name}: connection {number}: {e}"));
                 }
@@ -124,7 +124,7 @@ fn pausing(stop: &AtomicBool, pause: Duration) {
 }
 
 fn exchange(stream: &mut TcpStream, number: u64) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TCP_TIMEOUT))?;
     stream.set_nodelay(true)?;
     stream.write_all(&number.to_be_bytes())?;
     let mut back = [0; 8];

@@ -5,10 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use podgate_bpf::abi::Direction::Ingress;
-use podgate_bpf::abi::Note;
+use podgate_bpf::abi::Stat;
 use podgate_bpf::events::{Event, Events};
 use podgate_bpf::testrun::Context;
-use podgate_tests::packet::udp;
+use podgate_testkit::packet::udp;
 
 use crate::node::Node;
 
@@ -16,18 +16,18 @@ use crate::node::Node;
 fn read(node: &Node, told: &Arc<Mutex<Vec<Event>>>) {
     let sink = told.clone();
     let tell = move |event| sink.lock().unwrap().push(event);
-    Events::new(&node.gate.maps, tell).unwrap().poll(Duration::ZERO).unwrap();
+    Events::new(&node.datapath.maps, tell).unwrap().poll(Duration::ZERO).unwrap();
 }
 
 pub(crate) fn flood() {
     let node = Node::new(3);
-    node.gate.maps.control().events_per_second(1000);
+    node.datapath.maps.control().set_event_limit(1000);
     let [hog, other, quiet] = &node.pods[..] else { unreachable!() };
     let told = Arc::new(Mutex::new(Vec::new()));
     let denied = |pod: &crate::node::Pod, times| {
         let frame = pod.from(0, udp(1, 2), "192.0.2.9").frame();
         let context = Context { ifindex: pod.ifindex, ingress_ifindex: 4242 };
-        let outcome = node.gate.test_run(Ingress, context, &frame, times).unwrap();
+        let outcome = node.datapath.test_run(Ingress, context, &frame, times).unwrap();
         assert_eq!(outcome.action, 2);
     };
     thread::scope(|scope| {
@@ -43,11 +43,11 @@ pub(crate) fn flood() {
     let told = told.lock().unwrap();
     let of = |ifindex| told.iter().filter(|event| event.ifindex == ifindex).count() as u64;
     assert_eq!(of(other.ifindex), 100);
-    let shares = node.gate.maps.flow_table().shares().unwrap();
+    let shares = node.datapath.maps.flow_table().shares().unwrap();
     let held = |ifindex| shares[&ifindex].events_held;
     assert_eq!((held(other.ifindex), held(quiet.ifindex)), (0, 0));
     assert_eq!(of(hog.ifindex) + held(hog.ifindex), 210_000, "told, or counted");
     assert!(held(hog.ifindex) > 150_000);
-    assert_eq!(node.note(Note::EventLimit), held(hog.ifindex));
-    assert_eq!(node.note(Note::EventLost), 0);
+    assert_eq!(node.stat(Stat::EventLimit), held(hog.ifindex));
+    assert_eq!(node.stat(Stat::EventLost), 0);
 }

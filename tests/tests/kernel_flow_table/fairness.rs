@@ -5,8 +5,8 @@ use std::thread;
 
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 use podgate_bpf::abi::Direction::{Egress, Ingress};
-use podgate_bpf::abi::{Flow, Note};
-use podgate_tests::packet::udp;
+use podgate_bpf::abi::{Flow, Stat};
+use podgate_testkit::packet::udp;
 use zerocopy::IntoBytes as _;
 
 use crate::node::{Node, Pod, peer, table};
@@ -24,7 +24,7 @@ fn open(node: &Node, pod: &Pod, from: u32, to: u32) {
 fn node(pods: usize) -> Node {
     let node = Node::new(pods);
     node.pods.iter().for_each(|pod| node.open(pod));
-    node.gate.maps.control().bump_epoch();
+    node.datapath.maps.control().bump_epoch();
     node
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn equal_parts() {
     // one part is free: it gets half of it at once, and the rest as the others give back
     open(&node, late, 0, part * 4 / 10);
     assert_eq!(node.ring(late, 0).evicted, 0, "there is room for one more");
-    assert_eq!(node.note(Note::FlowLost), 0);
+    assert_eq!(node.stat(Stat::FlowLost), 0);
 }
 
 pub(crate) fn gives_back() {
@@ -75,8 +75,8 @@ pub(crate) fn goes_with_its_pod() {
     let [gone, stays] = &node.pods[..] else { unreachable!() };
     open(&node, gone, 0, 2000);
     open(&node, stays, 0, 100);
-    node.gate.maps.unregister(gone.ifindex).unwrap();
-    let flows = node.gate.maps.flow_table();
+    node.datapath.maps.unregister(gone.ifindex).unwrap();
+    let flows = node.datapath.maps.flow_table();
     assert_eq!(flows.flows4().unwrap().len(), 100);
     assert_eq!((node.taken(0), flows.shares().unwrap().len()), (100, 1));
     // the interface's next one begins with nothing
@@ -89,21 +89,21 @@ pub(crate) fn goes_with_its_pod() {
     assert_eq!(node.ring(stays, 0).high, 100);
 }
 
-pub(crate) fn mended() {
+pub(crate) fn repaired() {
     let node = node(3);
     let [lost, forgotten, stays] = &node.pods[..] else { unreachable!() };
     for pod in &node.pods {
         open(&node, pod, 0, 500);
     }
-    let flows = node.gate.maps.flow_table();
+    let flows = node.datapath.maps.flow_table();
     // a process that was killed has removed one half
     let map = |name: &str| MapHandle::from_pinned_path(node.path(name)).unwrap();
     map("endpoints").delete(lost.ifindex.as_bytes()).unwrap();
     map("endpoints").delete(forgotten.ifindex.as_bytes()).unwrap();
     map("shares").delete(forgotten.ifindex.as_bytes()).unwrap();
     map("flow_use").update(&[0; 4], 77_u64.as_bytes(), MapFlags::ANY).unwrap();
-    node.gate.maps.mend_flow_table().unwrap();
-    node.gate.maps.mend_flow_table().unwrap();
+    node.datapath.maps.repair_flow_table().unwrap();
+    node.datapath.maps.repair_flow_table().unwrap();
     assert_eq!(flows.flows4().unwrap().len(), 500);
     assert!(flows.flows4().unwrap().iter().all(|(_, flow)| flow.owner == stays.owner));
     assert_eq!((node.taken(0), map("flow_slots4").keys().count()), (500, 500));
@@ -117,17 +117,17 @@ pub(crate) fn trimmed() {
     let pod = &node.pods[0];
     open(&node, pod, 0, 2000);
     let flows = MapHandle::from_pinned_path(node.path("flows4")).unwrap();
-    for (key, mut flow) in node.gate.maps.flow_table().flows4().unwrap() {
+    for (key, mut flow) in node.datapath.maps.flow_table().flows4().unwrap() {
         flow.expires -= 1000;
         let flow: Flow = flow;
         flows.update(key.as_bytes(), flow.as_bytes(), MapFlags::EXIST).unwrap();
     }
     // what it was like at the last look tells whether the pod is quiet
-    assert_eq!(node.gate.maps.mend_flow_table().unwrap().slots, 0);
-    let mended = node.gate.maps.mend_flow_table().unwrap();
-    assert!(mended.slots > 1900, "{mended:?}");
+    assert_eq!(node.datapath.maps.repair_flow_table().unwrap().slots, 0);
+    let repaired = node.datapath.maps.repair_flow_table().unwrap();
+    assert!(repaired.slots > 1900, "{repaired:?}");
     assert_eq!(node.taken(0), u64::from(node.ring(pod, 0).high));
-    assert!(node.gate.maps.flow_table().flows4().unwrap().len() < 100);
+    assert!(node.datapath.maps.flow_table().flows4().unwrap().len() < 100);
     open(&node, pod, 5000, 5500);
     assert_eq!(node.ring(pod, 0).evicted, 0);
 }
@@ -143,12 +143,12 @@ pub(crate) fn at_once() {
     });
     let high = node.ring(pod, 0).high;
     assert_eq!(node.taken(0), u64::from(high));
-    let flows = node.gate.maps.flow_table().flows4().unwrap();
+    let flows = node.datapath.maps.flow_table().flows4().unwrap();
     let slots = MapHandle::from_pinned_path(node.path("flow_slots4")).unwrap();
     let placed: BTreeSet<Vec<u8>> =
         slots.keys().filter_map(|at| slots.lookup(&at, MapFlags::ANY).unwrap()).collect();
     let lost = flows.iter().filter(|(key, _)| !placed.contains(key.as_bytes())).count();
     println!("{} flows, {high} places, {lost} flows without one", flows.len());
     assert!(lost <= 8, "{lost}");
-    assert_eq!(node.note(Note::FlowLost), 0);
+    assert_eq!(node.stat(Stat::FlowLost), 0);
 }

@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use podgate_bpf::abi::{
-    BackendState, CLASS_ANY, Direction, Note, POLICY_PREFIX_ANY, POLICY_PREFIX_PORT, PolicyKey,
-    PolicyValue, Ring, Startup, Verdict,
+    BackendState, CLASS_ANY, Direction, POLICY_PREFIX_ANY, POLICY_PREFIX_PORT, PolicyKey,
+    PolicyValue, Ring, Startup, Stat, Verdict,
 };
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::Registration;
 use podgate_bpf::services::{Backend, Frontend, ServiceEntry};
 use podgate_bpf::testrun::Context;
-use podgate_bpf::{Gate, PinRoot};
-use podgate_tests::packet::{Ip, Transport};
-use podgate_tests::sandbox::{Veth, pin_dir};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_testkit::packet::{Ip, Transport};
+use podgate_testkit::sandbox::{Veth, pin_dir};
 
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
@@ -50,14 +50,14 @@ pub(crate) struct Pod {
 }
 
 pub(crate) struct Node {
-    pub(crate) gate: Gate,
+    pub(crate) datapath: Datapath,
     root: PinRoot,
     pub(crate) pods: Vec<Pod>,
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        Gate::unload(&self.root).unwrap();
+        Datapath::unload(&self.root).unwrap();
     }
 }
 
@@ -69,8 +69,8 @@ impl Node {
     pub(crate) fn new(pods: usize) -> Self {
         let root = PinRoot::new(pin_dir());
         let sizes = Sizes { flows4: table(), flows6: table(), frags: 64, ..Sizes::default() };
-        let gate = Gate::open_or_load(&root, &sizes).unwrap();
-        let mut node = Self { gate, root, pods: Vec::new() };
+        let datapath = Datapath::open_or_load(&root, &sizes).unwrap();
+        let mut node = Self { datapath, root, pods: Vec::new() };
         for (number, veth) in devices(pods).iter().enumerate() {
             let owner = 1000 + number as u32;
             let addresses = [format!("10.1.0.{}", number + 1), format!("fd00:1::{:x}", number + 1)];
@@ -78,7 +78,7 @@ impl Node {
             node.register(&pod);
             node.pods.push(pod);
         }
-        node.gate.maps.control().events_per_second(0);
+        node.datapath.maps.control().set_event_limit(0);
         node
     }
 
@@ -98,7 +98,7 @@ impl Node {
             netns: String::new(),
             mac: None,
         };
-        self.gate.maps.register(&registration).unwrap();
+        self.datapath.maps.register(&registration).unwrap();
     }
 
     /// Puts a policy in force: what is allowed by direction.
@@ -119,11 +119,11 @@ impl Node {
                     port: port.to_be_bytes(),
                 };
                 let verdict = Verdict::Allow as u8;
-                (key, PolicyValue { rule: 1, verdict, pad: [0; 3], hits: 0 })
+                (key, PolicyValue { rule: 1, verdict, flags: 0, pad: [0; 2], hits: 0 })
             })
             .collect();
-        let map = self.gate.maps.new_policy_map(&spelled).unwrap();
-        self.gate.maps.install_policy_maps(&[(pod.ifindex, &map)]).unwrap();
+        let map = self.datapath.maps.new_policy_map(&spelled).unwrap();
+        self.datapath.maps.install_policy_maps(&[(pod.ifindex, &map)]).unwrap();
     }
 
     /// Everything is allowed.
@@ -138,7 +138,7 @@ impl Node {
         protocol: u8,
         to: (&str, u16),
     ) {
-        let maps = self.gate.maps.services();
+        let maps = self.datapath.maps.services();
         let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
         let backend = Backend { address: ip(to.0), port: to.1 };
         maps.set_backend(id, backend, BackendState::Ready).unwrap();
@@ -151,7 +151,7 @@ impl Node {
     /// One packet: what becomes of it, and what it is afterwards.
     pub(crate) fn run(&self, pod: &Pod, direction: Direction, frame: &Ip) -> (i32, Vec<u8>) {
         let context = Context { ifindex: pod.ifindex, ingress_ifindex: 4242 };
-        let outcome = self.gate.test_run(direction, context, &frame.frame(), 1).unwrap();
+        let outcome = self.datapath.test_run(direction, context, &frame.frame(), 1).unwrap();
         (outcome.action, outcome.packet)
     }
 
@@ -174,15 +174,15 @@ impl Node {
 
     /// A pod's ring of a family.
     pub(crate) fn ring(&self, pod: &Pod, family: usize) -> Ring {
-        self.gate.maps.flow_table().shares().unwrap()[&pod.ifindex].rings[family]
+        self.datapath.maps.flow_table().shares().unwrap()[&pod.ifindex].rings[family]
     }
 
     pub(crate) fn taken(&self, family: usize) -> u64 {
-        self.gate.maps.flow_table().usage().unwrap()[family].slots
+        self.datapath.maps.flow_table().usage().unwrap()[family].slots
     }
 
-    pub(crate) fn note(&self, note: Note) -> u64 {
-        self.gate.maps.counters().unwrap().note(note)
+    pub(crate) fn stat(&self, stat: Stat) -> u64 {
+        self.datapath.maps.counters().unwrap().stat(stat)
     }
 }
 

@@ -1,8 +1,8 @@
 //! One pod floods, a hundred others have flows of every kind.
 
 use podgate_bpf::abi::Direction::{Egress, Ingress};
-use podgate_bpf::abi::Note;
-use podgate_tests::packet::{Transport, icmp, tcp, udp};
+use podgate_bpf::abi::Stat;
+use podgate_testkit::packet::{Transport, icmp, tcp, udp};
 
 use crate::node::{Node, Pod, TCP, UDP, peer};
 
@@ -148,7 +148,7 @@ pub(crate) fn flood() {
     for pod in others {
         policy(&node, pod);
     }
-    node.gate.maps.control().bump_epoch();
+    node.datapath.maps.control().bump_epoch();
     let flows = || {
         let of = |pod| (0..2).map(move |family| (pod, family));
         others.iter().flat_map(of).map(|(pod, family)| Flows { node: &node, pod, family })
@@ -175,6 +175,6 @@ pub(crate) fn flood() {
         }
     }
     let evicted: u64 = (0..2).map(|family| node.ring(hog, family).evicted).sum();
-    assert_eq!(node.note(Note::FlowEvicted), evicted);
-    assert_eq!(node.note(Note::FlowLost), 0);
+    assert_eq!(node.stat(Stat::FlowEvicted), evicted);
+    assert_eq!(node.stat(Stat::FlowLost), 0);
 }

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use libbpf_rs::MapHandle;
 use podgate_bpf::abi::Startup;
+use podgate_testkit::packet::addr;
 use podgate_tests::fuzz::dice::Dice;
 use podgate_tests::fuzz::judge::{DenyAll, Pod};
 use podgate_tests::fuzz::{Scene, Shot, seed, sequences};
 use podgate_tests::kernel::{Lab, NODE, NODE6, PEER, PEER6, POD, POD6, Service, World};
-use podgate_tests::packet::addr;
 
 use crate::gate::{self, Failure, Tally, Target, TestRun};
 use crate::report::Report;
@@ -46,9 +46,9 @@ impl Case {
     /// Plays a sequence.
     pub(crate) fn play(&self, shots: &[Shot], tally: &mut Tally) -> Result<(), Failure> {
         let target = Target {
-            gate: self.lab.gate(),
+            datapath: self.lab.datapath(),
             state: &self.state,
-            fire: &TestRun { gate: self.lab.gate(), ifindex: self.lab.ifindex },
+            fire: &TestRun { datapath: self.lab.datapath(), ifindex: self.lab.ifindex },
             translates: self.translates,
         };
         target.play(&self.pod, &DenyAll, shots, tally)

@@ -4,7 +4,7 @@ use libbpf_rs::{MapCore, MapHandle};
 use podgate_bpf::abi::{Counter, Direction, Reason};
 use podgate_bpf::maps::Counters;
 use podgate_bpf::testrun::Context;
-use podgate_bpf::{Gate, PinRoot};
+use podgate_bpf::{Datapath, PinRoot};
 use podgate_tests::fuzz::judge::{Expected, Judge, Pod, Policy};
 use podgate_tests::fuzz::{Shot, Via};
 use podgate_tests::kernel::{DROP, NEXT, REDIRECT, UPLINK};
@@ -31,7 +31,7 @@ pub(crate) trait Fire {
 
 /// `BPF_PROG_TEST_RUN`.
 pub(crate) struct TestRun<'a> {
-    pub(crate) gate: &'a Gate,
+    pub(crate) datapath: &'a Datapath,
     pub(crate) ifindex: u32,
 }
 
@@ -43,14 +43,14 @@ impl Fire for TestRun<'_> {
             Via::Pod => self.ifindex,
         };
         let context = Context { ifindex: self.ifindex, ingress_ifindex };
-        let outcome = self.gate.test_run(shot.direction, context, &shot.frame, 1).ok()?;
+        let outcome = self.datapath.test_run(shot.direction, context, &shot.frame, 1).ok()?;
         Some(Met { action: outcome.action, packet: outcome.packet })
     }
 }
 
 /// One pod's gate, and the maps that its packets write.
 pub(crate) struct Target<'a> {
-    pub(crate) gate: &'a Gate,
+    pub(crate) datapath: &'a Datapath,
     pub(crate) state: &'a [MapHandle],
     pub(crate) fire: &'a dyn Fire,
     /// Packets to or from these addresses are translated.
@@ -151,11 +151,11 @@ impl Target<'_> {
     }
 
     fn counters(&self) -> Counters {
-        self.gate.maps.counters().unwrap()
+        self.datapath.maps.counters().unwrap()
     }
 
     fn flows(&self) -> usize {
-        let flows = self.gate.maps.flow_table();
+        let flows = self.datapath.maps.flow_table();
         flows.flows4().unwrap().len() + flows.flows6().unwrap().len()
     }
 

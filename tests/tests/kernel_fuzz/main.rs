@@ -18,7 +18,7 @@ mod wire;
 
 use std::process::ExitCode;
 
-use podgate_tests::sandbox::{self, trial};
+use podgate_testkit::sandbox::{self, trial};
 
 fn main() -> ExitCode {
     sandbox::run(|| {

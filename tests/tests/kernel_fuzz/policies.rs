@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use podgate_bpf::loader::Sizes;
+use podgate_testkit::packet::addr;
 use podgate_tests::fuzz::dice::Dice;
 use podgate_tests::fuzz::judge::{Pod, Policy};
 use podgate_tests::fuzz::{Scene, seed, sequences};
 use podgate_tests::oracle::{Gate, L4, World, policies_allow};
-use podgate_tests::packet::addr;
 use podgate_tests::world_loader::Loader;
 use podgate_tests::worlds::{probe_addresses, probe_ports, worlds};
 use proptest::strategy::{Strategy, ValueTree};
@@ -82,9 +82,9 @@ pub(crate) fn run() {
                 ports: vec![52, 53, 79, 80, 81, 82, 443, 8080, 65535],
             };
             let ifindex = loader.interface(*pod);
-            let gate = loader.gate();
-            let fire = TestRun { gate, ifindex };
-            let target = Target { gate, state: &state, fire: &fire, translates: false };
+            let datapath = loader.datapath();
+            let fire = TestRun { datapath, ifindex };
+            let target = Target { datapath, state: &state, fire: &fire, translates: false };
             for sequence in 0..SEQUENCES {
                 let which = (number << 16) | ((*pod as u64) << 8) | sequence;
                 let shots = sequences::sequence(&mut Dice::new(seed, which), &scene);

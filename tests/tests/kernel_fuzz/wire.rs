@@ -9,14 +9,15 @@ use podgate_bpf::abi::{Direction, Reason, Startup};
 use podgate_bpf::attach::AttachMode;
 use podgate_bpf::loader::Sizes;
 use podgate_bpf::maps::Registration;
-use podgate_bpf::{Gate, PinRoot};
+use podgate_bpf::{Datapath, PinRoot};
+use podgate_testkit::net::Net;
+use podgate_testkit::packet::addr;
+use podgate_testkit::sandbox;
 use podgate_tests::fuzz::dice::Dice;
 use podgate_tests::fuzz::judge::{DenyAll, Pod};
 use podgate_tests::fuzz::{Scene, Shot, Via, seed, sequences};
 use podgate_tests::kernel::{DROP, NEXT, NODE, NODE6, PEER, PEER6, POD, POD6};
-use podgate_tests::netlab::{Net, Tap};
-use podgate_tests::packet::addr;
-use podgate_tests::sandbox;
+use podgate_tests::netlab::Tap;
 
 use crate::gate::{self, Fire, Met, Tally, Target};
 use crate::report::Report;
@@ -33,7 +34,7 @@ fn is_tagged(frame: &[u8]) -> bool {
 
 /// A gate on a link between two namespaces in which nobody else speaks.
 struct Link {
-    gate: Gate,
+    datapath: Datapath,
     root: PinRoot,
     from_node: Tap,
     from_pod: Tap,
@@ -45,7 +46,7 @@ impl Link {
     fn new() -> Self {
         let root = PinRoot::new(sandbox::pin_dir());
         let sizes = Sizes { flows4: 1024, flows6: 1024, frags: 256, ..Sizes::default() };
-        let gate = Gate::open_or_load(&root, &sizes).unwrap();
+        let datapath = Datapath::open_or_load(&root, &sizes).unwrap();
         let (node, pod) = (Net::new(), Net::new());
         for net in [&node, &pod] {
             net.sysctl("ipv6/conf/default/disable_ipv6", "1");
@@ -69,20 +70,20 @@ impl Link {
             pod: None,
             netns: String::new(),
         };
-        gate.maps.register(&registration).unwrap();
-        let nothing = gate.maps.new_policy_map(&[]).unwrap();
-        gate.maps.install_policy_maps(&[(ifindex, &nothing)]).unwrap();
+        datapath.maps.register(&registration).unwrap();
+        let nothing = datapath.maps.new_policy_map(&[]).unwrap();
+        datapath.maps.install_policy_maps(&[(ifindex, &nothing)]).unwrap();
         for node in [NODE, NODE6] {
-            gate.maps.add_node_addr(addr(node)).unwrap();
+            datapath.maps.add_node_addr(addr(node)).unwrap();
         }
-        node.run(|| gate.attach(ifindex, AttachMode::Auto)).unwrap();
+        node.run(|| datapath.attach(ifindex, AttachMode::Auto)).unwrap();
         let (from_node, from_pod) = (Tap::new(&node, "v0"), Tap::new(&pod, "eth0"));
-        Self { gate, root, from_node, from_pod, _nets: [node, pod] }
+        Self { datapath, root, from_node, from_pod, _nets: [node, pod] }
     }
 
     /// Packets that passed and that did not.
     fn counted(&self, direction: Direction) -> (u64, u64) {
-        let counters = self.gate.maps.counters().unwrap();
+        let counters = self.datapath.maps.counters().unwrap();
         let of = |denied: bool| {
             let reasons = Reason::ALL.iter().filter(|reason| reason.is_denial() == denied);
             reasons.map(|reason| counters.get(direction, *reason).packets).sum()
@@ -125,7 +126,7 @@ impl Fire for Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let _ = Gate::unload(&self.root);
+        let _ = Datapath::unload(&self.root);
     }
 }
 
@@ -134,7 +135,7 @@ pub(crate) fn run() {
     let (mut tally, mut report) = (Tally::default(), Report::default());
     let link = Link::new();
     let state = gate::state(&link.root);
-    let target = Target { gate: &link.gate, state: &state, fire: &link, translates: false };
+    let target = Target { datapath: &link.datapath, state: &state, fire: &link, translates: false };
     let nodes: Vec<IpAddr> = vec![addr(NODE), addr(NODE6)];
     let pod = Pod {
         addresses: vec![addr(POD), addr(POD6)],

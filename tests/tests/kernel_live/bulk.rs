@@ -5,7 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use podgate_bpf::abi::Reason;
-use podgate_tests::netlab::{Lab, SOON, eventually};
+use podgate_testkit::wait::{WAIT_TIMEOUT, eventually};
+use podgate_tests::netlab::Lab;
 
 use crate::Test;
 use crate::talk::*;
@@ -21,7 +22,7 @@ const TIME: Duration = Duration::from_secs(1);
 /// Copies for a while; returns how much arrived.
 fn copy(mut from: &std::net::TcpStream, mut to: &std::net::TcpStream, time: Duration) -> usize {
     let end = Instant::now() + time;
-    to.set_read_timeout(Some(SOON)).unwrap();
+    to.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     thread::scope(|scope| {
         let sending = scope.spawn(move || {
             let (block, mut sent) = (vec![0x5a; 1 << 18], 0);
@@ -71,7 +72,7 @@ fn both_ways(lab: &Lab, family: Family) {
 
 /// Packets and bytes of known flows.
 fn largest(lab: &Lab) -> (u64, u64) {
-    let counters = lab.gate.maps.counters().unwrap();
+    let counters = lab.datapath.maps.counters().unwrap();
     let both = [Egress, Ingress].map(|direction| counters.get(direction, Reason::AllowFlow));
     (both[0].packets + both[1].packets, both[0].bytes + both[1].bytes)
 }
@@ -110,7 +111,7 @@ fn big_tcp(lab: &Lab, family: Family) {
 }
 
 fn knows_ipv4_big_tcp(lab: &Lab) -> bool {
-    lab.node.run(|| podgate_tests::sandbox::ip("link set br0 gso_ipv4_max_size 65536")).is_ok()
+    lab.node.run(|| podgate_testkit::sandbox::ip("link set br0 gso_ipv4_max_size 65536")).is_ok()
 }
 
 /// Megabytes are under way when the rule goes.
@@ -124,7 +125,7 @@ fn cut(lab: &Lab, family: Family) {
             let block = vec![1; 1 << 16];
             while (&ends.client).write_all(&block).is_ok() {}
         });
-        ends.server.hear(1 << 20, SOON).unwrap();
+        ends.server.hear(1 << 20, WAIT_TIMEOUT).unwrap();
         lab.set_policy(&server, &Policy::isolated().open_for(Policed::Egress));
         // what was past the gate at that moment may still be on its last few metres
         watch.begin();

@@ -7,7 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use podgate_bpf::abi::Startup;
-use podgate_tests::netlab::{Lab, SOON, eventually};
+use podgate_testkit::wait::{WAIT_TIMEOUT, eventually};
+use podgate_tests::netlab::Lab;
 
 use crate::Test;
 use crate::talk::*;
@@ -47,7 +48,10 @@ fn talk_while<R>(client: &Pod, server: &Pod, family: Family, change: impl FnOnce
     });
     // whoever speaks first
     tcp.server.say(b"server first");
-    assert!(tcp.client.hear(12, SOON).is_some(), "the server speaks first after the change");
+    assert!(
+        tcp.client.hear(12, WAIT_TIMEOUT).is_some(),
+        "the server speaks first after the change"
+    );
     tcp.exchange("after the change");
     udp.exchange("after the change");
     result
@@ -172,8 +176,8 @@ fn loosened(lab: &Lab, family: Family) {
     assert_cut(lab, &watch, &ends, true);
     lab.set_policy(&server, &allowed);
     // what was said meanwhile arrives by retransmission
-    assert_eq!(ends.client.hear(12, SOON).as_deref(), Some(&b"still there?"[..]));
-    assert_eq!(ends.server.hear(8, SOON).as_deref(), Some(&b"and you?"[..]));
+    assert_eq!(ends.client.hear(12, WAIT_TIMEOUT).as_deref(), Some(&b"still there?"[..]));
+    assert_eq!(ends.server.hear(8, WAIT_TIMEOUT).as_deref(), Some(&b"and you?"[..]));
     ends.exchange("allowed again");
     let before = denied(lab);
     lab.set_policy(&server, &Policy::open());
@@ -189,17 +193,17 @@ fn pending_connect(lab: &Lab, family: Family) {
     let listener = listen(&server.net, server.address(family), PORT);
     let to = SocketAddr::new(server.address(family), PORT);
     thread::scope(|scope| {
-        let dialling = scope.spawn(|| dial(&client.net, to, SOON));
+        let dialling = scope.spawn(|| dial(&client.net, to, WAIT_TIMEOUT));
         eventually("the first SYN is refused", || refused(lab, Ingress) > 0);
-        let flows = lab.gate.maps.flow_table().flows4().unwrap().len()
-            + lab.gate.maps.flow_table().flows6().unwrap().len();
+        let flows = lab.datapath.maps.flow_table().flows4().unwrap().len()
+            + lab.datapath.maps.flow_table().flows6().unwrap().len();
         let begun = Instant::now();
         lab.set_policy(&server, &port(Policy::isolated(), Policed::Ingress));
         let stream = dialling.join().unwrap().unwrap_or_else(|e| panic!("connect: {e}"));
         let ends = Ends { client: stream, server: accept(&listener) };
         ends.exchange("once allowed");
         assert_eq!(flows, 0, "a refused SYN leaves no flow");
-        assert!(begun.elapsed() < SOON);
+        assert!(begun.elapsed() < WAIT_TIMEOUT);
     });
 }
 

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use podgate_bpf::abi::{Note, Startup};
-use podgate_policy::compile::{Class, PortMatch};
-use podgate_tests::netlab::{Lab, SOON, eventually};
+use podgate_bpf::abi::{Startup, Stat};
+use podgate_policy::tables::{Class, PortMatch};
+use podgate_testkit::wait::{WAIT_TIMEOUT, eventually};
+use podgate_tests::netlab::Lab;
 
 use crate::Test;
 use crate::talk::*;
@@ -45,7 +46,7 @@ fn churn(
         changes.load(Ordering::Relaxed) >= enough
             && exchanged.load(Ordering::Relaxed) > 100
             && flooded.load(Ordering::Relaxed) > 100
-            && lab.noted(Note::JudgedAgain) > 1000
+            && lab.stat(Stat::Revalidated) > 1000
     };
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -64,7 +65,7 @@ fn churn(
         // node it is other pods' changes that do this.
         scope.spawn(|| {
             while running() {
-                lab.gate.maps.control().bump_epoch();
+                lab.datapath.maps.control().bump_epoch();
                 thread::sleep(Duration::from_micros(10));
             }
         });
@@ -84,7 +85,7 @@ fn churn(
                 thread::sleep(Duration::from_micros(200));
             }
         });
-        let deadline = Instant::now() + 3 * SOON;
+        let deadline = Instant::now() + 3 * WAIT_TIMEOUT;
         thread::sleep(TIME);
         while !is_enough() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
@@ -99,7 +100,7 @@ fn churn(
     println!(
         "{}: {changes} changes, {exchanged} exchanges, {flooded} refused datagrams, {} judged again",
         family.name(),
-        lab.noted(Note::JudgedAgain),
+        lab.stat(Stat::Revalidated),
     );
     // only the forbidden ones were refused, and every one of them was
     eventually("every forbidden one is refused", || denied(lab) >= flooded);

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
-use podgate_tests::netlab::{Lab, SOON, eventually};
+use podgate_testkit::wait::{WAIT_TIMEOUT, eventually};
+use podgate_tests::netlab::Lab;
 
 use crate::Test;
 use crate::talk::*;
@@ -35,9 +36,9 @@ fn half_closed(lab: &Lab, family: Family) {
     // longer than a closed flow is remembered would take too long: the epoch stands in for time
     for round in 0..50 {
         ends.server.say(b"more");
-        assert!(ends.client.hear(4, SOON).is_some(), "round {round}");
+        assert!(ends.client.hear(4, WAIT_TIMEOUT).is_some(), "round {round}");
         if round % 10 == 0 {
-            lab.gate.maps.control().bump_epoch();
+            lab.datapath.maps.control().bump_epoch();
         }
     }
     drop(ends.server);
@@ -98,7 +99,7 @@ fn reuse_after_reset(lab: &Lab, family: Family) {
         let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
         setsockopt(&resetting, sockopt::Linger, &at_once).unwrap();
         drop(resetting);
-        told.set_read_timeout(Some(SOON)).unwrap();
+        told.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         let end = (&told).read(&mut [0; 8]).map_err(|e| e.kind());
         assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
     }

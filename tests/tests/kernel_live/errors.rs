@@ -6,7 +6,9 @@ use std::thread;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use podgate_bpf::abi::Reason;
-use podgate_tests::netlab::{Lab, Net, SOON, eventually};
+use podgate_testkit::net::Net;
+use podgate_testkit::wait::{WAIT_TIMEOUT, eventually};
+use podgate_tests::netlab::Lab;
 
 use crate::Test;
 use crate::talk::*;
@@ -43,11 +45,11 @@ fn carry(sender: std::net::TcpStream, receiver: std::net::TcpStream) {
     thread::scope(|scope| {
         scope.spawn(move || {
             let mut sender = sender;
-            sender.set_write_timeout(Some(SOON)).unwrap();
+            sender.set_write_timeout(Some(WAIT_TIMEOUT)).unwrap();
             sender.write_all(&vec![7; LOAD]).unwrap();
         });
         let mut receiver = receiver;
-        receiver.set_read_timeout(Some(SOON)).unwrap();
+        receiver.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         let mut got = vec![0; LOAD];
         receiver.read_exact(&mut got).unwrap_or_else(|e| panic!("the transfer stalls: {e}"));
         assert!(got.iter().all(|byte| *byte == 7));
@@ -58,7 +60,7 @@ fn path_mtu(lab: &Lab, family: Family) {
     let net = Narrow::new(lab, &port(Policy::isolated(), Policed::Egress));
     let to = SocketAddr::new(Lab::far_address(family), PORT);
     let listener = listen(&net.far, to.ip(), PORT);
-    let sender = dial(&net.pod.net, to, SOON).unwrap();
+    let sender = dial(&net.pod.net, to, WAIT_TIMEOUT).unwrap();
     carry(sender, accept(&listener));
     assert!(lab.count(Ingress, Reason::AllowRelated) > 0, "{:?}", lab.counted());
     nothing_denied(lab);
@@ -69,7 +71,7 @@ fn path_mtu_of_a_server(lab: &Lab, family: Family) {
     let net = Narrow::new(lab, &port(Policy::isolated(), Policed::Ingress));
     let to = SocketAddr::new(net.pod.address(family), PORT);
     let listener = listen(&net.pod.net, to.ip(), PORT);
-    let receiver = dial(&net.far, to, SOON).unwrap();
+    let receiver = dial(&net.far, to, WAIT_TIMEOUT).unwrap();
     carry(accept(&listener), receiver);
     assert!(lab.count(Ingress, Reason::AllowRelated) > 0, "{:?}", lab.counted());
     nothing_denied(lab);
@@ -86,7 +88,7 @@ fn closed_udp_port(lab: &Lab, family: Family) {
     let (client, server) = guarded(lab);
     let socket = datagrams(&client.net, client.address(family), 0);
     socket.connect((server.address(family), PORT)).unwrap();
-    socket.set_read_timeout(Some(SOON)).unwrap();
+    socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     socket.send(b"anybody?").unwrap();
     let answer = socket.recv(&mut [0; 8]).map_err(|e| e.kind());
     assert_eq!(answer, Err(ErrorKind::ConnectionRefused), "{:?}", lab.counted());
@@ -99,7 +101,7 @@ fn closed_udp_port(lab: &Lab, family: Family) {
 fn closed_tcp_port(lab: &Lab, family: Family) {
     let (client, server) = guarded(lab);
     let to = SocketAddr::new(server.address(family), PORT);
-    let refused = dial(&client.net, to, SOON).map_err(|e| e.kind());
+    let refused = dial(&client.net, to, WAIT_TIMEOUT).map_err(|e| e.kind());
     assert_eq!(refused.err(), Some(ErrorKind::ConnectionRefused), "{:?}", lab.counted());
     nothing_denied(lab);
 }

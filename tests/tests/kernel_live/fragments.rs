@@ -1,7 +1,8 @@
 //! Datagrams that the sender's kernel has to take apart.
 
 use podgate_bpf::abi::Reason;
-use podgate_tests::netlab::{Lab, SOON, eventually};
+use podgate_testkit::wait::{WAIT_TIMEOUT, eventually};
+use podgate_tests::netlab::Lab;
 
 use crate::Test;
 use crate::talk::*;
@@ -23,10 +24,20 @@ fn allowed(lab: &Lab, family: Family) {
     let ends = udp(&client, &server, family, PORT);
     for round in 0..20 {
         ends.client.say(&datagram(round));
-        assert_eq!(ends.server.hear(8192, SOON), Some(datagram(round)), "{:?}", lab.counted());
+        assert_eq!(
+            ends.server.hear(8192, WAIT_TIMEOUT),
+            Some(datagram(round)),
+            "{:?}",
+            lab.counted()
+        );
         ends.server.say(&datagram(!round));
-        assert_eq!(ends.client.hear(8192, SOON), Some(datagram(!round)), "{:?}", lab.counted());
-        lab.gate.maps.control().bump_epoch();
+        assert_eq!(
+            ends.client.hear(8192, WAIT_TIMEOUT),
+            Some(datagram(!round)),
+            "{:?}",
+            lab.counted()
+        );
+        lab.datapath.maps.control().bump_epoch();
     }
     nothing_denied(lab);
 }
@@ -41,10 +52,10 @@ fn from_the_node(lab: &Lab, family: Family) {
     server.connect(node.local_addr().unwrap()).unwrap();
     for round in 0..5 {
         node.say(&datagram(round));
-        assert_eq!(server.hear(8192, SOON), Some(datagram(round)), "{:?}", lab.counted());
+        assert_eq!(server.hear(8192, WAIT_TIMEOUT), Some(datagram(round)), "{:?}", lab.counted());
         server.say(&datagram(!round));
-        assert_eq!(node.hear(8192, SOON), Some(datagram(!round)), "{:?}", lab.counted());
-        lab.gate.maps.control().bump_epoch();
+        assert_eq!(node.hear(8192, WAIT_TIMEOUT), Some(datagram(!round)), "{:?}", lab.counted());
+        lab.datapath.maps.control().bump_epoch();
     }
     nothing_denied(lab);
 }

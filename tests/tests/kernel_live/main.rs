@@ -12,6 +12,7 @@ mod fragments;
 mod neighbours;
 mod node;
 mod origins;
+mod rejects;
 mod services;
 mod talk;
 
@@ -19,8 +20,8 @@ use std::process::ExitCode;
 
 use libtest_mimic::Trial;
 use podgate_bpf::attach::AttachMode;
+use podgate_testkit::sandbox;
 use podgate_tests::netlab::{Family, Lab};
-use podgate_tests::sandbox;
 
 /// A test in a lab of its own, for one family.
 type Test = (&'static str, fn(&Lab, Family));
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
             changes::TESTS,
             closing::TESTS,
             errors::TESTS,
+            rejects::TESTS,
             fragments::TESTS,
             node::TESTS,
             origins::TESTS,
@@ -41,9 +43,10 @@ fn main() -> ExitCode {
         ]
         .concat();
         // Both kinds of attachment and both families, without all combinations: kernel_raw has those.
-        let ways = [(Family::V4, AttachMode::Clsact), (Family::V6, AttachMode::Tcx)];
+        let kinds = AttachMode::of_this_kernel().iter().copied().cycle();
+        let ways = [Family::V4, Family::V6].into_iter().zip(kinds);
         let of = |way| tests.clone().into_iter().map(move |test| trial(way, test));
-        ways.into_iter().flat_map(of).collect()
+        ways.flat_map(of).collect()
     })
 }
 

@@ -1,7 +1,8 @@
 //! Finding each other on the link works at pods that may do nothing else.
 
 use podgate_bpf::abi::Reason;
-use podgate_tests::netlab::{Lab, eventually};
+use podgate_testkit::wait::eventually;
+use podgate_tests::netlab::Lab;
 
 use crate::Test;
 use crate::talk::*;

@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use podgate_bpf::abi::Reason;
-use podgate_tests::netlab::{Lab, Net, SOON, eventually};
+use podgate_testkit::net::Net;
+use podgate_testkit::wait::{WAIT_TIMEOUT, eventually};
+use podgate_tests::netlab::Lab;
 
 use crate::Test;
 use crate::talk::*;
@@ -25,7 +27,7 @@ fn probes(lab: &Lab, family: Family) {
     let listener = listen(&pod.net, pod.address(family), PORT);
     let to = SocketAddr::new(pod.address(family), PORT);
     for _ in 0..3 {
-        let stream = dial(&lab.node, to, SOON).unwrap();
+        let stream = dial(&lab.node, to, WAIT_TIMEOUT).unwrap();
         assert_eq!(stream.local_addr().unwrap().ip(), lab.address(family));
         Ends { client: stream, server: accept(&listener) }.exchange("a probe");
     }
@@ -42,13 +44,13 @@ fn probe_lives_on(lab: &Lab, family: Family) {
     lab.own_node_address(lab.address(family));
     let pod = lab.gated(&Policy::open());
     let listener = listen(&pod.net, pod.address(family), PORT);
-    let stream = dial(&lab.node, SocketAddr::new(pod.address(family), PORT), SOON).unwrap();
+    let stream = dial(&lab.node, SocketAddr::new(pod.address(family), PORT), WAIT_TIMEOUT).unwrap();
     let ends = Ends { client: stream, server: accept(&listener) };
     for policy in [Policy::isolated(), Policy::open(), port(Policy::isolated(), Policed::Egress)] {
         lab.set_policy(&pod, &policy);
         // the pod's packet is the first to meet the new policy
         ends.server.say(b"late answer");
-        assert!(ends.client.hear(11, SOON).is_some());
+        assert!(ends.client.hear(11, WAIT_TIMEOUT).is_some());
         ends.exchange("after a change");
     }
     nothing_denied(lab);
@@ -103,7 +105,7 @@ fn masqueraded(lab: &Lab, family: Family) {
     let pod = lab.gated(&Policy::open());
     let listener = listen(&pod.net, pod.address(family), PORT);
     let to = SocketAddr::new(pod.address(family), PORT);
-    let stream = dial(&outside, to, SOON).unwrap();
+    let stream = dial(&outside, to, WAIT_TIMEOUT).unwrap();
     let ends = Ends { client: stream, server: accept(&listener) };
     assert_eq!(ends.server.peer_addr().unwrap().ip(), lab.address(family), "it is masqueraded");
     ends.exchange("while allowed");
@@ -115,7 +117,7 @@ fn masqueraded(lab: &Lab, family: Family) {
     assert!(dial(&outside, to, Duration::from_millis(300)).is_err());
     assert!(!is_dialled(&listener));
     // and the node itself still gets in, from the same address
-    dial(&lab.node, to, SOON).unwrap();
+    dial(&lab.node, to, WAIT_TIMEOUT).unwrap();
 }
 
 fn spoofing(lab: &Lab, family: Family) {
@@ -136,5 +138,5 @@ fn spoofing(lab: &Lab, family: Family) {
     let stream = dial_from(&pod.net, SocketAddr::new(foreign, 40_000), to);
     assert!(stream.is_err(), "connects under another's address");
     from(pod.address(family)).send_to(b"not mine", to).unwrap();
-    assert!(watcher.sees(SOON, carries), "its own address is its own");
+    assert!(watcher.sees(WAIT_TIMEOUT, carries), "its own address is its own");
 }

@@ -5,9 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use podgate_bpf::abi::Reason::{self, *};
+use podgate_testkit::net::Net;
+use podgate_testkit::packet::{Ip, Transport, icmp, protocol, raw, tcp, udp};
+use podgate_testkit::wait::{WAIT_TIMEOUT, eventually};
 use podgate_tests::kernel::hex;
-use podgate_tests::netlab::{Lab, Net, SOON, Tap, eventually};
-use podgate_tests::packet::{Ip, Transport, icmp, protocol, raw, tcp, udp};
+use podgate_tests::netlab::{Lab, Tap};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::Test;
@@ -15,8 +17,8 @@ use crate::node::{behind_the_node, nft};
 use crate::talk::{Family, Ingress, Pod, Policed, Policy, SILENCE, datagrams, dial, listen};
 
 pub(crate) const TESTS: &[Test] = &[
-    ("origins_what_the_nodes_sockets_send", sockets),
-    ("origins_what_the_nodes_sockets_send_raw", raw_sockets),
+    ("origins_what_the_nodes_sockets_send", s9_1_sockets_of_the_node),
+    ("origins_what_the_nodes_sockets_send_raw", s9_1_raw_sockets_of_the_node),
     ("origins_what_the_node_answers_to_others", answers),
     ("origins_what_the_node_forwards", forwarded),
     ("origins_what_crosses_the_bridge", bridged),
@@ -165,16 +167,17 @@ fn pieces(packet: &Ip) -> Vec<Vec<u8>> {
     packet.in_fragments(77, 1400).into_iter().map(|frame| frame[14..].to_vec()).collect()
 }
 
-fn sockets(lab: &Lab, family: Family) {
+fn s9_1_sockets_of_the_node(lab: &Lab, family: Family) {
     let world = World::new(lab, family);
     let listener = listen(&world.pod.net, world.to(), 80);
     world.row(
         "connect",
-        || drop(dial(&lab.node, SocketAddr::new(world.to(), 80), SOON).unwrap()),
+        || drop(dial(&lab.node, SocketAddr::new(world.to(), 80), WAIT_TIMEOUT).unwrap()),
         &[AllowFlow, AllowOwnNode],
     );
     drop(listener);
-    let refused = || assert!(dial(&lab.node, SocketAddr::new(world.to(), 81), SOON).is_err());
+    let refused =
+        || assert!(dial(&lab.node, SocketAddr::new(world.to(), 81), WAIT_TIMEOUT).is_err());
     world.row("connect to a closed port", refused, &[AllowOwnNode]);
     world.row(
         "datagram",
@@ -240,7 +243,7 @@ fn echo(world: &World<'_>, id: u8) -> Transport {
 }
 
 /// Shapes that only a raw socket of the node sends.
-fn raw_sockets(lab: &Lab, family: Family) {
+fn s9_1_raw_sockets_of_the_node(lab: &Lab, family: Family) {
     let world = World::new(lab, family);
     let (own, foreign) = (world.node(), world.foreign());
     for (name, from, expected) in
@@ -316,7 +319,7 @@ fn forwarded(lab: &Lab, family: Family) {
     let listener = listen(&world.pod.net, world.to(), 80);
     let to = SocketAddr::new(world.to(), 80);
     assert!(dial(&world.outside, to, SILENCE).is_err(), "connects from outside");
-    drop(dial(&lab.node, to, SOON).unwrap());
+    drop(dial(&lab.node, to, WAIT_TIMEOUT).unwrap());
     drop(listener);
 }
 

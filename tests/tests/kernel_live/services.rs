@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use podgate_bpf::abi::Reason;
 use podgate_bpf::services::{Backend, Frontend};
-use podgate_tests::netlab::{Lab, Net, SOON, eventually};
-
-use podgate_policy::compile::{Class, PortMatch};
+use podgate_policy::tables::{Class, PortMatch};
+use podgate_testkit::wait::{WAIT_TIMEOUT, eventually};
+use podgate_tests::netlab::Lab;
 
 use crate::Test;
 use crate::talk::*;
@@ -82,11 +82,11 @@ fn load(seed: u32) -> Vec<u8> {
 /// Sends megabytes both ways at once; every byte must arrive as it was sent.
 fn carry(client: &TcpStream, server: &TcpStream) {
     let send = |mut stream: &TcpStream, seed| {
-        stream.set_write_timeout(Some(SOON)).unwrap();
+        stream.set_write_timeout(Some(WAIT_TIMEOUT)).unwrap();
         stream.write_all(&load(seed)).unwrap_or_else(|e| panic!("the transfer stalls: {e}"));
     };
     let receive = |mut stream: &TcpStream, seed| {
-        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         let mut got = vec![0; LOAD];
         stream.read_exact(&mut got).unwrap_or_else(|e| panic!("the transfer stalls: {e}"));
         assert!(got == load(seed), "bytes are not those that were sent");
@@ -103,7 +103,7 @@ fn bulk(lab: &Lab, family: Family) {
     let (client, server) = guarded(lab);
     serve(lab, family, &[&server]);
     let listener = listen(&server.net, server.address(family), PORT);
-    let dialled = dial(&client.net, service(family), SOON).unwrap();
+    let dialled = dial(&client.net, service(family), WAIT_TIMEOUT).unwrap();
     let before = known(lab);
     carry(&dialled, &accept(&listener));
     let after = known(lab);
@@ -114,7 +114,7 @@ fn bulk(lab: &Lab, family: Family) {
 
 /// Packets and bytes of known flows.
 fn known(lab: &Lab) -> (u64, u64) {
-    let counters = lab.gate.maps.counters().unwrap();
+    let counters = lab.datapath.maps.counters().unwrap();
     let both = [Egress, Ingress].map(|direction| counters.get(direction, Reason::AllowFlow));
     (both[0].packets + both[1].packets, both[0].bytes + both[1].bytes)
 }
@@ -130,18 +130,11 @@ fn bulk_without_offload(lab: &Lab, family: Family) {
     }
     serve(lab, family, &[&server]);
     let listener = listen(&server.net, server.address(family), PORT);
-    let dialled = dial(&client.net, service(family), SOON).unwrap();
+    let dialled = dial(&client.net, service(family), WAIT_TIMEOUT).unwrap();
     carry(&dialled, &accept(&listener));
     nothing_denied(lab);
     let errors = client.net.run(checksum_errors) + server.net.run(checksum_errors);
     assert_eq!(errors, 0, "segments with a wrong checksum");
-}
-
-#[track_caller]
-fn without_offload(net: &Net, interface: &str) {
-    let arguments = format!("-K {interface} tx off rx off tso off gso off gro off");
-    net.run(|| podgate_tests::sandbox::command("ethtool", &arguments))
-        .unwrap_or_else(|e| panic!("turn checksum offload off: {e}"));
 }
 
 /// TCP and UDP segments that the namespace's kernel has thrown away for their checksums.
@@ -176,7 +169,7 @@ fn narrow(lab: &Lab, family: Family) {
     ));
     lab.serve(1, frontend(family, 6), &[Backend { address: Lab::far_address(family), port: PORT }]);
     let listener = listen(&far, Lab::far_address(family), PORT);
-    let dialled = dial(&client.net, service(family), SOON).unwrap();
+    let dialled = dial(&client.net, service(family), WAIT_TIMEOUT).unwrap();
     carry(&dialled, &accept(&listener));
     assert!(lab.count(Ingress, Reason::AllowRelated) > 0, "{:?}", lab.counted());
     nothing_denied(lab);
@@ -191,13 +184,13 @@ fn fragments(lab: &Lab, family: Family) {
     for round in 0..20 {
         let datagram: Vec<u8> = (0..8192_u32).map(|n| (n as u8).wrapping_mul(31) ^ round).collect();
         asking.say(&datagram);
-        at_server.set_read_timeout(Some(SOON)).unwrap();
+        at_server.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         let mut heard = vec![0; 9000];
         let (length, from) = at_server.recv_from(&mut heard).unwrap();
         assert!(heard[..length] == datagram);
         at_server.send_to(&datagram, from).unwrap();
-        assert_eq!(asking.hear(8192, SOON), Some(datagram), "{:?}", lab.counted());
-        lab.gate.maps.control().bump_epoch();
+        assert_eq!(asking.hear(8192, WAIT_TIMEOUT), Some(datagram), "{:?}", lab.counted());
+        lab.datapath.maps.control().bump_epoch();
     }
     nothing_denied(lab);
 }
@@ -206,7 +199,7 @@ fn real_client(lab: &Lab, family: Family) {
     let (client, server) = guarded(lab);
     serve(lab, family, &[&server]);
     let listener = listen(&server.net, server.address(family), PORT);
-    let dialled = dial(&client.net, service(family), SOON).unwrap();
+    let dialled = dial(&client.net, service(family), WAIT_TIMEOUT).unwrap();
     let accepted = accept(&listener);
     assert_eq!(accepted.peer_addr().unwrap(), dialled.local_addr().unwrap());
     assert_eq!(dialled.peer_addr().unwrap(), service(family));
@@ -286,11 +279,11 @@ fn closed(lab: &Lab, family: Family) {
 
 /// Nobody listens behind the service: both kinds of socket must hear of it at once.
 fn refuses(client: &Pod, family: Family) {
-    let refused = dial(&client.net, service(family), SOON).map_err(|e| e.kind());
+    let refused = dial(&client.net, service(family), WAIT_TIMEOUT).map_err(|e| e.kind());
     assert_eq!(refused.err(), Some(ErrorKind::ConnectionRefused));
     let socket = datagrams(&client.net, client.address(family), 0);
     socket.connect(service(family)).unwrap();
-    socket.set_read_timeout(Some(SOON)).unwrap();
+    socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     socket.send(b"anybody?").unwrap();
     let answer = socket.recv(&mut [0; 8]).map_err(|e| e.kind());
     assert_eq!(answer, Err(ErrorKind::ConnectionRefused));
@@ -301,7 +294,7 @@ fn hairpin(lab: &Lab, family: Family) {
     let pod = lab.gated(&Policy::isolated());
     serve(lab, family, &[&pod]);
     let listener = listen(&pod.net, pod.address(family), PORT);
-    let dialled = dial(&pod.net, service(family), SOON).unwrap();
+    let dialled = dial(&pod.net, service(family), WAIT_TIMEOUT).unwrap();
     let accepted = accept(&listener);
     assert_eq!(accepted.peer_addr().unwrap().ip(), Lab::service_address(family));
     carry(&dialled, &accepted);
@@ -312,12 +305,12 @@ fn hairpin(lab: &Lab, family: Family) {
     for length in [8, 8192] {
         let question = vec![length as u8 ^ 0x5a; length];
         client.say(&question);
-        server.set_read_timeout(Some(SOON)).unwrap();
+        server.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         let mut heard = vec![0; 9000];
         let (heard_length, from) = server.recv_from(&mut heard).unwrap();
         assert!(heard[..heard_length] == question);
         server.send_to(&question, from).unwrap();
-        assert_eq!(client.hear(length, SOON), Some(question));
+        assert_eq!(client.hear(length, WAIT_TIMEOUT), Some(question));
     }
     nothing_denied(lab);
 }
@@ -334,12 +327,12 @@ fn moves(lab: &Lab, family: Family) {
     let (one, two) = (lab.pod(), lab.pod());
     serve(lab, family, &[&one]);
     let listener = listen(&one.net, one.address(family), PORT);
-    let dialled = dial(&client.net, service(family), SOON).unwrap();
+    let dialled = dial(&client.net, service(family), WAIT_TIMEOUT).unwrap();
     let connection = Ends { client: dialled, server: accept(&listener) };
     connection.exchange("before");
     let bind = |pod: &Pod| {
         let socket = datagrams(&pod.net, pod.address(family), PORT);
-        socket.set_read_timeout(Some(SOON)).unwrap();
+        socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         socket
     };
     let (at_one, at_two) = (bind(&one), bind(&two));
@@ -349,7 +342,7 @@ fn moves(lab: &Lab, family: Family) {
         asking.say(b"who?");
         let (_, from) = socket.recv_from(&mut [0; 8]).unwrap();
         socket.send_to(b"me", from).unwrap();
-        assert_eq!(asking.hear(2, SOON).as_deref(), Some(&b"me"[..]));
+        assert_eq!(asking.hear(2, WAIT_TIMEOUT).as_deref(), Some(&b"me"[..]));
     };
     answered_by(&at_one);
     answered_by(&at_one);
@@ -369,7 +362,7 @@ fn two_services(lab: &Lab, family: Family) {
     let at_server = datagrams(&server.net, server.address(family), PORT);
     let asking = datagrams(&client.net, client.address(family), 0);
     for socket in [&at_server, &asking] {
-        socket.set_read_timeout(Some(SOON)).unwrap();
+        socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     }
     let services = [service(family), SocketAddr::new(other.address, other.port)];
     for round in 0..10_u8 {
@@ -400,7 +393,7 @@ fn service_and_endpoint(lab: &Lab, family: Family) {
     for ways in [[service(family), direct], [direct, service(family)]] {
         let asking = datagrams(&client.net, client.address(family), 0);
         for socket in [&at_server, &asking] {
-            socket.set_read_timeout(Some(SOON)).unwrap();
+            socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         }
         for round in 0..10_u8 {
             for (n, way) in (0_u8..).zip(ways) {

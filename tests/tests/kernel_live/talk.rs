@@ -10,7 +10,9 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
 };
 use podgate_bpf::abi::Reason;
-use podgate_tests::netlab::{Lab, Net, SOON, Tap};
+use podgate_testkit::net::Net;
+use podgate_testkit::wait::WAIT_TIMEOUT;
+use podgate_tests::netlab::{Lab, Tap};
 
 pub(crate) use podgate_bpf::abi::Direction::{Egress, Ingress};
 pub(crate) use podgate_policy::model::Direction as Policed;
@@ -42,7 +44,7 @@ fn bound<T: Send>(
     bind: fn(SocketAddr) -> io::Result<T>,
 ) -> T {
     let to = SocketAddr::new(address, port);
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         match net.run(|| bind(to)) {
             Ok(socket) => return socket,
@@ -61,7 +63,7 @@ pub(crate) fn dial(net: &Net, to: SocketAddr, patience: Duration) -> io::Result<
 
 /// A connection from a certain port, which an earlier one may have used; that one's last packets may be under way yet.
 pub(crate) fn dial_from(net: &Net, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         match dial_once_from(net, from, to) {
             Err(e) if e.kind() == ErrorKind::AddrNotAvailable && Instant::now() < deadline => {
@@ -89,7 +91,7 @@ fn dial_once_from(net: &Net, from: SocketAddr, to: SocketAddr) -> io::Result<Tcp
 /// The other end of a connection that was just made.
 pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
     listener.set_nonblocking(true).unwrap();
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
@@ -121,7 +123,8 @@ pub(crate) struct Ends<T> {
 pub(crate) fn tcp(client: &Pod, server: &Pod, family: Family, port: u16) -> Ends<TcpStream> {
     let listener = listen(&server.net, server.address(family), port);
     let to = SocketAddr::new(server.address(family), port);
-    let stream = dial(&client.net, to, SOON).unwrap_or_else(|e| panic!("connect to {to}: {e}"));
+    let stream =
+        dial(&client.net, to, WAIT_TIMEOUT).unwrap_or_else(|e| panic!("connect to {to}: {e}"));
     Ends { client: stream, server: accept(&listener) }
 }
 
@@ -185,9 +188,9 @@ impl<T: End> Ends<T> {
     #[track_caller]
     pub(crate) fn exchange(&self, what: &str) {
         self.client.say(b"question");
-        assert_eq!(self.server.hear(8, SOON).as_deref(), Some(&b"question"[..]), "{what}");
+        assert_eq!(self.server.hear(8, WAIT_TIMEOUT).as_deref(), Some(&b"question"[..]), "{what}");
         self.server.say(b"answer");
-        assert_eq!(self.client.hear(6, SOON).as_deref(), Some(&b"answer"[..]), "{what}");
+        assert_eq!(self.client.hear(6, WAIT_TIMEOUT).as_deref(), Some(&b"answer"[..]), "{what}");
     }
 }
 
@@ -262,4 +265,12 @@ pub(crate) fn refused(lab: &Lab, direction: podgate_bpf::abi::Direction) -> u64 
 /// Allows TCP and UDP to [`PORT`] in this direction.
 pub(crate) fn port(policy: Policy, direction: Policed) -> Policy {
     policy.allow(direction, Protocol::Tcp, PORT).allow(direction, Protocol::Udp, PORT)
+}
+
+/// Has the kernel compute what it sends through this interface, checksums and segments, and verify what it receives.
+#[track_caller]
+pub(crate) fn without_offload(net: &Net, interface: &str) {
+    let arguments = format!("-K {interface} tx off rx off tso off gso off gro off");
+    net.run(|| podgate_testkit::sandbox::command("ethtool", &arguments))
+        .unwrap_or_else(|e| panic!("turn checksum offload off: {e}"));
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use podgate_bpf::abi::{Direction, Reason};
 use podgate_bpf::attach::AttachMode;
-use podgate_tests::netlab::{Lab, Net, Pod, Policy, SOON, Tap};
+use podgate_testkit::net::Net;
+use podgate_testkit::wait::WAIT_TIMEOUT;
+use podgate_tests::netlab::{Lab, Pod, Policy, Tap};
 
 pub(crate) use podgate_bpf::abi::Direction::{Egress, Ingress};
 pub(crate) use podgate_bpf::abi::Reason::*;
@@ -84,14 +86,14 @@ impl Bench {
             let arrived = to.sees(Duration::from_millis(5), is_it);
             assert!(!arrived, "denied ({reason:?}) and arrived: {}", hex(frame));
         } else {
-            let arrived = to.sees(SOON, is_it);
+            let arrived = to.sees(WAIT_TIMEOUT, is_it);
             assert!(arrived, "allowed ({reason:?}) and did not arrive: {}", hex(frame));
         }
     }
 
     /// What was counted for the one frame that is under way.
     fn counted_since(&self, before: &[(Direction, Reason, u64)]) -> Vec<(Direction, Reason, u64)> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let now = self.lab.counted();
             if now != before || Instant::now() > deadline {

@@ -2,8 +2,8 @@
 
 use podgate_bpf::abi::Direction;
 use podgate_bpf::attach::AttachMode;
+use podgate_testkit::packet::{Ip, Transport, protocol, raw, udp};
 use podgate_tests::netlab::Policy;
-use podgate_tests::packet::{Ip, Transport, protocol, raw, udp};
 
 use crate::Test;
 use crate::bench::*;

@@ -3,7 +3,7 @@
 
 use podgate_bpf::abi::Direction;
 use podgate_bpf::attach::AttachMode;
-use podgate_tests::packet::{Ip, Transport, icmp, protocol, sctp, tcp, udp};
+use podgate_testkit::packet::{Ip, Transport, icmp, protocol, sctp, tcp, udp};
 
 use crate::Test;
 use crate::bench::*;

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::Trial;
 use podgate_bpf::attach::AttachMode;
-use podgate_tests::sandbox;
+use podgate_testkit::sandbox;
 
 /// A test that holds for both kinds of attachment.
 type Test = (&'static str, fn(AttachMode));
@@ -25,9 +25,8 @@ type Test = (&'static str, fn(AttachMode));
 fn main() -> ExitCode {
     sandbox::run(|| {
         let tests = [short::TESTS, long::TESTS, fragments::TESTS, tagged::TESTS].concat();
-        let kinds = [AttachMode::Tcx, AttachMode::Clsact];
-        let of = |kind| tests.clone().into_iter().map(move |test| trial(kind, test));
-        kinds.into_iter().flat_map(of).collect()
+        let of = |&kind: &AttachMode| tests.clone().into_iter().map(move |test| trial(kind, test));
+        AttachMode::of_this_kernel().iter().flat_map(of).collect()
     })
 }
 

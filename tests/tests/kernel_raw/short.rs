@@ -1,8 +1,8 @@
 //! Frames that end before the header does which they announce.
 
 use podgate_bpf::attach::AttachMode;
+use podgate_testkit::packet::{Transport, icmp, sctp, tcp, udp};
 use podgate_tests::netlab::Policy;
-use podgate_tests::packet::{Transport, icmp, sctp, tcp, udp};
 
 use crate::Test;
 use crate::bench::*;
@@ -25,7 +25,7 @@ fn between(
     direction: podgate_bpf::abi::Direction,
     v6: bool,
     transport: Transport,
-) -> podgate_tests::packet::Ip {
+) -> podgate_testkit::packet::Ip {
     let own = bench.own(v6);
     match direction {
         Egress => transport.between(&own, peer(v6)),

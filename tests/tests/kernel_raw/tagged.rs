@@ -2,9 +2,9 @@
 
 use podgate_bpf::abi::{Direction, Reason};
 use podgate_bpf::attach::AttachMode;
+use podgate_testkit::packet::wire::{arp, ethernet, vlan};
+use podgate_testkit::packet::{tcp, udp};
 use podgate_tests::netlab::Policy;
-use podgate_tests::packet::wire::{arp, ethernet, vlan};
-use podgate_tests::packet::{tcp, udp};
 
 use crate::Test;
 use crate::bench::*;

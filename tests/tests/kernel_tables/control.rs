@@ -1,10 +1,10 @@
-//! What always passes: ARP, neighbour discovery, multicast listeners, DHCP (semantics 7), and only where it can be what
+//! What always passes: ARP, neighbour discovery, multicast listeners, DHCP (docs/semantics.md 7.5 to 7.9), and only where it can be what
 //! it claims to be.
 
 use std::net::Ipv6Addr;
 
 use podgate_bpf::abi::{Reason, Startup};
-use podgate_tests::packet::{arp, arp_operation, arp_reply};
+use podgate_testkit::packet::{arp, arp_operation, arp_reply};
 
 use crate::prelude::*;
 
@@ -24,19 +24,23 @@ pub(crate) fn tables() -> Vec<Table> {
         // of a pod that is not registered nothing is known
         let foreign = if name == "unregistered" { AllowControl } else { DenySpoofed };
         let not_arp = if name == "isolated" { DenyNotIp } else { denied };
-        tables.push(address_resolution(named("ARP"), world.clone(), foreign));
-        tables.push(not_address_resolution(
+        tables.push(s7_5_arp(named("ARP"), world.clone(), foreign));
+        tables.push(s7_5_arp_of_a_wrong_form(
             named("ARP of a wrong form"),
             world.clone(),
             if name == "unregistered" { denied } else { DenySpoofed },
             not_arp,
         ));
-        tables.push(neighbours(named("neighbours"), world.clone(), foreign));
-        tables.push(not_neighbours(named("no neighbours"), world.clone(), denied));
-        tables.push(routers(named("routers"), world.clone(), denied));
-        tables.push(listeners(named("multicast listeners"), world.clone(), denied));
-        tables.push(dhcp(named("DHCP"), world.clone(), denied));
-        tables.push(dhcp6(named("DHCPv6"), world, denied));
+        tables.push(s7_6_neighbours(named("neighbours"), world.clone(), foreign));
+        tables.push(s7_6_what_is_no_neighbour_discovery(
+            named("no neighbours"),
+            world.clone(),
+            denied,
+        ));
+        tables.push(s7_7_routers(named("routers"), world.clone(), denied));
+        tables.push(s7_8_multicast_listeners(named("multicast listeners"), world.clone(), denied));
+        tables.push(s7_9_dhcp(named("DHCP"), world.clone(), denied));
+        tables.push(s7_9_dhcpv6(named("DHCPv6"), world, denied));
     }
     tables.push(
         table("control: any pod may be a router without anti-spoofing", {
@@ -150,7 +154,7 @@ pub(crate) fn tables() -> Vec<Table> {
     tables
 }
 
-fn address_resolution(name: String, world: World, foreign: Reason) -> Table {
+fn s7_5_arp(name: String, world: World, foreign: Reason) -> Table {
     table(name, world)
         .from_pod(arp(POD, PEER), AllowControl)
         .from_pod(arp_reply(POD, PEER), AllowControl)
@@ -171,7 +175,7 @@ fn address_resolution(name: String, world: World, foreign: Reason) -> Table {
 }
 
 /// What a registered pod sends in such a form may be in any name.
-fn not_address_resolution(name: String, world: World, sent: Reason, denied: Reason) -> Table {
+fn s7_5_arp_of_a_wrong_form(name: String, world: World, sent: Reason, denied: Reason) -> Table {
     let with = |at: usize, byte: u8| {
         let mut frame = arp(POD, PEER);
         frame[14 + at] = byte;
@@ -215,7 +219,7 @@ fn redirect(source: &str, destination: &str) -> Ip {
     icmp(137, 0, [0; 4]).payload(&[0; 40]).between(source, destination).hop_limit(255)
 }
 
-fn neighbours(name: String, world: World, foreign: Reason) -> Table {
+fn s7_6_neighbours(name: String, world: World, foreign: Reason) -> Table {
     table(name, world.node(NODE6))
         .from_pod(about(135, POD6, "ff02::1:ff00:9", PEER6), AllowControl)
         .from_pod(about(135, "fe80::5", "ff02::1:ff00:9", PEER6), AllowControl)
@@ -251,7 +255,7 @@ fn nonced() -> Ip {
         .hop_limit(255)
 }
 
-fn not_neighbours(name: String, world: World, denied: Reason) -> Table {
+fn s7_6_what_is_no_neighbour_discovery(name: String, world: World, denied: Reason) -> Table {
     let long = |source: &str, destination: &str, target: &str| {
         let target: Ipv6Addr = target.parse().unwrap();
         let message = icmp(136, 0, [0; 4]).payload(&target.octets()).payload(&[0x55; 900]);
@@ -278,7 +282,7 @@ fn not_neighbours(name: String, world: World, denied: Reason) -> Table {
         )
 }
 
-fn routers(name: String, world: World, denied: Reason) -> Table {
+fn s7_7_routers(name: String, world: World, denied: Reason) -> Table {
     let foreign = if denied == DenyNoEndpoint { AllowControl } else { DenySpoofed };
     table(name, world.node("fe80::1"))
         .to_pod(advertisement("fe80::1", "ff02::1", 80), AllowControl)
@@ -295,7 +299,7 @@ fn routers(name: String, world: World, denied: Reason) -> Table {
         .from_pod(redirect("fe80::5", "fe80::9"), foreign)
 }
 
-fn listeners(name: String, world: World, denied: Reason) -> Table {
+fn s7_8_multicast_listeners(name: String, world: World, denied: Reason) -> Table {
     let message = |kind, length: usize, source: &str, to: &str| {
         let body = vec![0; length - 8];
         icmp(kind, 0, [0; 4]).payload(&body).between(source, to).hop_limit(1)
@@ -322,7 +326,7 @@ fn listeners(name: String, world: World, denied: Reason) -> Table {
         .from_pod(message(132, 32, "fe80::5", "ff02::2"), denied)
 }
 
-fn dhcp(name: String, world: World, denied: Reason) -> Table {
+fn s7_9_dhcp(name: String, world: World, denied: Reason) -> Table {
     let (ask, offer) = (udp(68, 67).payload(&[0; 240]), udp(67, 68).payload(&[0; 240]));
     let unasked = offer.clone();
     let question = ask.clone().between("0.0.0.0", "255.255.255.255");
@@ -350,7 +354,7 @@ fn dhcp(name: String, world: World, denied: Reason) -> Table {
         .to_pod(offer.between(NODE, POD), AllowControl)
 }
 
-fn dhcp6(name: String, world: World, denied: Reason) -> Table {
+fn s7_9_dhcpv6(name: String, world: World, denied: Reason) -> Table {
     let (ask, offer) = (udp(546, 547).payload(&[0; 64]), udp(547, 546).payload(&[0; 64]));
     table(name, world)
         .to_pod(offer.clone().between("fe80::1", "fe80::5"), denied)

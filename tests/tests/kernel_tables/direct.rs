@@ -1,7 +1,7 @@
 //! One source port, a service and one of its endpoints: what the pod sends to the endpoint itself leaves from another
 //! port than what it sends there through the service, whichever came first.
 
-use podgate_bpf::abi::{FLOW_ENDPOINT, Mode, Reason};
+use podgate_bpf::abi::{FLOW_REVNAT, Mode, Reason};
 use podgate_tests::kernel::{Lab, NEXT};
 
 use crate::prelude::*;
@@ -26,7 +26,7 @@ fn sends(
     to: u16,
     reason: Reason,
 ) -> u16 {
-    let met = lab.send(Egress, &make(40000, to).between(f.pod, f.peer).frame(), 0);
+    let met = lab.send(Egress, &make(40000, to).between(f.pod, f.peer).frame(), Via::Nothing);
     assert_eq!((met.action, met.reason()), (NEXT, Some(reason)), "{met:?}");
     let (port, left_to, address) = left(f, &met.packet);
     assert_eq!((left_to, address), (to, left(f, &make(1, to).between(f.pod, f.peer).frame()).2));
@@ -37,7 +37,7 @@ fn sends(
 /// The peer answers to that port, and the pod gets it at port 40000, from the peer.
 #[track_caller]
 fn answers(lab: &Lab, f: Family, make: &impl Fn(u16, u16) -> Transport, from: u16, port: u16) {
-    let met = lab.send(Ingress, &make(from, port).between(f.peer, f.pod).frame(), 9);
+    let met = lab.send(Ingress, &make(from, port).between(f.peer, f.pod).frame(), Via::Uplink);
     assert_eq!((met.action, met.reason()), (NEXT, Some(AllowFlow)), "{met:?}");
     assert_eq!(met.packet, make(from, 40000).between(f.peer, f.pod).frame());
 }
@@ -71,7 +71,11 @@ fn datagrams(f: Family) -> Vec<Table> {
             .then("185 s pass", |lab| lab.age_flows(185))
             .then("both have ended: the pod's own port is free", move |lab| {
                 assert_eq!(sends(lab, f, &direct, 5353, AllowPolicy), 40000);
-                let met = lab.send(Ingress, &udp(5353, 40000).between(f.peer, f.pod).frame(), 9);
+                let met = lab.send(
+                    Ingress,
+                    &udp(5353, 40000).between(f.peer, f.pod).frame(),
+                    Via::Uplink,
+                );
                 assert_eq!(met.reason(), Some(AllowFlow));
             }),
         table(f.named("direct: outlives the service's flow, datagrams"), on())
@@ -100,10 +104,11 @@ fn datagrams(f: Family) -> Vec<Table> {
         table(f.named("direct: before the service, datagrams"), on())
             .from_pod(udp(40000, 5353).between(f.pod, f.peer), AllowPolicy)
             .then("the service's leaves from another port", move |lab| {
-                let met = lab.send(Egress, &ask(f, f.peer).0.frame(), 0);
+                let met = lab.send(Egress, &ask(f, f.peer).0.frame(), Via::Nothing);
                 let (port, _, _) = left(f, &met.packet);
                 moved(port);
-                let back = lab.send(Ingress, &udp(5353, port).between(f.peer, f.pod).frame(), 9);
+                let back =
+                    lab.send(Ingress, &udp(5353, port).between(f.peer, f.pod).frame(), Via::Uplink);
                 assert_eq!(back.packet, answer(f, f.peer).1.frame());
             })
             .from_pod(udp(40000, 5353).between(f.pod, f.peer), AllowFlow)
@@ -113,11 +118,15 @@ fn datagrams(f: Family) -> Vec<Table> {
             .then("it gets one more", move |lab| {
                 let port = moved(sends(lab, f, &direct, 5353, AllowPolicy));
                 let own = udp(port, 5353).between(f.pod, f.peer).frame();
-                let met = lab.send(Egress, &own, 0);
+                let met = lab.send(Egress, &own, Via::Nothing);
                 let (other, _, _) = left(f, &met.packet);
                 assert!(met.reason() == Some(AllowPolicy) && ![40000, port].contains(&other));
                 answers(lab, f, &direct, 5353, port);
-                let met = lab.send(Ingress, &udp(5353, other).between(f.peer, f.pod).frame(), 9);
+                let met = lab.send(
+                    Ingress,
+                    &udp(5353, other).between(f.peer, f.pod).frame(),
+                    Via::Uplink,
+                );
                 assert_eq!(met.packet, udp(5353, port).between(f.peer, f.pod).frame());
             }),
         table(f.named("direct: policy is asked, and asked again"), on())
@@ -188,7 +197,7 @@ fn connections(f: Family) -> Vec<Table> {
             .to_pod(tcp(8080, 40000).syn_ack().between(f.peer, f.pod), AllowFlow)
             .then("the service's leaves from another port", move |lab| {
                 let syn = tcp(40000, 80).syn().between(f.pod, f.service).frame();
-                let met = lab.send(Egress, &syn, 0);
+                let met = lab.send(Egress, &syn, Via::Nothing);
                 let (port, _, _) = left(f, &met.packet);
                 assert!(met.reason() == Some(AllowPolicy) && port != 40000, "{met:?}");
             }),
@@ -203,11 +212,11 @@ fn connections(f: Family) -> Vec<Table> {
             .connects(f, f.peer)
             .then("it is found again from the same port", move |lab| {
                 let port = opens(lab);
-                let flows = lab.gate().maps.flow_table();
+                let flows = lab.datapath().maps.flow_table();
                 if f.icmp == ICMP {
                     let keys = flows.flows4().unwrap();
                     let its = keys.iter().find(|(key, flow)| {
-                        key.pod_port == port.to_be_bytes() && flow.flags & FLOW_ENDPOINT != 0
+                        key.pod_port == port.to_be_bytes() && flow.flags & FLOW_REVNAT != 0
                     });
                     flows.forget4(&its.unwrap().0).unwrap();
                     assert_eq!(sends(lab, f, &ack, 8080, AllowPolicy), port);
@@ -248,7 +257,7 @@ fn pieces(f: Family) -> Vec<Table> {
             .out(ask(f, f.peer), AllowPolicy)
             .then("the first one leaves from the flow's port", move |lab| {
                 let port = moved(sends(lab, f, &direct, 5353, AllowPolicy));
-                let met = lab.send(Egress, &first(40000).frame(), 0);
+                let met = lab.send(Egress, &first(40000).frame(), Via::Nothing);
                 assert_eq!(met.reason(), Some(AllowFlow));
                 assert_eq!(met.packet, first(port).frame());
             })
@@ -260,14 +269,14 @@ fn pieces(f: Family) -> Vec<Table> {
                 let error = |port| {
                     unreachable(f, &udp(port, 5353).between(f.pod, f.peer)).between(f.peer, f.pod)
                 };
-                let met = lab.send(Ingress, &error(port).frame(), 9);
+                let met = lab.send(Ingress, &error(port).frame(), Via::Uplink);
                 assert_eq!((met.action, met.reason()), (NEXT, Some(AllowRelated)));
                 assert_eq!(met.packet, error(40000).frame());
                 // and the pod's own about what it got
                 let error = |port| {
                     unreachable(f, &udp(5353, port).between(f.peer, f.pod)).between(f.pod, f.peer)
                 };
-                let met = lab.send(Egress, &error(40000).frame(), 0);
+                let met = lab.send(Egress, &error(40000).frame(), Via::Nothing);
                 assert_eq!((met.action, met.reason()), (NEXT, Some(AllowRelated)));
                 assert_eq!(met.packet, error(port).frame());
             }),

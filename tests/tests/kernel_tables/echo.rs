@@ -1,9 +1,15 @@
-//! ICMP queries and their answers (semantics 7, GHSA-c66w-hq56-4q97).
+//! ICMP queries and their answers (docs/semantics.md 7.4, GHSA-c66w-hq56-4q97).
 
 use crate::prelude::*;
 
 pub(crate) fn tables() -> Vec<Table> {
-    let mut tables = both(|f| {
+    let mut tables = s7_4_echo();
+    tables.extend(s7_4_other_queries());
+    tables
+}
+
+fn s7_4_echo() -> Vec<Table> {
+    both(|f| {
         let pings = || World::isolated().not_isolated(Egress);
         vec![
             table(f.named("echo: the pod's request is answered"), pings())
@@ -51,10 +57,13 @@ pub(crate) fn tables() -> Vec<Table> {
                 .from_pod(f.out(raw(59 - f.icmp, &[0; 8])), AllowPolicy)
                 .to_pod(f.back(raw(f.icmp, &[f.echo_reply, 0, 0, 0, 0, 0, 0, 0])), DenyPolicy),
         ]
-    });
+    })
+}
+
+fn s7_4_other_queries() -> Vec<Table> {
     let pings = || World::isolated().not_isolated(Egress);
     let ask = |kind| icmp(kind, 0, [0, 7, 0, 1]).payload(&[0; 12]);
-    tables.extend([
+    vec![
         table("timestamp: its reply answers it", pings())
             .from_pod(V4.out(ask(13)), AllowPolicy)
             .to_pod(V4.back(ask(13)), DenyPolicy)
@@ -71,6 +80,5 @@ pub(crate) fn tables() -> Vec<Table> {
             .from_pod(V6.out(ask(139)), AllowPolicy)
             .to_pod(V6.back(ask(140)), DenyPolicy)
             .then("no flow", |lab| assert_eq!(lab.flows(), [])),
-    ]);
-    tables
+    ]
 }

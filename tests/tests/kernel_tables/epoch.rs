@@ -1,6 +1,6 @@
-//! A change of policy meets each live flow at its next packet, in both directions (semantics 11, 13).
+//! A change of policy meets each live flow at its next packet, in both directions (docs/semantics.md 11.11).
 
-use podgate_bpf::abi::Note;
+use podgate_bpf::abi::Stat;
 use podgate_tests::kernel::Lab;
 
 use crate::prelude::*;
@@ -69,16 +69,18 @@ impl Talk {
 }
 
 pub(crate) fn tables() -> Vec<Table> {
-    let mut tables = both(|f| talks(f).iter().flat_map(|talk| rejudged(f, talk)).collect());
+    let mut tables = both(|f| {
+        talks(f).iter().flat_map(|talk| s11_11_live_flows_are_judged_again(f, talk)).collect()
+    });
     tables.extend(both(connections));
     tables.extend(both(others));
     tables
 }
 
-fn rejudged(f: Family, talk: &Talk) -> Vec<Table> {
+fn s11_11_live_flows_are_judged_again(f: Family, talk: &Talk) -> Vec<Table> {
     let direction = talk.direction();
     let other = if talk.by_pod { Ingress } else { Egress };
-    let judged = |times| move |lab: &mut Lab| assert_eq!(lab.notes(Note::JudgedAgain), times);
+    let judged = |times| move |lab: &mut Lab| assert_eq!(lab.stat(Stat::Revalidated), times);
     let allowed = || World::isolated().allow(direction, ANY, Ports::Every);
     // nothing but the flow's own direction may decide
     let wide = || allowed().not_isolated(other);
@@ -155,7 +157,7 @@ fn connections(f: Family) -> Vec<Table> {
         opened("epoch: without a change nothing is judged again")
             .then("an entry goes, the epoch stays", |lab| lab.withdraw(Ingress, ANY, Ports::Every))
             .to_pod(f.back(tcp(40000, 80).ack()), AllowFlow)
-            .then("nothing noted", |lab| assert_eq!(lab.notes(Note::JudgedAgain), 0)),
+            .then("nothing noted", |lab| assert_eq!(lab.stat(Stat::Revalidated), 0)),
     ]
 }
 

@@ -1,4 +1,4 @@
-//! ICMP errors: they pass with the flow that they quote (semantics 7), and with nothing else.
+//! ICMP errors: they pass with the flow that they quote (docs/semantics.md 7.3), and with nothing else.
 
 use crate::prelude::*;
 
@@ -24,9 +24,9 @@ fn unreachable(f: Family) -> Transport {
 }
 
 pub(crate) fn tables() -> Vec<Table> {
-    let mut tables = both(all_kinds);
-    tables.extend(both(addresses));
-    tables.extend(both(quotes));
+    let mut tables = both(s7_3_errors_of_every_kind);
+    tables.extend(both(s7_3_whom_an_error_reaches));
+    tables.extend(both(s7_3_what_an_error_quotes));
     tables
 }
 
@@ -41,7 +41,7 @@ fn senders() -> [(&'static str, Transport); 5] {
     ]
 }
 
-fn all_kinds(f: Family) -> Vec<Table> {
+fn s7_3_errors_of_every_kind(f: Family) -> Vec<Table> {
     let mut tables = Vec::new();
     for &(kind, code) in kinds(f) {
         let error = || icmp(kind, code, [0; 4]);
@@ -76,7 +76,7 @@ fn sender(f: Family) -> World {
     World::isolated().not_isolated(Egress).address(f.second)
 }
 
-fn addresses(f: Family) -> Vec<Table> {
+fn s7_3_whom_an_error_reaches(f: Family) -> Vec<Table> {
     let error = || unreachable(f);
     let sent = f.out(udp(40000, 53));
     let received = f.back(udp(5000, 53));
@@ -118,7 +118,7 @@ fn addresses(f: Family) -> Vec<Table> {
     ]
 }
 
-fn quotes(f: Family) -> Vec<Table> {
+fn s7_3_what_an_error_quotes(f: Family) -> Vec<Table> {
     let error = || unreachable(f);
     let to_pod = |quoted: &Ip, bytes| error().quoting(quoted, bytes).between(router(f), f.pod);
     let sent = f.out(udp(40000, 53).payload(&[9; 64]));

@@ -3,20 +3,20 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use podgate_bpf::abi::{Mode, Note, Reason, Verdict};
+use podgate_bpf::abi::{Mode, Reason, Stat, Verdict};
 use podgate_bpf::events::{Event, Events};
 use podgate_bpf::testrun::Context;
+use podgate_testkit::packet::ethernet;
 use podgate_tests::kernel::Lab;
-use podgate_tests::packet::ethernet;
 
 use crate::prelude::*;
 
 /// Everything told so far.
-fn told(lab: &Lab) -> Vec<Event> {
+pub(crate) fn told(lab: &Lab) -> Vec<Event> {
     let events = Arc::new(Mutex::new(Vec::new()));
     let sink = events.clone();
     let ring =
-        Events::new(&lab.gate().maps, move |event| sink.lock().unwrap().push(event)).unwrap();
+        Events::new(&lab.datapath().maps, move |event| sink.lock().unwrap().push(event)).unwrap();
     ring.poll(Duration::from_millis(1)).unwrap();
     drop(ring);
     std::mem::take(&mut *events.lock().unwrap())
@@ -62,6 +62,7 @@ fn contents(f: Family) -> Vec<Table> {
                     direction: Ingress,
                     reason: DenyPolicy,
                     verdict: Verdict::Deny,
+                    logged: false,
                     family,
                     protocol: TCP,
                     pod: (pod, 80),
@@ -72,7 +73,7 @@ fn contents(f: Family) -> Vec<Table> {
             },
         ),
         table(f.named("events: an allowed flow, where somebody asks"), world())
-            .then("tell", |lab| lab.gate().maps.control().tell_allowed(true))
+            .then("tell", |lab| lab.datapath().maps.control().set_report_allowed(true))
             .from_pod(f.out(udp(5000, 53)), AllowPolicy)
             .to_pod(f.back(udp(53, 5000)), AllowFlow)
             .from_pod(f.out(udp(5000, 53)), AllowFlow)
@@ -96,7 +97,7 @@ fn contents(f: Family) -> Vec<Table> {
         table(f.named("events: a flow through a service, and its end by policy"), {
             world().service(Service::new(f.service, 54, UDP, &[(f.peer, 53)]))
         })
-        .then("tell", |lab| lab.gate().maps.control().tell_allowed(true))
+        .then("tell", |lab| lab.datapath().maps.control().set_report_allowed(true))
         .from_pod_as(
             udp(5000, 54).between(f.pod, f.service),
             AllowPolicy,
@@ -178,16 +179,17 @@ fn silence(f: Family) -> Vec<Table> {
 }
 
 /// Sends a denied packet this often, as fast as it goes.
-fn flood(lab: &Lab, repeat: u32) {
-    let context = Context { ifindex: lab.ifindex, ingress_ifindex: 1 };
+pub(crate) fn flood(lab: &Lab, repeat: u32) {
+    // from where it comes is no matter to policy, and not every kernel takes another number
+    let context = Context { ifindex: lab.ifindex, ingress_ifindex: 0 };
     let frame = V4.back(udp(1, 2)).frame();
-    let outcome = lab.gate().test_run(Ingress, context, &frame, repeat).unwrap();
+    let outcome = lab.datapath().test_run(Ingress, context, &frame, repeat).unwrap();
     assert_eq!(outcome.action, 2);
 }
 
 /// What a pod may tell at once, and in each second after that, whatever the limit of all.
-const OWN: u64 = 100;
-const OWN_EACH_SECOND: u64 = 16;
+pub(crate) const OWN: u64 = 100;
+pub(crate) const OWN_EACH_SECOND: u64 = 16;
 
 fn limit() -> Table {
     table("events: no more than a pod's own and the limit of all", World::isolated())
@@ -195,7 +197,7 @@ fn limit() -> Table {
             lab.keep_to_itself();
             // the programs may have told others' events in the running second
             std::thread::sleep(Duration::from_millis(1100));
-            lab.gate().maps.control().events_per_second(3);
+            lab.datapath().maps.control().set_event_limit(3);
         })
         .then("200 denials", |lab| {
             flood(lab, 200);
@@ -203,10 +205,10 @@ fn limit() -> Table {
             // more if the second turned meanwhile
             let most = OWN + 3 + 2 * (OWN_EACH_SECOND + 3);
             assert!((OWN + 3..=most).contains(&told), "{told} told");
-            assert_eq!(lab.notes(Note::EventLimit), 200 - told);
-            let share = lab.gate().maps.flow_table().shares().unwrap()[&lab.ifindex];
+            assert_eq!(lab.stat(Stat::EventLimit), 200 - told);
+            let share = lab.datapath().maps.flow_table().shares().unwrap()[&lab.ifindex];
             assert_eq!(share.events_held, 200 - told, "counted at the pod too");
-            let denied = lab.gate().maps.counters().unwrap().get(Ingress, DenyPolicy);
+            let denied = lab.datapath().maps.counters().unwrap().get(Ingress, DenyPolicy);
             assert_eq!(denied.packets, 200, "counted all the same");
         })
         .then("the next second", |lab| {
@@ -215,7 +217,7 @@ fn limit() -> Table {
             assert_eq!(told(lab).len(), 10);
         })
         .then("none at all", |lab| {
-            lab.gate().maps.control().events_per_second(0);
+            lab.datapath().maps.control().set_event_limit(0);
             flood(lab, 1);
             assert_eq!(told(lab), []);
         })
@@ -229,9 +231,9 @@ fn full_ring() -> Table {
             let half = (1 << 19) / 96;
             let told = told(lab).len() as u64;
             assert!((half..half + 1000).contains(&told), "{told} told");
-            assert_eq!(lab.notes(Note::EventLimit), 20_000 - told);
-            assert_eq!(lab.notes(Note::EventLost), 0);
-            let denied = lab.gate().maps.counters().unwrap().get(Ingress, DenyPolicy);
+            assert_eq!(lab.stat(Stat::EventLimit), 20_000 - told);
+            assert_eq!(lab.stat(Stat::EventLost), 0);
+            let denied = lab.datapath().maps.counters().unwrap().get(Ingress, DenyPolicy);
             assert_eq!(denied.packets, 20_000);
         })
         .then("read, it has room again", |lab| {

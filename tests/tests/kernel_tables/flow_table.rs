@@ -1,7 +1,7 @@
 //! A pod's own flows in the flow table, which has 1024 entries here: which go when there are too many, and what that may
 //! not bring about. What the pods are to each other is in `kernel_flow_table`.
 
-use podgate_bpf::abi::{Note, Share};
+use podgate_bpf::abi::{Share, Stat};
 use podgate_bpf::flow_table::Usage;
 use podgate_tests::kernel::{DROP, Lab, NEXT};
 
@@ -12,11 +12,11 @@ pub(crate) fn tables() -> Vec<Table> {
 }
 
 fn share(lab: &Lab) -> Share {
-    lab.gate().maps.flow_table().shares().unwrap()[&lab.ifindex]
+    lab.datapath().maps.flow_table().shares().unwrap()[&lab.ifindex]
 }
 
 fn usage(lab: &Lab, f: Family) -> Usage {
-    lab.gate().maps.flow_table().usage().unwrap()[ring(f)]
+    lab.datapath().maps.flow_table().usage().unwrap()[ring(f)]
 }
 
 fn ring(f: Family) -> usize {
@@ -31,11 +31,11 @@ fn own(f: Family) -> Vec<Table> {
             (Ingress, f.back(tcp(80, port).syn_ack())),
             (Egress, f.out(tcp(port, 80).ack())),
         ] {
-            assert_eq!(lab.send(direction, &packet.frame(), 9).action, NEXT);
+            assert_eq!(lab.send(direction, &packet.frame(), Via::Uplink).action, NEXT);
         }
     };
     let ask = move |lab: &Lab, port| {
-        assert_eq!(lab.send(Egress, &f.out(udp(port, 53)).frame(), 0).action, NEXT);
+        assert_eq!(lab.send(Egress, &f.out(udp(port, 53)).frame(), Via::Nothing).action, NEXT);
     };
     let client = || World::isolated().not_isolated(Egress);
     vec![
@@ -51,8 +51,8 @@ fn own(f: Family) -> Vec<Table> {
                 assert!((400..=440).contains(&ring.high), "{ring:?}");
                 assert_eq!((flows, u64::from(ring.high)), (ring.high.into(), usage(lab, f).slots));
                 assert_eq!(ring.evicted, 2000 - flows);
-                assert_eq!(lab.notes(Note::FlowEvicted), ring.evicted);
-                assert_eq!(lab.notes(Note::FlowLost), 0);
+                assert_eq!(lab.stat(Stat::FlowEvicted), ring.evicted);
+                assert_eq!(lab.stat(Stat::FlowLost), 0);
             },
         ),
         table(f.named("flow table: what has ended makes room first"), client()).then(
@@ -99,7 +99,7 @@ fn own(f: Family) -> Vec<Table> {
                 assert!(share(lab).rings[ring(f)].evicted > 4000);
                 for port in 10_000..10_200 {
                     // what the server says first reaches an isolated pod only as of its flow
-                    let met = lab.send(Ingress, &f.back(tcp(80, port).ack()).frame(), 9);
+                    let met = lab.send(Ingress, &f.back(tcp(80, port).ack()).frame(), Via::Uplink);
                     assert_eq!(met.reason(), Some(AllowFlow), "port {port}");
                 }
             },
@@ -109,7 +109,7 @@ fn own(f: Family) -> Vec<Table> {
             move |lab| {
                 for port in 10_000..12_000 {
                     ask(lab, port);
-                    let met = lab.send(Ingress, &f.back(udp(53, port)).frame(), 9);
+                    let met = lab.send(Ingress, &f.back(udp(53, port)).frame(), Via::Uplink);
                     assert_eq!(met.reason(), Some(AllowFlow), "port {port}");
                 }
             },
@@ -124,22 +124,23 @@ fn own(f: Family) -> Vec<Table> {
             .change(|lab| lab.withdraw(Egress, ANY, Ports::Every))
             .then("each meets the change; then others take the place of some", move |lab| {
                 for port in 10_000..10_700 {
-                    let met = lab.send(Egress, &f.out(tcp(port, 80).ack()).frame(), 0);
+                    let met = lab.send(Egress, &f.out(tcp(port, 80).ack()).frame(), Via::Nothing);
                     assert_eq!(met.action, DROP, "port {port}");
                 }
                 for port in 20_000..20_300 {
-                    let met = lab.send(Ingress, &f.back(tcp(port, 90).syn()).frame(), 9);
+                    let met = lab.send(Ingress, &f.back(tcp(port, 90).syn()).frame(), Via::Uplink);
                     assert_eq!(met.action, NEXT);
-                    let met = lab.send(Egress, &f.out(tcp(90, port).syn_ack()).frame(), 9);
+                    let met =
+                        lab.send(Egress, &f.out(tcp(90, port).syn_ack()).frame(), Via::Uplink);
                     assert_eq!(met.action, NEXT);
                 }
                 assert_ne!(share(lab).cut_evicted, 0, "some were revoked ones");
             })
             .then("none of their servers gets through", move |lab| {
                 for port in 10_000..10_700 {
-                    let met = lab.send(Ingress, &f.back(tcp(80, port).ack()).frame(), 9);
+                    let met = lab.send(Ingress, &f.back(tcp(80, port).ack()).frame(), Via::Uplink);
                     assert_eq!(met.reason(), Some(DenyPolicy), "port {port}");
-                    let met = lab.send(Egress, &f.out(tcp(port, 80).ack()).frame(), 0);
+                    let met = lab.send(Egress, &f.out(tcp(port, 80).ack()).frame(), Via::Nothing);
                     assert_eq!(met.reason(), Some(DenyPolicy), "port {port}");
                 }
             })
@@ -149,7 +150,10 @@ fn own(f: Family) -> Vec<Table> {
             .change(|lab| lab.allow(Egress, ANY, Ports::Every))
             .then("and what was forgotten may be picked up again", move |lab| {
                 let reasons: Vec<_> = (10_000..10_700)
-                    .map(|port| lab.send(Ingress, &f.back(tcp(80, port).ack()).frame(), 9).reason())
+                    .map(|port| {
+                        lab.send(Ingress, &f.back(tcp(80, port).ack()).frame(), Via::Uplink)
+                            .reason()
+                    })
                     .collect();
                 let known = reasons.iter().filter(|reason| **reason == Some(AllowFlow)).count();
                 let picked_up =

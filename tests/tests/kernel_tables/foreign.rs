@@ -1,7 +1,7 @@
-//! What is no plain IP (semantics 8): VLANs, tunnels, other ethertypes; multicast and broadcast.
+//! What is no plain IP (docs/semantics.md 8.7 to 8.9): VLANs, tunnels, other ethertypes; multicast and broadcast.
 
 use podgate_bpf::abi::Startup;
-use podgate_tests::packet::{arp, ethernet, vlan};
+use podgate_testkit::packet::{arp, ethernet, vlan};
 
 use crate::prelude::*;
 
@@ -27,6 +27,13 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 pub(crate) fn tables() -> Vec<Table> {
+    let mut tables = s8_7_frames_that_are_not_ip();
+    tables.extend(s8_8_tunnels());
+    tables.extend(s8_9_multicast_and_broadcast());
+    tables
+}
+
+fn s8_7_frames_that_are_not_ip() -> Vec<Table> {
     let mut tables = Vec::new();
     for (name, frame) in frames() {
         // behind a tag may stand any name
@@ -66,12 +73,10 @@ pub(crate) fn tables() -> Vec<Table> {
                 .from_pod(frame(), DenyNoEndpoint),
         ]);
     }
-    tables.extend(tunnels());
-    tables.extend(groups());
     tables
 }
 
-fn tunnels() -> Vec<Table> {
+fn s8_8_tunnels() -> Vec<Table> {
     both(|f| {
         let inside = f.back(tcp(40000, 80).syn()).packet();
         let number = if f.icmp == ICMP { protocol::IPIP } else { 41 };
@@ -90,7 +95,7 @@ fn tunnels() -> Vec<Table> {
     })
 }
 
-fn groups() -> Vec<Table> {
+fn s8_9_multicast_and_broadcast() -> Vec<Table> {
     let to = |group: &str, pod: &str| udp(5353, 5353).payload(&[0; 20]).between(pod, group);
     let mut tables = Vec::new();
     for (pod, group, length) in [

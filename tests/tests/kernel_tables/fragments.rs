@@ -1,11 +1,11 @@
-//! Fragments (semantics 8): only the first has ports, the later ones follow its verdict.
+//! Fragments (docs/semantics.md 8.1 to 8.3): only the first has ports, the later ones follow its verdict.
 
 use crate::prelude::*;
 
 pub(crate) fn tables() -> Vec<Table> {
-    let mut tables = both(in_order);
-    tables.extend(both(out_of_order));
-    tables.extend(both(answers));
+    let mut tables = both(s8_1_fragments_in_order);
+    tables.extend(both(s8_2_fragments_out_of_order));
+    tables.extend(both(s8_3_answers_out_of_order));
     tables.extend(both(special));
     tables.extend(v6_only());
     tables
@@ -26,7 +26,7 @@ fn later(f: Family, id: u16) -> Ip {
     f.back(raw(UDP, &[0x13, 0x88, 0, 53, 0, 8, 0, 0])).fragment(id, 64, false)
 }
 
-fn in_order(f: Family) -> Vec<Table> {
+fn s8_1_fragments_in_order(f: Family) -> Vec<Table> {
     vec![
         table(f.named("fragments: of an allowed datagram"), domain())
             .to_pod(first(f, 53, 1), AllowPolicy)
@@ -67,7 +67,7 @@ fn in_order(f: Family) -> Vec<Table> {
     ]
 }
 
-fn out_of_order(f: Family) -> Vec<Table> {
+fn s8_2_fragments_out_of_order(f: Family) -> Vec<Table> {
     let tcp_later = || f.back(raw(TCP, &[0x13, 0x88, 0, 53, 0, 8, 0, 0])).fragment(1, 64, false);
     let from_peer =
         |class| World::isolated().allow(Ingress, class, Ports::One(UDP, 53)).peer(f.peer, 1);
@@ -113,7 +113,7 @@ fn asking() -> World {
     World::isolated().allow(Egress, ANY, Ports::One(UDP, 53))
 }
 
-fn answers(f: Family) -> Vec<Table> {
+fn s8_3_answers_out_of_order(f: Family) -> Vec<Table> {
     let ask = || f.out(udp(5000, 53));
     let first = || f.back(udp(53, 5000).payload(&[1; 56])).fragment(1, 0, true);
     let last = || f.back(raw(UDP, &[0; 8])).fragment(1, 64, false);

@@ -5,7 +5,7 @@ use podgate_tests::kernel::{Lab, REDIRECT};
 use crate::prelude::*;
 
 pub(crate) fn tables() -> Vec<Table> {
-    let mut tables = both(ways);
+    let mut tables = both(s10_12_a_pod_picks_itself);
     tables.extend(both(lives));
     tables
 }
@@ -63,7 +63,7 @@ impl Steps for Table {
     }
 }
 
-fn ways(f: Family) -> Vec<Table> {
+fn s10_12_a_pod_picks_itself(f: Family) -> Vec<Table> {
     vec![
         table(f.named("hairpin: tcp, both ways"), world(f, TCP))
             .connects(f)
@@ -87,9 +87,9 @@ fn ways(f: Family) -> Vec<Table> {
             for (sent, back) in rounds {
                 assert_eq!(sent.len(), 2);
                 for (sent, back) in sent.iter().zip(&back) {
-                    let met = lab.send(Egress, sent, 0);
+                    let met = lab.send(Egress, sent, Via::Nothing);
                     assert_eq!((met.action, &met.packet[12..]), (REDIRECT, &back[12..]), "{met:?}");
-                    let came = lab.send(Ingress, &met.packet, lab.ifindex);
+                    let came = lab.send(Ingress, &met.packet, Via::Pod);
                     assert_eq!((came.reason(), &came.packet), (Some(AllowFlow), &met.packet));
                 }
             }
@@ -144,9 +144,9 @@ fn error_comes_back(f: Family, lab: &Lab, (round, pod, service): ((Ip, Ip), &str
     let error = || icmp(kind, code, [0; 4]);
     let refused = error().quoting(&received, 40).between(pod, service).frame();
     let wanted = error().quoting(&sent, 40).between(service, pod).frame();
-    let met = lab.send(Egress, &refused, 0);
+    let met = lab.send(Egress, &refused, Via::Nothing);
     assert_eq!((met.action, &met.packet[12..]), (REDIRECT, &wanted[12..]), "{met:?}");
-    let came = lab.send(Ingress, &met.packet, lab.ifindex);
+    let came = lab.send(Ingress, &met.packet, Via::Pod);
     assert_eq!((came.reason(), &came.packet), (Some(AllowRelated), &met.packet));
 }
 
@@ -195,7 +195,7 @@ fn lives(f: Family) -> Vec<Table> {
             .change(|lab| lab.allow(Egress, ANY, Ports::Every))
             .from_pod(udp(8080, 40000).between(f.pod, f.service), AllowPolicy)
             .then("it comes back from another port", move |lab| {
-                let met = lab.send(Egress, &ask(f, datagram).0.frame(), 0);
+                let met = lab.send(Egress, &ask(f, datagram).0.frame(), Via::Nothing);
                 assert_eq!((met.action, met.reason()), (REDIRECT, Some(AllowOwnAddress)));
                 let l4 = if f.icmp == ICMP { 34 } else { 54 };
                 let port = u16::from_be_bytes([met.packet[l4], met.packet[l4 + 1]]);
@@ -203,7 +203,7 @@ fn lives(f: Family) -> Vec<Table> {
                 let wanted = datagram(port, 8080).between(f.service, f.pod).frame();
                 assert_eq!(met.packet[12..], wanted[12..]);
                 let back = datagram(8080, port).between(f.pod, f.service).frame();
-                let met = lab.send(Egress, &back, 0);
+                let met = lab.send(Egress, &back, Via::Nothing);
                 assert_eq!(met.packet[12..], answer(f, datagram).1.frame()[12..]);
             }),
         table(f.named("hairpin: from a false address"), world(f, TCP))

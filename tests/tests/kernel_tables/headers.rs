@@ -1,15 +1,15 @@
-//! Finding the real transport header (semantics 8): IPv4 options, IPv6 extension headers, cut packets.
+//! Finding the real transport header (docs/semantics.md 8.4 to 8.6): IPv4 options, IPv6 extension headers, cut packets.
 
 use crate::prelude::*;
 
 pub(crate) fn tables() -> Vec<Table> {
-    let mut tables = options();
-    tables.extend(extensions());
-    tables.extend(both(cut));
+    let mut tables = s8_4_ipv4_options();
+    tables.extend(s8_5_extension_headers());
+    tables.extend(both(s8_6_headers_that_are_cut));
     tables
 }
 
-fn options() -> Vec<Table> {
+fn s8_4_ipv4_options() -> Vec<Table> {
     let f = V4;
     let mut tables: Vec<Table> = (5..=15)
         .map(|words| {
@@ -46,11 +46,11 @@ fn options() -> Vec<Table> {
         .from_pod(udp(1, 2).between(POD6, "::ffff:10.0.0.9"), DenyMalformed)
         .from_pod(udp(1, 2).between("::ffff:10.0.0.5", PEER6), DenySpoofed),
         table("headers: IPv6 bytes in an IPv4 frame", web()).to_pod(
-            podgate_tests::packet::ethernet(0x0800, &V6.back(tcp(40000, 80).syn()).packet()),
+            podgate_testkit::packet::ethernet(0x0800, &V6.back(tcp(40000, 80).syn()).packet()),
             DenyMalformed,
         ),
         table("headers: IPv4 bytes in an IPv6 frame", web()).to_pod(
-            podgate_tests::packet::ethernet(
+            podgate_testkit::packet::ethernet(
                 0x86dd,
                 &V4.back(tcp(40000, 80).syn().payload(&[0; 40])).packet(),
             ),
@@ -63,7 +63,7 @@ fn options() -> Vec<Table> {
     tables
 }
 
-fn extensions() -> Vec<Table> {
+fn s8_5_extension_headers() -> Vec<Table> {
     let f = V6;
     let domain = || World::isolated().allow(Ingress, ANY, Ports::One(UDP, 53));
     let asked = |port| f.back(udp(5000, port));
@@ -146,7 +146,7 @@ fn extensions() -> Vec<Table> {
     tables
 }
 
-fn cut(f: Family) -> Vec<Table> {
+fn s8_6_headers_that_are_cut(f: Family) -> Vec<Table> {
     let all = || {
         World::isolated()
             .allow(Ingress, ANY, Ports::All(TCP))

@@ -1,21 +1,21 @@
-//! Who sends: the interface is the identity (semantics 8, 9, 1.5).
+//! Who sends: the interface is the identity (docs/semantics.md 8.10, 9, 1.5).
 
 use podgate_bpf::abi::{Mode, Startup};
 
 use crate::prelude::*;
 
 pub(crate) fn tables() -> Vec<Table> {
-    let mut tables = both(spoofing);
-    tables.extend(both(unparsable_spoofing));
-    tables.extend(both(oneself));
-    tables.extend(both(own_node));
-    tables.extend(both(node_answers));
-    tables.extend(both(node_shares));
-    tables.extend(groups());
+    let mut tables = both(s8_10_addresses_that_are_not_the_pods);
+    tables.extend(both(s8_11_addresses_of_what_cannot_be_read));
+    tables.extend(both(s1_5_a_pod_reaches_itself));
+    tables.extend(both(s1_6_the_own_node_reaches_the_pod));
+    tables.extend(both(s9_3_answers_of_the_node));
+    tables.extend(both(s9_2_what_the_node_forwards));
+    tables.extend(s8_10_groups());
     tables
 }
 
-fn spoofing(f: Family) -> Vec<Table> {
+fn s8_10_addresses_that_are_not_the_pods(f: Family) -> Vec<Table> {
     let as_other = move |t: Transport| t.between(f.second, f.peer);
     let nobody = if f.icmp == ICMP { "0.0.0.0" } else { "::" };
     vec![
@@ -65,7 +65,7 @@ fn spoofing(f: Family) -> Vec<Table> {
         .then("enforce", |lab| lab.set_mode(Mode::Enforce))
         .change(|_| ())
         .then("it is dropped", move |lab| {
-            let met = lab.send(Ingress, &udp(1, 2).between(f.peer, f.second).frame(), 1);
+            let met = lab.send(Ingress, &udp(1, 2).between(f.peer, f.second).frame(), Via::Uplink);
             assert_eq!(met.action, 2, "a packet to another passes: {met:?}");
         }),
         table(f.named("spoofing: what audit let through is not allowed after it"), World::open())
@@ -75,14 +75,14 @@ fn spoofing(f: Family) -> Vec<Table> {
             .change(|_| ())
             // whether it is told as spoofed or as cut
             .then("it is dropped", move |lab| {
-                let met = lab.send(Egress, &as_other(udp(1, 2)).frame(), 0);
+                let met = lab.send(Egress, &as_other(udp(1, 2)).frame(), Via::Nothing);
                 assert_eq!(met.action, 2, "a spoofed packet passes: {met:?}");
             }),
     ]
 }
 
 /// A packet whose ends are plain to see, though not its ports.
-fn unparsable_spoofing(f: Family) -> Vec<Table> {
+fn s8_11_addresses_of_what_cannot_be_read(f: Family) -> Vec<Table> {
     let send = |transport: Transport| transport.between(f.second, f.peer);
     let mut shapes = vec![("a cut header", send(tcp(1, 2).syn().truncated(8)))];
     if f.icmp == ICMP {
@@ -105,7 +105,7 @@ fn unparsable_spoofing(f: Family) -> Vec<Table> {
 }
 
 /// What is sent to more than one is for the pod too.
-fn groups() -> Vec<Table> {
+fn s8_10_groups() -> Vec<Table> {
     let world = || World::isolated().not_isolated(Ingress);
     let mut broadcast = udp(1, 2).between(PEER, "10.0.0.255").frame();
     let to_one = broadcast.clone();
@@ -129,7 +129,7 @@ fn groups() -> Vec<Table> {
         table("spoofing: a group is no source after the startup state \"watch\"", {
             World::open()
         })
-        .then("watched", |lab| lab.startup(Startup::Watch))
+        .then("watched", |lab| lab.startup(Startup::Learn))
         .to_pod(udp(1, 2).between(PEER, "224.0.0.251"), AllowStartup)
         .to_pod(udp(1, 2).between(PEER, "10.0.0.255"), AllowStartup)
         .then("enforced", |lab| lab.startup(Startup::Hold))
@@ -149,7 +149,7 @@ fn groups() -> Vec<Table> {
 }
 
 /// What the node's stack says only because it was asked, perhaps by another in the pod's name.
-fn node_answers(f: Family) -> Vec<Table> {
+fn s9_3_answers_of_the_node(f: Family) -> Vec<Table> {
     let world = || World::isolated().node(f.node);
     let from_node = |transport: Transport| transport.between(f.node, f.pod);
     let error = if f.icmp == ICMP { icmp(3, 3, [0; 4]) } else { icmp(1, 4, [0; 4]) };
@@ -182,7 +182,7 @@ fn node_answers(f: Family) -> Vec<Table> {
 }
 
 /// One tuple, of the node's own packets and of what it forwards under its address.
-fn node_shares(f: Family) -> Vec<Table> {
+fn s9_2_what_the_node_forwards(f: Family) -> Vec<Table> {
     let world = || World::isolated().node(f.node);
     let datagram = || udp(50000, 53).between(f.node, f.pod);
     let answer = || udp(53, 50000).between(f.pod, f.node);
@@ -242,17 +242,17 @@ fn node_shares(f: Family) -> Vec<Table> {
             .node_to_pod(last(9), AllowOwnNode),
         table(f.named("node: a prefix of its addresses"), World::isolated())
             .node_to_pod(datagram(), DenyPolicy)
-            .change(move |lab| lab.gate().maps.add_node_net(prefix).unwrap())
+            .change(move |lab| lab.datapath().maps.add_node_net(prefix).unwrap())
             .node_to_pod(datagram(), AllowOwnNode)
             .node_to_pod(udp(1, 2).between(f.peer, f.pod), AllowOwnNode)
             .node_to_pod(udp(1, 2).between(f.stranger, f.pod), DenyPolicy)
             .to_pod(udp(3, 4).between(f.node, f.pod), DenyPolicy)
-            .change(move |lab| lab.gate().maps.remove_node_net(prefix).unwrap())
+            .change(move |lab| lab.datapath().maps.remove_node_net(prefix).unwrap())
             .node_to_pod(udp(5, 6).between(f.node, f.pod), DenyPolicy),
     ]
 }
 
-fn oneself(f: Family) -> Vec<Table> {
+fn s1_5_a_pod_reaches_itself(f: Family) -> Vec<Table> {
     let world = || World::isolated().address(f.second);
     let first = |id| udp(1, 53).payload(&[0; 56]).between(f.pod, f.pod).fragment(id, 0, true);
     let last = |id| raw(UDP, &[0; 8]).between(f.pod, f.pod).fragment(id, 64, false);
@@ -294,7 +294,7 @@ fn oneself(f: Family) -> Vec<Table> {
     ]
 }
 
-fn own_node(f: Family) -> Vec<Table> {
+fn s1_6_the_own_node_reaches_the_pod(f: Family) -> Vec<Table> {
     let world = || World::isolated().node(f.node);
     let probe = |port| tcp(50000, port).syn().between(f.node, f.pod);
     let answer = |port| tcp(port, 50000).syn_ack().between(f.pod, f.node);
@@ -325,7 +325,7 @@ fn own_node(f: Family) -> Vec<Table> {
         table(f.named("node: an address that it loses"), world())
             .node_to_pod(probe(80), AllowOwnNode)
             .from_pod(answer(80), AllowFlow)
-            .change(move |lab| lab.gate().maps.remove_node_addr(address).unwrap())
+            .change(move |lab| lab.datapath().maps.remove_node_addr(address).unwrap())
             .from_pod(answer(80), DenyPolicy)
             .node_to_pod(tcp(50000, 80).ack().between(f.node, f.pod), DenyPolicy),
         table(f.named("node: what it forwards from a port of its own is judged"), world())

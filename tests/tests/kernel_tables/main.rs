@@ -1,10 +1,11 @@
 //! The programs, packet by packet: each table is a world, packets in order, and the counter that each must
-//! raise. Names follow `semantics.md`. Run one file's tables with its name as the filter: `tcp:`.
+//! raise. Names follow docs/semantics.md. Run one file's tables with its name as the filter: `tcp:`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod control;
 mod direct;
+mod drops;
 mod echo;
 mod epoch;
 mod errors;
@@ -13,11 +14,18 @@ mod flow_table;
 mod foreign;
 mod fragments;
 mod hairpin;
+mod hairpin_policies;
 mod headers;
 mod identity;
+mod limits;
+mod limits_accounts;
+mod limits_connections;
+mod limits_marks;
 mod modes;
 mod policy;
 mod prelude;
+mod ranked;
+mod rejects;
 mod service_clashes;
 mod service_errors;
 mod service_flows;
@@ -28,9 +36,10 @@ mod services;
 mod startup;
 mod tcp;
 mod transports;
+mod wire;
 
 fn main() -> std::process::ExitCode {
-    podgate_tests::sandbox::run(|| {
+    podgate_testkit::sandbox::run(|| {
         [
             tcp::tables(),
             transports::tables(),
@@ -50,11 +59,20 @@ fn main() -> std::process::ExitCode {
             service_flows::tables(),
             service_clashes::tables(),
             direct::tables(),
+            drops::tables(),
             flow_table::tables(),
             service_policies::tables(),
             service_spread::tables(),
             service_errors::tables(),
             hairpin::tables(),
+            hairpin_policies::tables(),
+            ranked::tables(),
+            rejects::tables(),
+            limits::tables(),
+            limits_accounts::tables(),
+            limits_connections::tables(),
+            limits_marks::tables(),
+            wire::tables(),
         ]
         .into_iter()
         .flatten()

@@ -23,7 +23,7 @@ pub(crate) fn tables() -> Vec<Table> {
             .then("mode 7", |lab| write_mode(lab, 7))
             .to_pod(V4.back(udp(1, 2)), DenyPolicy)
             .then("it reads as that too", |lab| {
-                assert_eq!(lab.gate().maps.control().mode(), Mode::Enforce);
+                assert_eq!(lab.datapath().maps.control().mode(), Mode::Enforce);
             }),
     );
     tables
@@ -124,7 +124,7 @@ fn passing(f: Family, mode: Mode) -> Vec<Table> {
         table(named("cut, foreign and spoofed packets"), World::isolated())
             .then("mode", set(mode))
             .to_pod(f.back(tcp(1, 2).truncated(9)), AllowAudit)
-            .to_pod(podgate_tests::packet::ethernet(0x9999, &[0; 60]), AllowAudit)
+            .to_pod(podgate_testkit::packet::ethernet(0x9999, &[0; 60]), AllowAudit)
             .from_pod(udp(1, 2).between(f.second, f.peer), AllowAudit)
             .then("enforce", set(Mode::Enforce))
             .to_pod(f.back(tcp(1, 2).truncated(9)), DenyMalformed),

@@ -1,4 +1,4 @@
-//! Looking up the pod's table (semantics 1.2, 5, 6): ports, ranges, classes, prefixes.
+//! Looking up the pod's table (docs/semantics.md 1.2, 5, 6): ports, ranges, classes, prefixes.
 
 use podgate_bpf::abi::Direction;
 use podgate_tests::kernel::Lab;
@@ -167,6 +167,13 @@ fn denials(f: Family) -> Vec<Table> {
             world().deny(Ingress, ANY, Ports::Every)
         })
         .to_pod(f.back(tcp(1, 80).truncated(9)), DenyMalformed),
+        // as the compiler writes it where somebody is denied something
+        table(f.named("denials: cut packets, where all is allowed but they"), {
+            let unreadable = Ports::All(255);
+            world().allow(Ingress, ANY, Ports::Every).deny(Ingress, ANY, unreadable)
+        })
+        .to_pod(f.back(tcp(1, 80).truncated(9)), DenyMalformed)
+        .to_pod(f.back(udp(1, 80)), AllowPolicy),
     ]
 }
 

@@ -2,11 +2,11 @@
 
 pub(crate) use podgate_bpf::abi::Direction::{Egress, Ingress};
 pub(crate) use podgate_bpf::abi::Reason::*;
+pub(crate) use podgate_testkit::packet::protocol::{self, ICMP, SCTP, TCP, UDP};
+pub(crate) use podgate_testkit::packet::{Ip, Transport, icmp, raw, sctp, tcp, udp};
 pub(crate) use podgate_tests::kernel::{
-    ANY, NODE, NODE6, PEER, PEER6, POD, POD6, Ports, Service, Table, World, table,
+    ANY, NODE, NODE6, PEER, PEER6, POD, POD6, Ports, Service, Table, Via, World, table,
 };
-pub(crate) use podgate_tests::packet::protocol::{self, ICMP, SCTP, TCP, UDP};
-pub(crate) use podgate_tests::packet::{Ip, Transport, icmp, raw, sctp, tcp, udp};
 
 /// The addresses of one family, so that a table is written once for both.
 #[derive(Clone, Copy)]

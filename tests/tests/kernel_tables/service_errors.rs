@@ -3,8 +3,8 @@
 use crate::prelude::*;
 
 pub(crate) fn tables() -> Vec<Table> {
-    let mut tables = both(to_the_pod);
-    tables.extend(both(from_the_pod));
+    let mut tables = both(s10_15_errors_to_the_pod);
+    tables.extend(both(s10_15_errors_from_the_pod));
     tables
 }
 
@@ -43,7 +43,7 @@ fn opening(protocol: u8, make: Make, from: u16, to: u16) -> Transport {
     if protocol == TCP { tcp(from, to).syn() } else { make(from, to) }
 }
 
-fn to_the_pod(f: Family) -> Vec<Table> {
+fn s10_15_errors_to_the_pod(f: Family) -> Vec<Table> {
     let mut tables = Vec::new();
     for (name, protocol, make, bytes) in quoted(f) {
         for port in [53, 5353] {
@@ -127,7 +127,7 @@ fn to_the_pod(f: Family) -> Vec<Table> {
     tables
 }
 
-fn from_the_pod(f: Family) -> Vec<Table> {
+fn s10_15_errors_from_the_pod(f: Family) -> Vec<Table> {
     let mut tables = Vec::new();
     for (name, protocol, make, bytes) in quoted(f) {
         for port in [53, 5353] {

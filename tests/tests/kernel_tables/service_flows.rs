@@ -1,19 +1,19 @@
 //! The life of a flow through a service: which endpoint it has, how long, and what it must not be taken for.
 
-use podgate_bpf::abi::{FLOW_ENDPOINT, FLOW_SERVICE, Mode};
+use podgate_bpf::abi::{FLOW_DNAT, FLOW_REVNAT, Mode};
 use podgate_tests::kernel::{DROP, Lab};
 
 use crate::prelude::*;
 use crate::service_steps::*;
 
 pub(crate) fn tables() -> Vec<Table> {
-    let mut tables = both(connections);
-    tables.extend(both(datagrams));
+    let mut tables = both(s10_13_connections_keep_their_endpoint);
+    tables.extend(both(s10_13_datagrams_move_on));
     tables.extend(both(forgotten));
     tables
 }
 
-fn connections(f: Family) -> Vec<Table> {
+fn s10_13_connections_keep_their_endpoint(f: Family) -> Vec<Table> {
     let two = "10.0.0.77";
     let two = if f.icmp == ICMP { two } else { "fd00::77" };
     let world = |endpoints: &[&str]| World::open().service(web_service(f, endpoints));
@@ -122,7 +122,7 @@ fn connections(f: Family) -> Vec<Table> {
     ]
 }
 
-fn datagrams(f: Family) -> Vec<Table> {
+fn s10_13_datagrams_move_on(f: Family) -> Vec<Table> {
     let two = if f.icmp == ICMP { "10.0.0.77" } else { "fd00::77" };
     let world = |endpoints: &[&str]| World::open().service(domain_service(f, endpoints));
     vec![
@@ -217,7 +217,7 @@ fn forgotten(f: Family) -> Vec<Table> {
     let world = || World::open().service(web_service(f, &[f.peer]));
     let forget = |lab: &Lab, flag: u8| {
         use libbpf_rs::MapCore as _;
-        let maps = &lab.gate().maps;
+        let maps = &lab.datapath().maps;
         let gone: Vec<(&str, Vec<u8>)> =
             maps.flow_table()
                 .flows4()
@@ -239,7 +239,7 @@ fn forgotten(f: Family) -> Vec<Table> {
         table(f.named("service flows: the endpoint view is forgotten, the choice is not"), world())
             .connects(f, f.peer)
             .then("forgotten", move |lab| {
-                forget(lab, FLOW_ENDPOINT);
+                forget(lab, FLOW_REVNAT);
                 lab.serve(1, &web_service(f, &[two]).serving(f.peer, 8080));
             })
             .out(to(f, f.peer, Transport::ack), AllowFlow)
@@ -249,15 +249,15 @@ fn forgotten(f: Family) -> Vec<Table> {
             world(),
         )
         .connects(f, f.peer)
-        .then("forgotten", move |lab| forget(lab, FLOW_SERVICE))
+        .then("forgotten", move |lab| forget(lab, FLOW_DNAT))
         .back(from(f, f.peer, Transport::ack))
         .out(to(f, f.peer, Transport::ack), AllowPolicy)
         .back(from(f, f.peer, Transport::ack)),
         table(f.named("service flows: a slot that is missing drops nothing twice"), world()).then(
             "the slot is not there",
             move |lab| {
-                lab.gate().maps.services().remove_slot(1, 0).unwrap();
-                let met = lab.send(Egress, &to(f, f.peer, Transport::syn).0.frame(), 0);
+                lab.datapath().maps.services().remove_slot(1, 0).unwrap();
+                let met = lab.send(Egress, &to(f, f.peer, Transport::syn).0.frame(), Via::Nothing);
                 assert_ne!(met.action, DROP);
                 assert_eq!(met.packet, to(f, f.peer, Transport::syn).0.frame());
             },

@@ -3,21 +3,21 @@
 use std::net::SocketAddr;
 
 use podgate_bpf::abi::{FlowKind, FlowState, Mode, Startup};
-use podgate_bpf::handshake::EndpointRef;
 use podgate_bpf::seeding::{Seed, Seeded};
+use podgate_contract::handshake::EndpointRef;
 use podgate_tests::kernel::Lab;
 
 use crate::prelude::*;
 use crate::service_steps::*;
 
 pub(crate) fn tables() -> Vec<Table> {
-    let mut tables = both(policies);
+    let mut tables = both(s10_14_connections_end_with_policy);
     tables.extend(both(modes));
     tables.extend(both(foreign));
     tables
 }
 
-fn policies(f: Family) -> Vec<Table> {
+fn s10_14_connections_end_with_policy(f: Family) -> Vec<Table> {
     let world = || {
         World::isolated()
             .allow(Egress, ANY, Ports::One(TCP, 8080))
@@ -120,7 +120,7 @@ fn seed(f: Family, lab: &Lab) {
         by_own_node: false,
         translated_to: Some(at(f.peer, 8080)),
     };
-    assert_eq!(lab.gate().maps.seed(&seed).unwrap(), Seeded::New);
+    assert_eq!(lab.datapath().maps.seed(&seed).unwrap(), Seeded::New);
 }
 
 fn foreign(f: Family) -> Vec<Table> {

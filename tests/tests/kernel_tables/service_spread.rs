@@ -28,7 +28,7 @@ fn spread(endpoints: usize) -> Table {
         let context = Context { ifindex: lab.ifindex, ingress_ifindex: 0 };
         for port in 0..PICKS {
             let frame = udp(10_000 + port, 80).between(V4.pod, V4.service).frame();
-            let outcome = lab.gate().test_run(Egress, context, &frame, 1).unwrap();
+            let outcome = lab.datapath().test_run(Egress, context, &frame, 1).unwrap();
             assert_eq!(outcome.action, NEXT);
             let to = &outcome.packet[30..34];
             assert_eq!(to[..2], [10, 20]);

@@ -1,4 +1,4 @@
-//! Services, byte by byte: what leaves for the endpoint and what comes back from the service (semantics 10). The
+//! Services, byte by byte: what leaves for the endpoint and what comes back from the service (docs/semantics.md 10). The
 //! expected frames are built whole, with checksums computed from nothing.
 
 use crate::prelude::*;
@@ -7,8 +7,8 @@ pub(crate) fn tables() -> Vec<Table> {
     let mut tables = both(transports);
     tables.extend(both(headers));
     tables.extend(both(in_fragments));
-    tables.extend(both(judged));
-    tables.extend(both(not_translated));
+    tables.extend(both(s10_1_the_endpoint_is_judged));
+    tables.extend(both(s10_6_what_is_not_translated));
     tables.extend(sums());
     tables
 }
@@ -196,7 +196,7 @@ fn in_fragments(f: Family) -> Vec<Table> {
 }
 
 /// What policy says of the endpoint, whatever it would say of the service.
-fn judged(f: Family) -> Vec<Table> {
+fn s10_1_the_endpoint_is_judged(f: Family) -> Vec<Table> {
     let service = || Service::new(f.service, 80, TCP, &[(f.peer, 8080)]);
     let syn = |to, port| tcp(40000, port).syn().between(f.pod, to);
     let to_service = || syn(f.service, 80);
@@ -248,7 +248,7 @@ fn judged(f: Family) -> Vec<Table> {
                 let (mut passed, mut refused) = (0, 0);
                 for port in 1000..1200 {
                     let syn = tcp(port, 80).syn().between(f.pod, f.service).frame();
-                    let met = lab.send(Egress, &syn, 0);
+                    let met = lab.send(Egress, &syn, Via::Nothing);
                     let to_peer = tcp(port, 8080).syn().between(f.pod, f.peer).frame();
                     match met.reason() {
                         Some(AllowPolicy) if met.packet == to_peer => passed += 1,
@@ -274,7 +274,7 @@ fn mixed(f: Family) -> World {
 }
 
 /// What is left alone.
-fn not_translated(f: Family) -> Vec<Table> {
+fn s10_6_what_is_not_translated(f: Family) -> Vec<Table> {
     let service = || Service::new(f.service, 53, UDP, &[(f.peer, 5353)]);
     let world = || World::open().service(service());
     let none = || World::open().service(Service::new(f.service, 53, UDP, &[]));

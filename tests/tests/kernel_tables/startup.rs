@@ -5,13 +5,19 @@ use podgate_bpf::abi::Startup;
 use crate::prelude::*;
 
 pub(crate) fn tables() -> Vec<Table> {
+    let mut tables = s11_10_before_the_first_policy();
+    tables.extend(both(s11_12_a_successor_at_the_interface));
+    tables
+}
+
+fn s11_10_before_the_first_policy() -> Vec<Table> {
     both(|f| {
         let held = || World::unprogrammed(Startup::Hold).node(f.node);
         let open = || World::unprogrammed(Startup::Open).node(f.node);
         let request = || f.back(tcp(40000, 80).syn());
         let reply = || f.out(tcp(80, 40000).ack());
         let more = || f.back(tcp(40000, 80).ack());
-        let mut tables = vec![
+        vec![
             table(f.named("startup: held, only the node reaches the pod"), held())
                 .to_pod(request(), DenyStartup)
                 .from_pod(f.out(tcp(1, 2).syn()), DenyStartup)
@@ -47,7 +53,7 @@ pub(crate) fn tables() -> Vec<Table> {
                 .to_pod(f.back(tcp(40000, 81).ack()), DenyPolicy)
                 .from_pod(f.out(tcp(81, 40000).ack()), DenyPolicy),
             table(f.named("startup: watched, then policy speaks"), web().node(f.node))
-                .then("watched", |lab| lab.startup(Startup::Watch))
+                .then("watched", |lab| lab.startup(Startup::Learn))
                 .to_pod(request(), AllowStartup)
                 .from_pod(reply(), AllowFlow)
                 .to_pod(f.back(tcp(40000, 81).syn()), AllowStartup)
@@ -65,7 +71,7 @@ pub(crate) fn tables() -> Vec<Table> {
                 .from_pod(tcp(81, 1).syn_ack().between(f.pod, f.node), AllowFlow),
             table(f.named("startup: policy goes, the pod is held again"), web())
                 .to_pod(request(), AllowPolicy)
-                .change(|lab| lab.gate().maps.remove_policy_maps(&[lab.ifindex]).unwrap())
+                .change(|lab| lab.datapath().maps.remove_policy_maps(&[lab.ifindex]).unwrap())
                 .then("it is cut", |_| ())
                 .to_pod(more(), DenyPolicy)
                 .to_pod(f.back(tcp(40001, 80).syn()), DenyStartup),
@@ -77,17 +83,15 @@ pub(crate) fn tables() -> Vec<Table> {
             table(f.named("interface: the registration goes, its flows with it"), web())
                 .to_pod(request(), AllowPolicy)
                 .from_pod(reply(), AllowFlow)
-                .then("unregister", |lab| lab.gate().maps.unregister(lab.ifindex).unwrap())
+                .then("unregister", |lab| lab.datapath().maps.unregister(lab.ifindex).unwrap())
                 .to_pod(more(), DenyNoEndpoint)
                 .from_pod(reply(), DenyNoEndpoint),
-        ];
-        tables.extend(successors(f));
-        tables
+        ]
     })
 }
 
 /// A new pod at an interface number that was another's; nobody has cleaned up.
-fn successors(f: Family) -> Vec<Table> {
+fn s11_12_a_successor_at_the_interface(f: Family) -> Vec<Table> {
     let request = || f.back(tcp(40000, 80).syn());
     let more = || f.back(tcp(40000, 80).ack());
     let reply = || f.out(tcp(80, 40000).ack());

@@ -1,15 +1,15 @@
-//! TCP: handshake, replies, endings, reuse (semantics 1.4).
+//! TCP: handshake, replies, endings, reuse (docs/semantics.md 1.4).
 
 use crate::prelude::*;
 
 pub(crate) fn tables() -> Vec<Table> {
-    let mut tables = both(conversations);
+    let mut tables = both(s1_4_connections_and_their_replies);
     tables.extend(both(endings));
     tables.extend(both(pickups));
     tables
 }
 
-fn conversations(f: Family) -> Vec<Table> {
+fn s1_4_connections_and_their_replies(f: Family) -> Vec<Table> {
     let request = |t: Transport| f.back(t);
     vec![
         table(f.named("tcp: a connection to the pod and its replies"), web())

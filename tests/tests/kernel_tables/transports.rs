@@ -1,8 +1,12 @@
-//! UDP, SCTP and protocols without ports (semantics 7).
+//! UDP, SCTP and protocols without ports (docs/semantics.md 7.1, 7.2).
 
 use crate::prelude::*;
 
 pub(crate) fn tables() -> Vec<Table> {
+    s7_1_protocols_with_and_without_ports()
+}
+
+fn s7_1_protocols_with_and_without_ports() -> Vec<Table> {
     both(|f| {
         let dns = || World::isolated().allow(Egress, ANY, Ports::One(UDP, 53));
         let asked =

@@ -322,7 +322,7 @@ fn folders() -> Vec<Case> {
     let only = || ("10-a.conflist", r#"{"cniVersion":"1.0.0","name":"a"}"#.to_owned());
     let other = || ("87-b.conflist", list("b", &["ptp"]));
     let conf = |kind: &str| Put::Text(format!(r#"{{"cniVersion":"1.0.0","type":"{kind}"}}"#));
-    let broken = "libcni 1.3 looks for plugins in \"a\" beside it, in vain";
+    let broken = "libcni 1.3 cannot load plugins from the directory \"a\" beside it";
     let beside = "libcni 1.3 runs the plugins in the directory \"a\"";
     vec![
         case("plugins beside a list", Refuses(beside), vec![a(&["bridge"]), other()])

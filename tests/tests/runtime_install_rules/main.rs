@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use podgate_tests::go::{go_tools, go_tools_at};
 use podgate_tests::runtime::program::said;
-use policyd::install::{Directory, Entry, Installer, Library, Rules, Runtime, Standing};
+use policyd::install::{Directory, Edit, Entry, InstallState, Installer, Library, Rules, Runtime};
 use serde_json::Value;
 
 use cases::{Case, Gated, Nothing, Put, Refuses};
@@ -157,14 +157,14 @@ fn check(tools: &Tools, dir: &Path, case: &Case) -> Result<()> {
     let before = text_of(dir)?;
     let plugin = Some(tools.bin.join("../new-podgate"));
     let mut installer = Installer::new(directory, case.rules.clone(), plugin, Entry::default())?;
-    let report = installer.pass(true)?;
+    let report = installer.reconcile(&Edit::Add)?;
     let told = format!("{report:?}");
-    match (&report.standing, case.outcome) {
-        (Standing::InForce { .. }, Gated) => {}
-        (Standing::Waiting { reason }, Nothing) => {
+    match (&report.state, case.outcome) {
+        (InstallState::InForce { .. }, Gated) => {}
+        (InstallState::Waiting { reason }, Nothing) => {
             ensure!(reason.contains("no CNI configuration there"), "{told}");
         }
-        (Standing::Waiting { reason }, Refuses(part)) => {
+        (InstallState::Waiting { reason }, Refuses(part)) => {
             // of an invalid file it is told beside the outcome
             ensure!(reason.contains(part) || told.contains(part), "no {part:?}: {told}");
         }
@@ -189,7 +189,7 @@ fn check(tools: &Tools, dir: &Path, case: &Case) -> Result<()> {
             );
         }
     }
-    let again = installer.pass(true)?;
+    let again = installer.reconcile(&Edit::Add)?;
     ensure!(again.changes.is_empty(), "the second time: {:?}", again.changes);
     Ok(())
 }

@@ -13,19 +13,24 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use podgate_policy::compile::{Endpoint, EndpointId};
-use podgate_policy::index::{Change, Index};
+use podgate_policy::index::Index;
 use podgate_policy::model::{
-    Block, Labels, NamedPort, Namespace, NamespaceScope, ObjectKey, Peer, Peers, Pod, PodLife,
-    Policy, PolicyId, Port, Ports, Protocol, Rule,
+    Action, Block, ClusterPolicy, ClusterPolicyId, Labels, NamedPort, Namespace, NamespaceScope,
+    ObjectKey, Peer, Peers, Pod, PodLife, Policy, PolicyId, PolicySettings, Port, Ports, Protocol,
+    RankedRule, Rule, Subject, Tier,
 };
+use podgate_policy::object::Event;
 use podgate_policy::selector::{Operator, Requirement, Selector};
+use podgate_policy::tables::{Endpoint, EndpointId};
 
 /// Pods on this node.
 pub(crate) const HERE: usize = 110;
 
 /// Sizes worth comparing: pods, policies.
 pub(crate) const SIZES: [(usize, usize); 3] = [(1_000, 100), (10_000, 1_000), (100_000, 10_000)];
+
+/// How many ClusterNetworkPolicies stand beside the policies.
+pub(crate) const CLUSTER_POLICIES: [usize; 3] = [0, 10, 500];
 
 /// A cluster. Its pods are made when they are asked for, so that they need no memory here.
 pub(crate) struct Cluster {
@@ -134,10 +139,10 @@ impl Cluster {
     }
 
     /// Everything as events.
-    pub(crate) fn changes(&self) -> impl Iterator<Item = Change> {
-        let namespaces = self.namespaces.iter().cloned().map(Change::NamespaceSet);
-        let pods = (0..self.size()).map(|number| Change::PodSet(self.pod(number)));
-        namespaces.chain(pods).chain(self.policies.iter().cloned().map(Change::PolicySet))
+    pub(crate) fn changes(&self) -> impl Iterator<Item = Event> {
+        let namespaces = self.namespaces.iter().cloned().map(Event::from);
+        let pods = (0..self.size()).map(|number| Event::from(self.pod(number)));
+        namespaces.chain(pods).chain(self.policies.iter().cloned().map(Event::from))
     }
 
     pub(crate) fn index(&self) -> Index {
@@ -238,6 +243,7 @@ impl App {
             host_network: false,
             node: Some(text(format!("node-{}", number % (1 + number / HERE)))),
             host_addresses: Vec::new(),
+            annotated_limits: None,
         }
     }
 }
@@ -267,6 +273,7 @@ fn policy(dice: &mut Dice, number: usize, namespaces: &[Namespace], apps: &[App]
         selector: app(&target.labels),
         ingress: None,
         egress: None,
+        settings: PolicySettings::default(),
     };
     match dice.roll(10) {
         0 => {
@@ -320,5 +327,92 @@ fn policy(dice: &mut Dice, number: usize, namespaces: &[Namespace], apps: &[App]
             policy.ingress = Some(vec![rule(partners, vec![tcp(443), tcp(8443)])]);
         }
     }
+    policy
+}
+
+/// The ClusterNetworkPolicies of administrators: the first denies by default, in the Baseline tier, what pods send to
+/// pods. The others are of the Admin tier, about the namespaces of one team each or about all of them: what may not
+/// be reached, who watches, who may always be asked.
+pub(crate) fn cluster_policy(number: usize) -> ClusterPolicy {
+    let everything = Selector::everything;
+    let namespaces =
+        |of: Selector| Peer::Pods { namespaces: NamespaceScope::Matching(of), pods: everything() };
+    let network = |text: &str| {
+        Peer::Block(Block { cidr: text.parse().unwrap_or_default(), except: Vec::new() })
+    };
+    let rule = |action, peers: Vec<Peer>, ports: Vec<Port>| RankedRule {
+        name: None,
+        action,
+        peers: Peers::of(peers),
+        ports: if ports.is_empty() { Ports::Any } else { Ports::Of(ports) },
+    };
+    let team = format!("t{}", number % 20);
+    let mut policy = ClusterPolicy {
+        id: ClusterPolicyId {
+            name: text(format!("cluster-policy-{number}")),
+            source: text("kubernetes"),
+        },
+        tier: Tier::Admin,
+        priority: (number * 7 % 1000) as u16,
+        subject: Subject { namespaces: with("team", &team), pods: everything() },
+        ingress: Vec::new(),
+        egress: Vec::new(),
+        settings: PolicySettings::default(),
+        problems: Vec::new(),
+    };
+    match number % 5 {
+        0 if number == 0 => {
+            policy.tier = Tier::Baseline;
+            policy.subject.namespaces = everything();
+            policy.ingress = vec![rule(Action::Deny, vec![namespaces(everything())], Vec::new())];
+        }
+        0 => {
+            let denied = network(&format!("10.{}.0.0/16", 200 + number % 50));
+            policy.egress = vec![
+                rule(Action::Accept, vec![network("169.254.20.10/32")], vec![tcp(53)]),
+                rule(Action::Deny, vec![denied], Vec::new()),
+            ];
+        }
+        1 => {
+            let watchers = namespaces(with("kubernetes.io/metadata.name", "team-0"));
+            policy.ingress = vec![rule(
+                Action::Accept,
+                vec![watchers],
+                vec![tcp(9090), Port::Named(Protocol::Tcp, text("metrics"))],
+            )];
+        }
+        2 => {
+            let dev = namespaces(with("stage", "dev"));
+            policy.ingress = vec![
+                rule(Action::Pass, vec![namespaces(with("team", &team))], Vec::new()),
+                rule(Action::Deny, vec![dev], vec![tcp(22), tcp(5432)]),
+            ];
+        }
+        3 => {
+            let port = tcp(3000 + (number % 40) as u16);
+            policy.subject.pods = with("tier", ["front", "back", "data"][number % 3]);
+            policy.ingress =
+                vec![rule(Action::Deny, vec![namespaces(with("stage", "test"))], vec![port])];
+        }
+        _ => {
+            let metadata = network("169.254.169.254/32");
+            policy.egress = vec![rule(Action::Deny, vec![metadata], vec![tcp(80)])];
+        }
+    }
+    policy
+}
+
+/// A cluster policy with one more rule.
+pub(crate) fn edited_cluster_policy(count: usize, number: usize) -> ClusterPolicy {
+    let mut policy = cluster_policy(number * 31 % count.max(1));
+    policy.ingress.push(RankedRule {
+        name: None,
+        action: Action::Accept,
+        peers: Peers::of([Peer::Pods {
+            namespaces: NamespaceScope::Matching(Selector::everything()),
+            pods: Selector::everything(),
+        }]),
+        ports: Ports::Of(vec![tcp(20_000 + number as u16 % 999)]),
+    });
     policy
 }

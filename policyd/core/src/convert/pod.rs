@@ -4,34 +4,36 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as api;
 
-use super::{ConvertError, FieldError, key, name, parse_address};
-use crate::model::{Labels, NamedPort, Namespace, Pod, PodLife, Protocol};
+use super::settings::settings;
+use super::{FieldError, key, name, parse_address};
+use crate::limits::{self, Origin, OriginObject, Stated};
+use crate::model::{Labels, NamedPort, Namespace, Pod, PodLife, PolicySettings, Protocol};
+use crate::object::KUBERNETES_SOURCE;
 
 /// The label that the API server sets on every namespace, immutable (KEP-2161). A manifest lacks it.
 pub const METADATA_NAME: &str = "kubernetes.io/metadata.name";
 
-/// What a static pod's mirror says of the pod it mirrors. The runtime knows the static pod's uid, which is
-/// this hash, and never the mirror's own.
-const MIRROR: &str = "kubernetes.io/config.mirror";
+/// The annotation of a static pod's mirror in the API. It holds the uid that the runtime knows the static pod by, which
+/// is another one than the uid of the mirror.
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Reads a pod, stripped to what policy needs.
-pub fn pod(object: &api::Pod) -> Result<Pod, ConvertError> {
-    read_pod(object).map_err(ConvertError::of("pod", &object.metadata))
-}
-
-fn read_pod(object: &api::Pod) -> Result<Pod, FieldError> {
+pub fn pod(object: &api::Pod) -> Result<Pod, FieldError> {
     let metadata = &object.metadata;
     let spec = object.spec.as_ref();
     let phase = object.status.as_ref().and_then(|status| status.phase.as_deref());
     let life = match phase {
-        // also when it is being deleted: its address may already be somebody else's
+        // also while it is being deleted: its address may already belong to another pod
         Some("Succeeded" | "Failed") => PodLife::Finished,
         _ if metadata.deletion_timestamp.is_some() => PodLife::Terminating,
         _ => PodLife::Live,
     };
     let mirrored = metadata.annotations.as_ref().and_then(|annotations| annotations.get(MIRROR));
+    let key = key(metadata)?;
+    let annotations = metadata.annotations.as_ref();
+    let annotated_limits = annotations.and_then(|annotations| limits::of_pod(&key, annotations));
     Ok(Pod {
-        key: key(metadata)?,
+        key,
         uid: mirrored.or(metadata.uid.as_ref()).map_or("", |uid| uid).into(),
         created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         labels: labels(metadata.labels.iter().flatten()),
@@ -44,22 +46,39 @@ fn read_pod(object: &api::Pod) -> Result<Pod, FieldError> {
             .filter(|node| !node.is_empty())
             .map(Arc::from),
         host_addresses: host_addresses(object.status.as_ref()),
+        annotated_limits,
     })
 }
 
-/// Reads a namespace.
-pub fn namespace(object: &api::Namespace) -> Result<Namespace, ConvertError> {
+/// Reads a namespace that the source of this name gave.
+pub fn namespace(source: &str, object: &api::Namespace) -> Result<Namespace, FieldError> {
     let metadata = &object.metadata;
-    let name = name(metadata).map_err(ConvertError::of("namespace", metadata))?;
-    Ok(Namespace::new(name, labels(metadata.labels.iter().flatten())))
+    let namespace = Namespace::new(name(metadata)?, labels(metadata.labels.iter().flatten()));
+    let mut settings = settings(source, metadata)?;
+    let field = limits::annotation(limits::ACCOUNTING);
+    let accounting = match metadata.annotations.as_ref().map(limits::accounting) {
+        None => None,
+        Some(Ok(accounting)) => accounting,
+        Some(Err(cause)) if source == KUBERNETES_SOURCE => {
+            settings.problems.push(format!("{field}: {cause}; it has no effect"));
+            None
+        }
+        Some(Err(cause)) => return Err(FieldError::new(field, cause)),
+    };
+    let origin = || Origin {
+        object: OriginObject::Namespace(namespace.name.clone()),
+        field: field.as_str().into(),
+    };
+    let accounting = accounting.map(|value| Stated { value, origin: origin() });
+    Ok(Namespace { settings, accounting, ..namespace })
 }
 
 impl Namespace {
-    /// A namespace; its `kubernetes.io/metadata.name` label is set whatever `labels` say.
+    /// A namespace; its `kubernetes.io/metadata.name` label is always set to the name.
     pub fn new(name: impl Into<Arc<str>>, mut labels: Labels) -> Self {
         let name = name.into();
         labels.insert(METADATA_NAME.into(), name.clone());
-        Self { name, labels }
+        Self { name, labels, settings: PolicySettings::default(), accounting: None }
     }
 }
 
@@ -93,7 +112,7 @@ fn host_addresses(status: Option<&api::PodStatus>) -> Vec<std::net::IpAddr> {
 }
 
 /// Named ports of the containers that run beside each other: sidecars count, plain init containers do
-/// not, for they are gone when the pod serves (semantics, open readings).
+/// not, for they are gone when the pod serves (docs/semantics.md 6.15).
 fn ports(spec: &api::PodSpec) -> Result<Vec<NamedPort>, FieldError> {
     let containers = spec.containers.iter().enumerate();
     let containers = containers.map(|(index, container)| ("containers", index, container));

@@ -1,4 +1,4 @@
-//! NetworkPolicies: defaulting (semantics 2, 3) and what the API server would reject (semantics 13).
+//! NetworkPolicies: defaulting (docs/semantics.md 2, 3) and what the API server would reject (docs/semantics.md 13).
 
 use std::sync::Arc;
 
@@ -6,7 +6,9 @@ use ipnet::IpNet;
 use k8s_openapi::api::networking::v1 as api;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{ConvertError, FieldError, key, parse_cidr};
+use super::selector::read_selector;
+use super::settings::settings;
+use super::{FieldError, key, parse_cidr};
 use crate::model::{
     Block, NamespaceScope, ObjectKey, Peer, Peers, Policy, PolicyId, Port, Ports, Protocol, Rule,
 };
@@ -16,18 +18,16 @@ use crate::selector::Selector;
 pub fn policy(
     source: impl Into<Arc<str>>,
     object: &api::NetworkPolicy,
-) -> Result<Policy, ConvertError> {
-    read(source.into(), object).map_err(ConvertError::of("policy", &object.metadata))
-}
-
-fn read(source: Arc<str>, object: &api::NetworkPolicy) -> Result<Policy, FieldError> {
+) -> Result<Policy, FieldError> {
+    let source = source.into();
     let key = key(&object.metadata)?;
+    let settings = settings(&source, &object.metadata)?;
     let default = api::NetworkPolicySpec::default();
     let spec = object.spec.as_ref().unwrap_or(&default);
     let (ingress_isolated, egress_isolated) = policy_types(spec)?;
     let selector = match &spec.pod_selector {
         Some(selector) => {
-            Selector::read(selector).map_err(|error| error.under("spec.podSelector"))?
+            read_selector(selector).map_err(|error| error.under("spec.podSelector"))?
         }
         None => Selector::everything(),
     };
@@ -47,6 +47,7 @@ fn read(source: Arc<str>, object: &api::NetworkPolicy) -> Result<Policy, FieldEr
         selector,
         ingress: ingress_isolated.then_some(ingress),
         egress: egress_isolated.then_some(egress),
+        settings,
     })
 }
 
@@ -73,7 +74,8 @@ fn policy_types(spec: &api::NetworkPolicySpec) -> Result<(bool, bool), FieldErro
     Ok((ingress, egress))
 }
 
-fn read_rule(
+/// Reads the peers, which are in the field `field`, and the ports of a rule of a policy.
+pub(super) fn read_rule(
     policy: &ObjectKey,
     (field, peers): (&str, Option<&[api::NetworkPolicyPeer]>),
     ports: Option<&[api::NetworkPolicyPort]>,
@@ -105,12 +107,12 @@ fn read_peer(policy: &ObjectKey, peer: &api::NetworkPolicyPeer) -> Result<Peer, 
     }
     let namespaces = match &peer.namespace_selector {
         Some(selector) => NamespaceScope::Matching(
-            Selector::read(selector).map_err(|error| error.under("namespaceSelector"))?,
+            read_selector(selector).map_err(|error| error.under("namespaceSelector"))?,
         ),
         None => NamespaceScope::Own(policy.namespace.clone()),
     };
     let pods = match &peer.pod_selector {
-        Some(selector) => Selector::read(selector).map_err(|error| error.under("podSelector"))?,
+        Some(selector) => read_selector(selector).map_err(|error| error.under("podSelector"))?,
         None => Selector::everything(),
     };
     Ok(Peer::Pods { namespaces, pods })
@@ -168,7 +170,7 @@ fn read_port(port: &api::NetworkPolicyPort) -> Result<Port, FieldError> {
     }
 }
 
-/// Reads a `protocol` field whose default the API server puts in the place of empty text too.
+/// Reads a `protocol` field for which the API server also defaults an empty string.
 pub(super) fn protocol_or_default(name: Option<&str>) -> Result<Protocol, FieldError> {
     protocol(name.filter(|name| !name.is_empty()))
 }

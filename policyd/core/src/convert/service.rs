@@ -10,22 +10,18 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use ipnet::IpNet;
 
 use super::policy::{is_port_name, port_number, protocol_or_default};
-use super::{ConvertError, FieldError, key, parse_address, parse_cidr};
+use super::{FieldError, key, parse_address, parse_cidr};
 use crate::model::{Addressing, Service, ServicePort, TargetPort, TrafficPolicy};
 
-/// How long a client keeps its endpoint where `sessionAffinityConfig` does not say.
+/// How long a client keeps its backend by default, without `sessionAffinityConfig`. Seconds.
 const AFFINITY_SECONDS: i32 = 10_800;
-/// The longest that the API server lets it say.
+/// The longest affinity that the API server accepts. Seconds.
 const AFFINITY_MAX: i32 = 86_400;
 /// The label by which kube-proxy leaves a service to another proxy, whatever its value.
 pub const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
 /// Reads a service.
-pub fn service(object: &api::Service) -> Result<Service, ConvertError> {
-    read(object).map_err(ConvertError::of("service", &object.metadata))
-}
-
-fn read(object: &api::Service) -> Result<Service, FieldError> {
+pub fn service(object: &api::Service) -> Result<Service, FieldError> {
     let default = api::ServiceSpec::default();
     let spec = object.spec.as_ref().unwrap_or(&default);
     let mut ports = Vec::new();
@@ -127,7 +123,7 @@ fn external(
     Ok((external, guarded))
 }
 
-/// The ranges that can be read; an address of the balancer that is in none of them is closed.
+/// The ranges that can be read. A load balancer address is closed to sources outside of all of them.
 fn source_ranges(spec: &api::ServiceSpec) -> Vec<IpNet> {
     let ranges = spec.load_balancer_source_ranges.iter().flatten();
     ranges.filter_map(|text| parse_cidr(text.trim())).collect()

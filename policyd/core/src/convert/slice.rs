@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::discovery::v1 as api;
 
 use super::policy::{port_number, protocol};
-use super::{ConvertError, FieldError, key, parse_address};
+use super::{FieldError, key, parse_address};
 use crate::model::{Condition, EndpointSlice, SliceEndpoint, SlicePort};
 
 /// The label that names a slice's service.
@@ -16,11 +16,7 @@ pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// Reads an EndpointSlice.
-pub fn endpoint_slice(object: &api::EndpointSlice) -> Result<EndpointSlice, ConvertError> {
-    read(object).map_err(ConvertError::of("endpointslice", &object.metadata))
-}
-
-fn read(object: &api::EndpointSlice) -> Result<EndpointSlice, FieldError> {
+pub fn endpoint_slice(object: &api::EndpointSlice) -> Result<EndpointSlice, FieldError> {
     let labels = object.metadata.labels.as_ref();
     let headless = labels.is_some_and(|labels| labels.contains_key(HEADLESS));
     let service = labels.and_then(|labels| labels.get(SERVICE_NAME)).filter(|_| !headless);
@@ -78,7 +74,7 @@ fn read_port(port: &api::EndpointPort) -> Result<Option<SlicePort>, FieldError> 
     }))
 }
 
-/// What is not said is the best: ready, serving, not terminating.
+/// Missing conditions default to the best: ready, serving, not terminating.
 fn condition(conditions: Option<&api::EndpointConditions>) -> Condition {
     let Some(conditions) = conditions else { return Condition::Ready };
     let serving = conditions.serving.unwrap_or(true);

@@ -1,4 +1,4 @@
-//! Part of a state: what may be different.
+//! A change of a state: the keys that may change and their new values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,38 +6,51 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{EntryKey, State};
-use crate::compile::{Class, EndpointId, RuleId};
+use crate::tables::{Class, Decision, EndpointId};
 
-/// How some things are to be. What it does not name stays as it is; it may name what is just so already.
+/// The new values of some keys. Keys that it does not name stay as they are; it may name unchanged ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change<K> {
-    /// Classes of exact addresses; `None`: not there.
+    /// Classes of exact addresses; `None`: removed.
     pub hosts: BTreeMap<IpAddr, Option<Class>>,
-    /// Classes of prefixes; `None`: not there.
+    /// Classes of prefixes; `None`: removed.
     pub nets: BTreeMap<IpNet, Option<Class>>,
-    /// Tables.
+    /// Tables of endpoints.
     pub tables: BTreeMap<EndpointId, TableChange<K>>,
+    /// Whether entries of the new tables may deny.
+    pub ranked: bool,
 }
 
-/// How a table is to be.
+/// The new entries of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TableChange<K> {
     /// All its entries. An endpoint that has no table gets its first.
-    Whole(BTreeMap<K, RuleId>),
-    /// The entries of some classes, all of each. Nothing to an endpoint that has no table.
-    Classes(BTreeMap<Class, BTreeMap<K, RuleId>>),
-    /// Not there.
+    Whole(BTreeMap<K, Decision>),
+    /// All entries of some classes. Ignored for an endpoint without a table.
+    Classes(BTreeMap<Class, BTreeMap<K, Decision>>),
+    /// The table is removed.
     Gone,
 }
 
 impl<K> Default for Change<K> {
     fn default() -> Self {
-        Self { hosts: BTreeMap::new(), nets: BTreeMap::new(), tables: BTreeMap::new() }
+        Self {
+            hosts: BTreeMap::new(),
+            nets: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            ranked: false,
+        }
     }
 }
 
 impl<K: EntryKey> Change<K> {
-    /// All that is different between two states.
+    /// Whether some address or prefix has another entry than before.
+    pub(super) fn moves(&self, old: &State<K>) -> bool {
+        self.hosts.iter().any(|(address, class)| old.hosts.get(address) != class.as_ref())
+            || self.nets.iter().any(|(prefix, class)| old.nets.get(prefix) != class.as_ref())
+    }
+
+    /// Everything that differs between two states.
     pub fn between(old: &State<K>, new: &State<K>) -> Self {
         let names: BTreeSet<IpAddr> = old.hosts.keys().chain(new.hosts.keys()).copied().collect();
         let hosts = names.into_iter().map(|name| (name, new.hosts.get(&name).copied()));
@@ -55,6 +68,7 @@ impl<K: EntryKey> Change<K> {
             tables: tables
                 .filter(|(name, _)| old.tables.get(name) != new.tables.get(name))
                 .collect(),
+            ranked: new.ranked,
         }
     }
 }

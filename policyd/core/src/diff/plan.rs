@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Change, EntryKey, State, Step, TableChange};
-use crate::compile::{Class, EndpointId, RuleId};
 use crate::prefixes::PrefixMap;
+use crate::tables::{Class, Decision, EndpointId};
 
-/// The steps that make `change` of `old`, in order. Class numbers must mean the same in both, which they do if
-/// one [`crate::engine::Engine`] made both; `old` may also be where an earlier plan stopped.
+/// The steps for tables that only allow. Class numbers must mean the same in both, which they do if
+/// one [`crate::compile::Engine`] made both; `old` may also be where an earlier plan stopped.
 ///
 /// 1. entries added or changed, of classes that need a twin as the twin's
 /// 2. vanished exact addresses whose prefixes keep their classes
@@ -23,7 +23,7 @@ use crate::prefixes::PrefixMap;
 /// 9. the classes with a twin, empty now: entries changed, members moved back
 /// 10. new tables
 /// 11. entries removed, tables dropped
-pub fn plan<K: EntryKey>(old: &State<K>, change: &Change<K>) -> Vec<Step<K>> {
+pub(super) fn plan<K: EntryKey>(old: &State<K>, change: &Change<K>) -> Vec<Step<K>> {
     let mut plan = Plan {
         old,
         change,
@@ -37,19 +37,19 @@ pub fn plan<K: EntryKey>(old: &State<K>, change: &Change<K>) -> Vec<Step<K>> {
     plan.make()
 }
 
-/// What becomes of a table that stays.
-struct Edit<K> {
-    endpoint: EndpointId,
-    /// New keys, and those that name another rule.
-    set: BTreeMap<K, RuleId>,
-    gone: Vec<K>,
+/// The changes of a table that stays.
+pub(super) struct Edit<K> {
+    pub(super) endpoint: EndpointId,
+    /// New keys, and those that name another decision.
+    pub(super) set: Vec<(K, Decision)>,
+    pub(super) gone: Vec<K>,
 }
 
-fn edits<K: EntryKey>(old: &State<K>, change: &Change<K>) -> Vec<Edit<K>> {
+pub(super) fn edits<K: EntryKey>(old: &State<K>, change: &Change<K>) -> Vec<Edit<K>> {
     let mut edits = Vec::new();
     for (endpoint, wanted) in &change.tables {
         let Some(table) = old.tables.get(endpoint) else { continue };
-        let mut edit = Edit { endpoint: *endpoint, set: BTreeMap::new(), gone: Vec::new() };
+        let mut edit = Edit { endpoint: *endpoint, set: Vec::new(), gone: Vec::new() };
         match wanted {
             TableChange::Gone => continue,
             TableChange::Whole(wanted) => edit.compare(table, wanted),
@@ -67,30 +67,43 @@ fn edits<K: EntryKey>(old: &State<K>, change: &Change<K>) -> Vec<Edit<K>> {
 }
 
 impl<K: EntryKey> Edit<K> {
-    fn compare(&mut self, table: &BTreeMap<K, RuleId>, wanted: &BTreeMap<K, RuleId>) {
-        let set = wanted.iter().filter(|(key, rule)| table.get(key) != Some(rule));
-        self.set.extend(set.map(|(key, rule)| (key.clone(), *rule)));
-        self.gone.extend(table.keys().filter(|key| !wanted.contains_key(key)).cloned());
+    pub(super) fn compare(
+        &mut self,
+        table: &BTreeMap<K, Decision>,
+        wanted: &BTreeMap<K, Decision>,
+    ) {
+        // both are sorted
+        let mut old = table.iter().peekable();
+        for (key, decision) in wanted {
+            while let Some((gone, _)) = old.next_if(|(old, _)| *old < key) {
+                self.gone.push(gone.clone());
+            }
+            let was = old.next_if(|(old, _)| *old == key);
+            if was.is_none_or(|(_, was)| was != decision) {
+                self.set.push((key.clone(), *decision));
+            }
+        }
+        self.gone.extend(old.map(|(key, _)| key.clone()));
     }
 }
 
 struct Plan<'a, K> {
     old: &'a State<K>,
     change: &'a Change<K>,
-    /// Of the change.
+    /// The prefixes of the change, with longest match.
     nets: PrefixMap<Option<Class>>,
     edits: Vec<Edit<K>>,
-    /// Classes that change their entries and their members, and their stand-ins.
+    /// The classes that change both entries and members, with their twins.
     twins: BTreeMap<Class, Class>,
-    /// Every table that has or gets entries of such a class: old and new ones.
+    /// The entries of those classes in every table that has or gets any.
     twinned: Vec<Twinned<K>>,
     steps: Vec<Step<K>>,
 }
 
 struct Twinned<K> {
     endpoint: EndpointId,
-    before: BTreeMap<K, RuleId>,
-    after: BTreeMap<K, RuleId>,
+    before: BTreeMap<K, Decision>,
+    after: BTreeMap<K, Decision>,
 }
 
 impl<K: EntryKey> Plan<'_, K> {
@@ -112,17 +125,17 @@ impl<K: EntryKey> Plan<'_, K> {
 
     fn add_entries(&mut self) {
         for Edit { endpoint, set, .. } in &self.edits {
-            for (key, rule) in set {
+            for (key, decision) in set {
                 if !self.twins.contains_key(&key.class()) {
-                    let (endpoint, key, rule) = (*endpoint, key.clone(), *rule);
-                    self.steps.push(Step::SetEntry { endpoint, key, rule });
+                    let (endpoint, key, decision) = (*endpoint, key.clone(), *decision);
+                    self.steps.push(Step::SetEntry { endpoint, key, decision });
                 }
             }
         }
         for Twinned { endpoint, after, .. } in &self.twinned {
-            for (key, rule) in after {
+            for (key, decision) in after {
                 let key = key.with_class(self.by_way_of_twin(key.class()));
-                self.steps.push(Step::SetEntry { endpoint: *endpoint, key, rule: *rule });
+                self.steps.push(Step::SetEntry { endpoint: *endpoint, key, decision: *decision });
             }
         }
     }
@@ -220,9 +233,11 @@ impl<K: EntryKey> Plan<'_, K> {
             for key in before.keys().filter(|key| !after.contains_key(key)) {
                 self.steps.push(Step::RemoveEntry { endpoint, key: key.clone() });
             }
-            for (key, rule) in after.iter().filter(|(key, rule)| before.get(key) != Some(rule)) {
-                let (key, rule) = (key.clone(), *rule);
-                self.steps.push(Step::SetEntry { endpoint, key, rule });
+            for (key, decision) in
+                after.iter().filter(|(key, decision)| before.get(key) != Some(decision))
+            {
+                let (key, decision) = (key.clone(), *decision);
+                self.steps.push(Step::SetEntry { endpoint, key, decision });
             }
         }
         let (old, change) = (self.old, self.change);
@@ -285,8 +300,9 @@ impl<K: EntryKey> Plan<'_, K> {
         }
         let taken: BTreeSet<Class> =
             self.old.classes().filter(|class| class.is_transient()).collect();
-        let free =
-            (Class::TRANSIENT.0..=u32::MAX).map(Class).filter(|class| !taken.contains(class));
+        let free = (Class::TRANSIENT.0..Class::SELF_V4.0)
+            .map(Class)
+            .filter(|class| !taken.contains(class));
         self.twins = needed.into_iter().zip(free).collect();
         for (endpoint, table) in &self.old.tables {
             let wanted = self.change.tables.get(endpoint);
@@ -314,8 +330,8 @@ impl<K: EntryKey> Plan<'_, K> {
         let mut changed = Changed::default();
         for edit in &self.edits {
             let table = self.old.tables.get(&edit.endpoint);
-            let new =
-                edit.set.keys().filter(|key| table.is_none_or(|table| !table.contains_key(key)));
+            let keys = edit.set.iter().map(|(key, _)| key);
+            let new = keys.filter(|key| table.is_none_or(|table| !table.contains_key(key)));
             changed.more.extend(new.map(EntryKey::class));
             changed.less.extend(edit.gone.iter().map(EntryKey::class));
         }

@@ -4,46 +4,54 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::{EntryKey, Step};
-use crate::compile::{Class, Classifier, Compiled, EndpointId, RuleId, Table};
 use crate::prefixes::PrefixMap;
+use crate::tables::{Class, Classifier, Compiled, Decision, EndpointId, Table};
 
-/// What the maps hold. `K` is an entry's key: [`crate::compile::Entry`], or how the kernel's map spells it.
+/// What the maps hold. `K` is an entry's key: [`crate::tables::Entry`], or how the kernel's map spells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State<K> {
     /// Classes of exact addresses.
     pub hosts: BTreeMap<IpAddr, Class>,
     /// Classes of prefixes.
     pub nets: PrefixMap<Class>,
-    /// Each endpoint's entries, and the rule that each names.
-    pub tables: BTreeMap<EndpointId, BTreeMap<K, RuleId>>,
+    /// Each endpoint's entries, and the decision that each names.
+    pub tables: BTreeMap<EndpointId, BTreeMap<K, Decision>>,
+    /// Whether entries may deny. Then plans keep a stronger promise, at a higher price.
+    pub ranked: bool,
 }
 
 impl<K> Default for State<K> {
     fn default() -> Self {
-        Self { hosts: BTreeMap::new(), nets: PrefixMap::new(), tables: BTreeMap::new() }
+        Self {
+            hosts: BTreeMap::new(),
+            nets: PrefixMap::new(),
+            tables: BTreeMap::new(),
+            ranked: false,
+        }
     }
 }
 
 impl<K: EntryKey> State<K> {
-    /// The state that a compilation asks for; `encode` spells a table's entries as the maps have them.
+    /// The state that holds a compilation; `encode` gives a table's entries as the maps have them.
     pub fn of(
         compiled: &Compiled,
-        encode: impl Fn(EndpointId, &Table) -> BTreeMap<K, RuleId>,
+        encode: impl Fn(EndpointId, &Table) -> BTreeMap<K, Decision>,
     ) -> Self {
         let tables = compiled.tables.iter();
         Self {
             hosts: compiled.hosts.clone(),
             nets: compiled.nets.clone(),
             tables: tables.map(|(id, table)| (*id, encode(*id, table))).collect(),
+            ranked: compiled.is_ranked(),
         }
     }
 
-    /// Takes one step. A shadow of the maps takes each step that the maps took, so that it is right even
-    /// when a plan stops half way.
+    /// Applies one step. A shadow of the maps applies each step that the maps took, so that it is correct even when a plan
+    /// stops half way.
     pub fn apply(&mut self, step: Step<K>) {
         match step {
-            Step::SetEntry { endpoint, key, rule } => {
-                self.tables.entry(endpoint).or_default().insert(key, rule);
+            Step::SetEntry { endpoint, key, decision } => {
+                self.tables.entry(endpoint).or_default().insert(key, decision);
             }
             Step::SetHost { address, class } => {
                 self.hosts.insert(address, class);
@@ -71,12 +79,12 @@ impl<K: EntryKey> State<K> {
         }
     }
 
-    /// For questions about addresses.
+    /// The class of any address, in this state.
     pub fn classifier(&self) -> Classifier<'_> {
         Classifier::new(&self.hosts, &self.nets)
     }
 
-    /// Every class that a member has or an entry is for.
+    /// Every class that has a member or an entry. May contain duplicates.
     pub fn classes(&self) -> impl Iterator<Item = Class> {
         let keys = self.tables.values().flat_map(BTreeMap::keys);
         let members = self.hosts.values().chain(self.nets.values()).copied();

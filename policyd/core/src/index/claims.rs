@@ -1,21 +1,21 @@
-//! Who owns which address.
+//! Which pod owns which address.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::shapes::ShapeId;
+use super::label_identities::IdentityId;
 use crate::model::Pod;
 
-/// A pod that may own addresses, and its shape.
+/// A pod that may own addresses, and its identity.
 #[derive(Clone, Debug)]
 pub(crate) struct Claim {
     pub(crate) pod: Arc<Pod>,
-    pub(crate) shape: ShapeId,
+    pub(crate) identity: IdentityId,
 }
 
-/// Claims by address: nearly always there is one.
+/// The claims on one address: nearly always one.
 #[derive(Clone, Debug)]
 enum Claimants {
     One(Claim),
@@ -23,7 +23,7 @@ enum Claimants {
     Many(Vec<Claim>),
 }
 
-/// All claims.
+/// All claims, by address.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Claims {
     of: BTreeMap<IpAddr, Claimants>,
@@ -62,7 +62,7 @@ impl Claims {
         self.of.get(&address).and_then(Claimants::best)
     }
 
-    /// By address.
+    /// The best claim on each address of a range, in the order of addresses.
     pub(super) fn range(
         &self,
         range: impl std::ops::RangeBounds<IpAddr>,

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::{Labels, ObjectKey, Protocol};
 
-/// A service, stripped to what a packet meets.
+/// A service, stripped to what translation and policy need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
@@ -27,17 +27,16 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// `sessionAffinity: ClientIP`: for how many seconds a client keeps its endpoint.
     pub affinity: Option<NonZeroU32>,
-    /// Which endpoints its cluster addresses lead to.
+    /// The endpoints of its cluster addresses.
     pub internal: TrafficPolicy,
-    /// `externalTrafficPolicy`: which endpoints its external addresses and node ports lead to, for who is no pod of the
-    /// packet's node.
+    /// `externalTrafficPolicy`: the endpoints of its external addresses and node ports, for packets that do not come from a
+    /// pod of the translating node.
     pub inbound: TrafficPolicy,
     /// Labelled `service.kubernetes.io/service-proxy-name`: kube-proxy leaves it to another proxy.
     pub other_proxy: bool,
     /// `trafficDistribution`.
     pub distribution: Option<Arc<str>>,
-    /// The pods behind it, where a controller (or who stands in for one) finds them; empty: somebody else
-    /// writes its slices.
+    /// Selects its endpoints, for the controller that writes its slices. Empty: its slices are written by other means.
     pub selector: Labels,
 }
 
@@ -48,9 +47,9 @@ pub enum Addressing {
     Virtual(Vec<IpAddr>),
     /// A manifest that the API server has not seen: it would get addresses there.
     Unassigned,
-    /// `clusterIP: None`: its name stands for its endpoints, there is nothing to translate.
+    /// `clusterIP: None`: DNS gives its endpoints, there is nothing to translate.
     Headless,
-    /// `type: ExternalName`: its name stands for another name.
+    /// `type: ExternalName`: DNS gives another name.
     ExternalName,
 }
 
@@ -85,7 +84,7 @@ pub struct ServicePort {
     pub port: u16,
     /// The number at every node's addresses, if it has one there.
     pub node_port: Option<u16>,
-    /// Where it leads at a pod. Slices say so in numbers; this is for who writes them.
+    /// The port of its pods. Slices contain it as a number; this is for the controller that writes them.
     pub target: TargetPort,
 }
 
@@ -149,9 +148,9 @@ pub struct SliceEndpoint {
 pub enum Condition {
     /// Neither new ones nor those it has.
     Unready,
-    /// Keeps those it has, and takes no new one even in need: not ready, but said to be serving.
+    /// Keeps its connections and takes no new ones, not even if no endpoint is ready: not ready, but `serving`.
     Serving,
-    /// On its way out, still serving: takes new ones only where nobody is ready (KEP-1669).
+    /// Terminating, still serving: takes new ones only if no endpoint is ready (KEP-1669).
     Draining,
     /// Takes new ones.
     Ready,

@@ -1,33 +1,32 @@
-//! Which endpoints a service port leads to: from the conditions that its slices give.
+//! Which backends a service port has, from the conditions in its slices.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Backend, BackendState, Balance, Catalog};
+use super::{Backend, BackendSet, BackendState, Catalog};
 use crate::model::{Condition, Service, ServicePort, SliceEndpoint, TrafficPolicy};
 
 /// The best condition of each backend.
 type Conditions = BTreeMap<Backend, Condition>;
 
-/// How packets for an address may be spread behind the gate.
+/// How kube-proxy, or another proxy, may spread the packets of an untranslated address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Spread {
-    /// As kube-proxy does it for all endpoints alike.
+    /// Over the endpoints of all nodes alike, as kube-proxy does.
     Cluster,
-    /// As some node's kube-proxy does it, which may prefer the endpoints of its own node: those of every node, for
-    /// it is not known here whether the packet counts as one of a pod.
+    /// Over the endpoints of one node only: any node's, because it is not known here which node translates the packet.
     Node,
-    /// By rules that podgate does not know: every endpoint, whatever its condition.
+    /// By rules that podgate does not know: over every endpoint, whatever its condition.
     Unknown,
 }
 
-/// How the gate spreads a service port's flows at addresses of one family; `None`: there is no usable endpoint.
-pub(super) fn balance(
+/// The backends of a service port at addresses of one family; `None`: there is no usable one.
+pub(super) fn backend_set(
     catalog: &Catalog,
     node: &Arc<str>,
     (service, port): (&Service, &ServicePort),
     (v4, policy): (bool, TrafficPolicy),
-) -> Option<Balance> {
+) -> Option<BackendSet> {
     let mut conditions = Conditions::new();
     each(catalog, service, port, v4, |backend, endpoint| {
         if policy == TrafficPolicy::Cluster || endpoint.node.as_ref() == Some(node) {
@@ -41,7 +40,7 @@ pub(super) fn balance(
         _ => Some(BackendState::Serving),
     };
     let backends = conditions.into_iter();
-    Some(Balance {
+    Some(BackendSet {
         service: service.key.clone(),
         port: port.name.clone(),
         affinity: service.affinity,
@@ -49,7 +48,7 @@ pub(super) fn balance(
     })
 }
 
-/// Every endpoint that a new flow to a service port may get behind the gate.
+/// Every backend that kube-proxy, or another proxy, may select for a new flow to a service port.
 pub(super) fn reachable(
     catalog: &Catalog,
     (service, port): (&Service, &ServicePort),
@@ -76,7 +75,7 @@ pub(super) fn reachable(
     reachable
 }
 
-/// The condition that a backend must have to get new flows; `None`: none has it.
+/// The condition that a backend needs to get new flows; `None`: no backend has it.
 fn usable(conditions: &Conditions) -> Option<Condition> {
     let best = conditions.values().copied().max()?;
     matches!(best, Condition::Ready | Condition::Draining).then_some(best)

@@ -1,4 +1,4 @@
-//! What the sources say of services.
+//! Services and EndpointSlices as the sources report them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,11 +17,11 @@ pub struct Catalog {
     services_at: BTreeMap<IpAddr, BTreeSet<ObjectKey>>,
     /// The slices of a service, known or not; no empty sets.
     slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
-    /// Services about which something changed since [`Catalog::take_touched`].
+    /// Services that changed, or whose slices did, since [`Catalog::take_touched`].
     touched: BTreeSet<ObjectKey>,
 }
 
-/// Who has seen which change is no part of what is known.
+/// Compares the objects, not which changes were already taken.
 impl PartialEq for Catalog {
     fn eq(&self, other: &Self) -> bool {
         self.services == other.services
@@ -34,7 +34,7 @@ impl PartialEq for Catalog {
 impl Eq for Catalog {}
 
 impl Catalog {
-    /// A service is new or changed. False if this says nothing new.
+    /// Adds or replaces a service. False if it is unchanged.
     pub fn set_service(&mut self, service: Service) -> bool {
         if self.services.get(&service.key).is_some_and(|known| **known == service) {
             return false;
@@ -48,7 +48,7 @@ impl Catalog {
         true
     }
 
-    /// A service is gone.
+    /// Removes a service. False if it was not there.
     pub fn remove_service(&mut self, key: &ObjectKey) -> bool {
         let Some(service) = self.services.remove(key) else { return false };
         for address in addresses(&service) {
@@ -63,7 +63,7 @@ impl Catalog {
         true
     }
 
-    /// A slice is new or changed.
+    /// Adds or replaces a slice. False if it is unchanged.
     pub fn set_slice(&mut self, slice: EndpointSlice) -> bool {
         if self.slices.get(&slice.key).is_some_and(|known| **known == slice) {
             return false;
@@ -78,7 +78,7 @@ impl Catalog {
         true
     }
 
-    /// A slice is gone.
+    /// Removes a slice. False if it was not there.
     pub fn remove_slice(&mut self, key: &ObjectKey) -> bool {
         let Some(slice) = self.slices.remove(key) else { return false };
         let Some(service) = slice.service_key() else { return true };
@@ -92,7 +92,7 @@ impl Catalog {
         true
     }
 
-    /// The services that something changed about since the last call.
+    /// The services that changed, or whose slices did, since the last call.
     pub fn take_touched(&mut self) -> BTreeSet<ObjectKey> {
         std::mem::take(&mut self.touched)
     }
@@ -107,7 +107,7 @@ impl Catalog {
         self.services.get(key)
     }
 
-    /// The service that has a frontend, whether it leads anywhere or not.
+    /// The first service, by name, that claims a frontend, with or without backends.
     pub fn service_of(&self, frontend: &Frontend) -> Option<&Arc<Service>> {
         let claims = self.services_at.get(&frontend.address)?.iter();
         let mut services = claims.filter_map(|key| self.services.get(key));
@@ -134,7 +134,7 @@ impl Catalog {
     }
 }
 
-/// Every address that leads to a service.
+/// Every address at which a service is reached.
 fn addresses(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
     let cluster = service.addressing.cluster();
     // without cluster addresses nothing is translated, external ones neither

@@ -1,10 +1,12 @@
-//! What a pod sends to, and where that leads.
+//! Frontends, what a pod sends to, and their backends.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
+
+use podgate_contract::api::BackendState;
 
 use crate::model::{ObjectKey, Protocol};
 
@@ -25,7 +27,7 @@ impl fmt::Display for Frontend {
     }
 }
 
-/// Where a frontend leads.
+/// An endpoint of a service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
     /// The endpoint's address, of the frontend's family.
@@ -40,19 +42,10 @@ impl fmt::Display for Backend {
     }
 }
 
-/// Which flows a backend is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum BackendState {
-    /// Those it has: it is not picked for new ones.
-    Serving,
-    /// New ones too.
-    Ready,
-}
-
-/// The endpoints among which a frontend's flows are spread.
+/// The backends over which a frontend's flows are spread.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Balance {
-    /// Whose frontend it is.
+pub struct BackendSet {
+    /// The service that the frontend belongs to.
     pub service: ObjectKey,
     /// The service port's name, empty if it has none.
     pub port: Arc<str>,
@@ -62,8 +55,8 @@ pub struct Balance {
     pub backends: BTreeMap<Backend, BackendState>,
 }
 
-impl Balance {
-    /// The backends that may be picked, in their order.
+impl BackendSet {
+    /// The backends that may be selected for new flows, sorted.
     pub fn ready(&self) -> impl Iterator<Item = Backend> + '_ {
         let ready = self.backends.iter().filter(|(_, state)| **state == BackendState::Ready);
         ready.map(|(backend, _)| *backend)
@@ -73,11 +66,11 @@ impl Balance {
 /// A frontend that several services claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dispute {
-    /// Which.
+    /// The frontend.
     pub frontend: Frontend,
-    /// Who has it: the first by name.
+    /// The service that has it: the first by name.
     pub winner: ObjectKey,
-    /// Who does not.
+    /// The others.
     pub losers: Vec<ObjectKey>,
 }
 

@@ -1,23 +1,27 @@
 //! Services: which endpoints a virtual address leads to, as this node sees it.
 //!
 //! ```text
-//!  services, slices --Change--> Catalog --touched--> ServiceTable --changed frontends--> maps
+//!  services, slices --Event--> Catalog --touched--> ServiceTable --changed frontends--> maps
 //! ```
 //!
-//! The datapath picks an endpoint of a [`Frontend`] for each new flow, and policy judges that endpoint (semantics
-//! 10). What it does not translate although something behind it may is [`Left`] alone, and judged by every endpoint that
-//! it may lead to: node ports, load balancers with source ranges, services of other proxies, those without an endpoint.
-//! Headless services have no address, so there is nothing to say of them.
+//! The datapath selects a backend of a [`Frontend`] for each new flow, and policy is applied to that backend (semantics
+//! 10). Service addresses that it does not translate, although kube-proxy or another proxy may, are [`Untranslated`]:
+//! node ports, load balancers with source ranges, services of other proxies, services without an endpoint. A packet to
+//! one of those is allowed if policy allows every backend that it may reach. Headless services have no address.
 
 mod backends;
 mod catalog;
-mod derive;
 mod frontend;
-mod left;
+mod synthesize;
 mod table;
+mod vip_policy;
 
 pub use catalog::Catalog;
-pub use derive::complete;
-pub use frontend::{Backend, BackendState, Balance, Dispute, Frontend};
-pub use left::{Claims, Left, LeftAnswer, LeftPorts, LeftReason, LeftSet, answer_left};
-pub use table::{ServiceTable, View};
+pub use frontend::{Backend, BackendSet, Dispute, Frontend};
+pub use podgate_contract::api::BackendState;
+pub use synthesize::synthesize;
+pub use table::{NodeContext, ServiceTable};
+pub use vip_policy::{
+    Claims, Untranslated, UntranslatedPorts, UntranslatedReason, UntranslatedSet, VipVerdict,
+    vip_verdict,
+};

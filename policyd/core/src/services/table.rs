@@ -1,63 +1,66 @@
-//! From services and slices to what a packet meets.
+//! From services and slices to frontends and their backends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::backends::{Spread, balance, reachable};
-use super::{Balance, Catalog, Claims, Dispute, Frontend, Left, LeftReason, LeftSet};
+use super::backends::{Spread, backend_set, reachable};
+use super::{
+    BackendSet, Catalog, Claims, Dispute, Frontend, Untranslated, UntranslatedReason,
+    UntranslatedSet,
+};
 use crate::model::{ObjectKey, Protocol, Service, ServicePort, TrafficPolicy};
 
-/// What each frontend of each service leads to, seen from one node. Follows a [`Catalog`]: an event of a service or
-/// of one of its slices works out that service again and nothing else.
+/// The backends of every frontend, as seen from one node. Follows a [`Catalog`]: an event of a service or of one of its
+/// slices recomputes that service and nothing else.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceTable {
     node: Arc<str>,
-    view: View,
-    /// What each service has to say, whether or not it has the frontend.
-    services: BTreeMap<ObjectKey, OfService>,
-    /// Who claims a frontend that the gate can translate; the first one has it. No empty sets.
+    context: NodeContext,
+    /// The frontends that each service claims, whether or not it is the one that has them.
+    services: BTreeMap<ObjectKey, ServiceFrontends>,
+    /// The services that claim a frontend that can be translated; the first by name has it. No empty sets.
     claims: BTreeMap<Frontend, BTreeSet<ObjectKey>>,
     /// Those of `claims` with more than one claimant.
     disputed: BTreeSet<Frontend>,
-    /// Those of `claims` that lead nowhere.
-    nowhere: BTreeSet<Frontend>,
-    /// The services with something to say of addresses that the gate never translates, node ports included.
-    leaving: BTreeSet<ObjectKey>,
+    /// Those of `claims` without a backend.
+    without_backend: BTreeSet<Frontend>,
+    /// The services with addresses that are never translated, node ports included.
+    with_untranslated: BTreeSet<ObjectKey>,
     changed: BTreeSet<Frontend>,
-    left_changed: bool,
+    untranslated_changed: bool,
 }
 
-/// What a node knows of addresses, besides services.
+/// What decides on this node, besides the services themselves, whether an address is translated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct View {
-    /// Nothing is translated at the gates.
-    pub leaves_all: bool,
+pub struct NodeContext {
+    /// No service is translated: `--services leave`.
+    pub translation_off: bool,
     /// The node's own addresses, without those that kube-proxy put there itself.
     pub own: Arc<BTreeSet<IpAddr>>,
     /// The addresses of all nodes, as far as they are known: where node ports are.
     pub nodes: Arc<BTreeSet<IpAddr>>,
 }
 
-/// Where a frontend leads, if anywhere.
-type Answer = Option<Arc<Balance>>;
+/// The backends of a frontend, if it has any.
+type Backends = Option<Arc<BackendSet>>;
 
-/// What one service has to say.
+/// The frontends of one service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct OfService {
-    /// What its addresses lead to, those that the gate can translate; `None`: no usable endpoint.
-    answers: BTreeMap<Frontend, Answer>,
-    /// The addresses of those that are the service's own, as opposed to a balancer's and the like.
+struct ServiceFrontends {
+    /// The frontends that can be translated; `None`: no usable backend.
+    frontends: BTreeMap<Frontend, Backends>,
+    /// The cluster addresses among them, as opposed to those of load balancers and external ones.
     cluster: Vec<IpAddr>,
-    /// Its other addresses.
-    left: BTreeMap<Frontend, Arc<Left>>,
+    /// Frontends at addresses that are never translated.
+    untranslated: BTreeMap<Frontend, Arc<Untranslated>>,
     /// Its node ports: IPv4 or not, protocol, number.
-    node_ports: BTreeMap<(bool, Protocol, u16), Arc<Left>>,
+    node_ports: BTreeMap<(bool, Protocol, u16), Arc<Untranslated>>,
 }
 
-impl OfService {
-    fn leaves(&self) -> bool {
-        !self.left.is_empty() || !self.node_ports.is_empty()
+impl ServiceFrontends {
+    fn has_untranslated(&self) -> bool {
+        !self.untranslated.is_empty() || !self.node_ports.is_empty()
     }
 }
 
@@ -76,30 +79,26 @@ impl ServiceTable {
         table
     }
 
-    /// Works out again what was touched since the last time.
+    /// Recomputes the services that changed in the catalog since the last call.
     pub fn follow(&mut self, catalog: &mut Catalog) {
         for service in catalog.take_touched() {
             self.update(catalog, &service);
         }
     }
 
-    /// What the node knows of addresses is different.
-    pub fn set_view(&mut self, view: View) {
-        if self.view == view {
+    /// Sets the context of the node.
+    pub fn set_node_context(&mut self, context: NodeContext) {
+        if self.context == context {
             return;
         }
-        let before = std::mem::replace(&mut self.view, view);
-        let moved: Vec<IpAddr> = before.own.symmetric_difference(&self.view.own).copied().collect();
+        let before = std::mem::replace(&mut self.context, context);
+        let moved: Vec<IpAddr> =
+            before.own.symmetric_difference(&self.context.own).copied().collect();
         for address in moved {
             let frontends = self.at(address).collect::<Vec<_>>();
             self.changed.extend(frontends);
         }
-        self.left_changed = true;
-    }
-
-    /// What the node knows of addresses.
-    pub fn view(&self) -> &View {
-        &self.view
+        self.untranslated_changed = true;
     }
 
     /// The claimed frontends of an address.
@@ -109,42 +108,42 @@ impl ServiceTable {
         from.take_while(move |frontend| frontend.address == address)
     }
 
-    /// Works out one service.
+    /// Recomputes one service.
     fn update(&mut self, catalog: &Catalog, key: &ObjectKey) {
         let new = catalog.service(key).map(|service| self.of_one(catalog, service));
         let new = new.unwrap_or_default();
         let old = self.services.remove(key).unwrap_or_default();
-        for frontend in old.answers.keys().filter(|of| !new.answers.contains_key(of)) {
+        for frontend in old.frontends.keys().filter(|of| !new.frontends.contains_key(of)) {
             self.unclaim(*frontend, key);
         }
-        for (frontend, answer) in &new.answers {
-            match old.answers.get(frontend) {
-                Some(before) if before == answer => {}
+        for (frontend, backends) in &new.frontends {
+            match old.frontends.get(frontend) {
+                Some(before) if before == backends => {}
                 Some(_) => self.note(*frontend, key),
                 None => self.claim(*frontend, key),
             }
         }
-        if new.leaves() {
-            self.leaving.insert(key.clone());
+        if new.has_untranslated() {
+            self.with_untranslated.insert(key.clone());
         } else {
-            self.leaving.remove(key);
+            self.with_untranslated.remove(key);
         }
-        self.left_changed |= self.view.leaves_all && old.answers != new.answers
-            || old.left != new.left
+        self.untranslated_changed |= self.context.translation_off && old.frontends != new.frontends
+            || old.untranslated != new.untranslated
             || old.node_ports != new.node_ports
             || old.cluster != new.cluster;
         let frontends: Vec<Frontend> =
-            old.answers.keys().chain(new.answers.keys()).copied().collect();
-        if new != OfService::default() {
+            old.frontends.keys().chain(new.frontends.keys()).copied().collect();
+        if new != ServiceFrontends::default() {
             self.services.insert(key.clone(), new);
         }
         for frontend in frontends {
             let leads = !self.claims.contains_key(&frontend) || self.get(&frontend).is_some();
             let other = match leads {
-                true => self.nowhere.remove(&frontend),
-                false => self.nowhere.insert(frontend),
+                true => self.without_backend.remove(&frontend),
+                false => self.without_backend.insert(frontend),
             };
-            self.left_changed |= other || self.view.own.contains(&frontend.address);
+            self.untranslated_changed |= other || self.context.own.contains(&frontend.address);
         }
     }
 
@@ -169,16 +168,16 @@ impl ServiceTable {
         }
     }
 
-    /// What a service says of a frontend changed: that matters if the frontend is its own.
+    /// A service's backends at a frontend changed: a change of the frontend if the service is the one that has it.
     fn note(&mut self, frontend: Frontend, service: &ObjectKey) {
         if self.claims.get(&frontend).and_then(BTreeSet::first) == Some(service) {
             self.changed.insert(frontend);
         }
     }
 
-    fn of_one(&self, catalog: &Catalog, service: &Service) -> OfService {
+    fn of_one(&self, catalog: &Catalog, service: &Service) -> ServiceFrontends {
         let cluster = service.addressing.cluster();
-        let mut of = OfService::default();
+        let mut of = ServiceFrontends::default();
         if cluster.is_empty() {
             return of;
         }
@@ -187,71 +186,81 @@ impl ServiceTable {
             self.node_ports(catalog, (service, port), &mut of);
             if service.other_proxy {
                 let all = cluster.iter().chain(&service.external).chain(&service.guarded);
-                let reason = LeftReason::OtherProxy;
-                leave(catalog, (service, port), all, reason, &mut of);
+                let reason = UntranslatedReason::OtherProxy;
+                add_untranslated(catalog, (service, port), all, reason, &mut of);
             } else {
-                self.answers(catalog, (service, port), &mut of);
-                let reason = LeftReason::SourceRanges;
-                leave(catalog, (service, port), service.guarded.iter(), reason, &mut of);
+                self.frontends(catalog, (service, port), &mut of);
+                let reason = UntranslatedReason::SourceRanges;
+                add_untranslated(catalog, (service, port), service.guarded.iter(), reason, &mut of);
             }
         }
         of
     }
 
-    fn node_ports(&self, catalog: &Catalog, of: (&Service, &ServicePort), found: &mut OfService) {
+    fn node_ports(
+        &self,
+        catalog: &Catalog,
+        of: (&Service, &ServicePort),
+        found: &mut ServiceFrontends,
+    ) {
         let Some(number) = of.1.node_port else { return };
         for v4 in [true, false] {
             if found.cluster.iter().any(|address| address.is_ipv4() == v4) {
-                let left = left(catalog, of, v4, LeftReason::NodePort);
-                found.node_ports.insert((v4, of.1.protocol, number), Arc::new(left));
+                let vip = untranslated(catalog, of, v4, UntranslatedReason::NodePort);
+                found.node_ports.insert((v4, of.1.protocol, number), Arc::new(vip));
             }
         }
     }
 
-    fn answers(&self, catalog: &Catalog, of: (&Service, &ServicePort), found: &mut OfService) {
+    fn frontends(
+        &self,
+        catalog: &Catalog,
+        of: (&Service, &ServicePort),
+        found: &mut ServiceFrontends,
+    ) {
         let (service, port) = of;
-        // From a pod, traffic to an external address is the node's own: whatever externalTrafficPolicy says, it
-        // may go to any endpoint, as with kube-proxy.
+        // From a pod, traffic to an external address counts as local to the cluster: as with kube-proxy, it may go to any
+        // endpoint, whatever externalTrafficPolicy says.
         let external = service.external.iter().map(|address| (*address, TrafficPolicy::Cluster));
         let cluster = service.addressing.cluster().iter();
         let addresses = external.chain(cluster.map(|address| (*address, service.internal)));
-        // addresses of one family and one policy share one answer
-        let mut shared: Vec<((bool, TrafficPolicy), Answer)> = Vec::new();
+        // addresses of one family and one traffic policy share one set of backends
+        let mut shared: Vec<((bool, TrafficPolicy), Backends)> = Vec::new();
         for (address, policy) in addresses {
             let group = (address.is_ipv4(), policy);
-            let answer = match shared.iter().find(|(of, _)| *of == group) {
-                Some((_, answer)) => answer.clone(),
+            let backends = match shared.iter().find(|(of, _)| *of == group) {
+                Some((_, backends)) => backends.clone(),
                 None => {
-                    let answer = balance(catalog, &self.node, of, group).map(Arc::new);
-                    shared.push((group, answer.clone()));
-                    answer
+                    let backends = backend_set(catalog, &self.node, of, group).map(Arc::new);
+                    shared.push((group, backends.clone()));
+                    backends
                 }
             };
             let frontend = Frontend { address, port: port.port, protocol: port.protocol };
-            found.answers.insert(frontend, answer);
+            found.frontends.insert(frontend, backends);
         }
     }
 
-    /// The frontends that lead elsewhere, to other backends, or nowhere, since the last call.
+    /// The frontends whose backends have changed since the last call.
     pub fn take_changes(&mut self) -> BTreeSet<Frontend> {
         std::mem::take(&mut self.changed)
     }
 
-    /// Whether [`ServiceTable::left`] may be another one since the last call.
-    pub fn take_left_changed(&mut self) -> bool {
-        std::mem::take(&mut self.left_changed)
+    /// Whether [`ServiceTable::untranslated`] may have changed since the last call.
+    pub fn take_untranslated_changed(&mut self) -> bool {
+        std::mem::take(&mut self.untranslated_changed)
     }
 
-    /// Where a frontend leads; `None` if it is none, or leads nowhere.
-    pub fn get(&self, frontend: &Frontend) -> Option<&Arc<Balance>> {
+    /// The backends of a frontend; `None` if there are none or it is no frontend.
+    pub fn get(&self, frontend: &Frontend) -> Option<&Arc<BackendSet>> {
         let owner = self.claims.get(frontend)?.first()?;
-        self.services.get(owner)?.answers.get(frontend)?.as_ref()
+        self.services.get(owner)?.frontends.get(frontend)?.as_ref()
     }
 
-    /// Where the gate is to send packets for a frontend; `None` if they are left as they are.
-    pub fn translated(&self, frontend: &Frontend) -> Option<&Arc<Balance>> {
-        let leaves = self.view.leaves_all || self.is_node_local(frontend);
-        self.get(frontend).filter(|_| !leaves)
+    /// The backends that packets for a frontend are translated to; `None` if they are not translated.
+    pub fn translated(&self, frontend: &Frontend) -> Option<&Arc<BackendSet>> {
+        let is_translated = !self.context.translation_off && !self.is_node_local(frontend);
+        self.get(frontend).filter(|_| is_translated)
     }
 
     /// Whether a frontend is at a service's own address which the node has on an interface, as NodeLocal DNSCache puts
@@ -262,111 +271,119 @@ impl ServiceTable {
         of.is_some_and(|of| self.is_local_to(of, frontend))
     }
 
-    fn is_local_to(&self, of: &OfService, frontend: &Frontend) -> bool {
+    fn is_local_to(&self, of: &ServiceFrontends, frontend: &Frontend) -> bool {
         let address = &frontend.address;
-        self.view.own.contains(address) && of.cluster.contains(address)
+        self.context.own.contains(address) && of.cluster.contains(address)
     }
 
-    /// The same for an address that the gate never translates.
-    fn node_local(&self, of: &OfService, frontend: &Frontend, left: &Arc<Left>) -> Arc<Left> {
+    /// An untranslated frontend, with its reason corrected if the node has the address on an interface.
+    fn node_local(
+        &self,
+        of: &ServiceFrontends,
+        frontend: &Frontend,
+        vip: &Arc<Untranslated>,
+    ) -> Arc<Untranslated> {
         match self.is_local_to(of, frontend) {
-            true => Arc::new(Left { reason: LeftReason::NodeLocal, ..(**left).clone() }),
-            false => left.clone(),
+            true => {
+                Arc::new(Untranslated { reason: UntranslatedReason::NodeLocal, ..(**vip).clone() })
+            }
+            false => vip.clone(),
         }
     }
 
-    /// What is left alone, and to what it may lead.
-    pub fn left(&self) -> LeftSet {
-        let mut set = LeftSet { nodes: (*self.view.nodes).clone(), ..LeftSet::default() };
-        let mut add = |frontend: Frontend, left: Arc<Left>| {
+    /// Every untranslated address and port, with the backends that it may reach.
+    pub fn untranslated(&self) -> UntranslatedSet {
+        let mut set =
+            UntranslatedSet { nodes: (*self.context.nodes).clone(), ..UntranslatedSet::default() };
+        let mut add = |frontend: Frontend, vip: Arc<Untranslated>| {
             let ports = set.ports.entry(frontend.address).or_default();
-            ports.entry((frontend.protocol, frontend.port)).or_default().push(left);
+            ports.entry((frontend.protocol, frontend.port)).or_default().push(vip);
         };
-        let all = self.claims.keys().filter(|_| self.view.leaves_all).copied();
-        let own = self.view.own.iter().flat_map(|address| self.at(*address));
+        let all = self.claims.keys().filter(|_| self.context.translation_off).copied();
+        let own = self.context.own.iter().flat_map(|address| self.at(*address));
         let frontends: BTreeSet<Frontend> =
-            all.chain(own).chain(self.nowhere.iter().copied()).collect();
+            all.chain(own).chain(self.without_backend.iter().copied()).collect();
         for frontend in frontends {
-            self.untranslated(&frontend).into_iter().for_each(|left| add(frontend, left));
+            self.untranslated_claims(&frontend).into_iter().for_each(|vip| add(frontend, vip));
         }
-        for of in self.leaving.iter().filter_map(|key| self.services.get(key)) {
-            for (frontend, left) in &of.left {
-                // where another service has the frontend, nobody behind the gate sees it
+        for of in self.with_untranslated.iter().filter_map(|key| self.services.get(key)) {
+            for (frontend, vip) in &of.untranslated {
+                // if another service has the frontend and is translated, no proxy sees these packets
                 if self.translated(frontend).is_none() {
-                    add(*frontend, self.node_local(of, frontend, left));
+                    add(*frontend, self.node_local(of, frontend, vip));
                 }
             }
-            for ((v4, protocol, number), left) in &of.node_ports {
+            for ((v4, protocol, number), vip) in &of.node_ports {
                 let ports = set.node_ports.entry(*v4).or_default();
-                ports.entry((*protocol, *number)).or_default().push(left.clone());
+                ports.entry((*protocol, *number)).or_default().push(vip.clone());
             }
         }
         set
     }
 
-    /// The services that a frontend may lead to behind the gate; none if it is translated, or is none.
-    pub fn left_at(&self, frontend: &Frontend) -> Claims {
-        let mut claims = self.untranslated(frontend);
-        let is_node = self.view.nodes.contains(&frontend.address);
+    /// The services that a frontend may belong to for a proxy; none if it is translated, or is no frontend.
+    pub fn untranslated_at(&self, frontend: &Frontend) -> Claims {
+        let mut claims = self.untranslated_claims(frontend);
+        let is_node = self.context.nodes.contains(&frontend.address);
         let node_port = (frontend.address.is_ipv4(), frontend.protocol, frontend.port);
         let translated = self.translated(frontend).is_some();
-        for of in self.leaving.iter().filter_map(|key| self.services.get(key)) {
-            let left = of.left.get(frontend).filter(|_| !translated);
-            claims.extend(left.map(|left| self.node_local(of, frontend, left)));
+        for of in self.with_untranslated.iter().filter_map(|key| self.services.get(key)) {
+            let vip = of.untranslated.get(frontend).filter(|_| !translated);
+            claims.extend(vip.map(|vip| self.node_local(of, frontend, vip)));
             let at_node = of.node_ports.get(&node_port).filter(|_| is_node && !translated);
             claims.extend(at_node.cloned());
         }
         claims
     }
 
-    /// What a claimed frontend that is not translated may lead to: behind the gate each claimant may be the one that has it.
-    fn untranslated(&self, frontend: &Frontend) -> Claims {
+    /// The services that claim a frontend that could be translated but is not: for a proxy any of them may have it.
+    fn untranslated_claims(&self, frontend: &Frontend) -> Claims {
         if self.translated(frontend).is_some() {
             return Claims::new();
         }
         let claims = self.claims.get(frontend).into_iter().flatten();
-        let left = |key: &ObjectKey| {
+        let vip = |key: &ObjectKey| {
             let of = self.services.get(key)?;
-            let balance = of.answers.get(frontend)?.as_ref();
-            let reason = match balance {
-                _ if self.is_local_to(of, frontend) => LeftReason::NodeLocal,
-                None => LeftReason::NoEndpoint,
-                Some(_) if self.view.leaves_all => LeftReason::AllAre,
-                Some(_) => LeftReason::Disputed,
+            let backends = of.frontends.get(frontend)?.as_ref();
+            let reason = match backends {
+                _ if self.is_local_to(of, frontend) => UntranslatedReason::NodeLocal,
+                None => UntranslatedReason::NoEndpoint,
+                Some(_) if self.context.translation_off => UntranslatedReason::AllAre,
+                Some(_) => UntranslatedReason::Disputed,
             };
-            let backends = balance.into_iter().flat_map(|balance| balance.ready()).collect();
-            Some(Arc::new(Left { service: key.clone(), reason, backends, sources: None }))
+            let backends = backends.into_iter().flat_map(|backends| backends.ready()).collect();
+            Some(Arc::new(Untranslated { service: key.clone(), reason, backends, sources: None }))
         };
-        claims.filter_map(left).collect()
+        claims.filter_map(vip).collect()
     }
 
-    /// Every frontend that leads somewhere, in their order.
-    pub fn iter(&self) -> impl Iterator<Item = (Frontend, &Arc<Balance>)> {
+    /// Every frontend that has backends, sorted.
+    pub fn iter(&self) -> impl Iterator<Item = (Frontend, &Arc<BackendSet>)> {
         self.claims.keys().filter_map(|frontend| Some((*frontend, self.get(frontend)?)))
     }
 
-    /// The frontends of a service, and where each leads. Those that another service has are not among them.
+    /// The frontends that a service has, with their backends. Without those that another service has.
     pub fn of_service<'a>(
         &'a self,
         service: &'a ObjectKey,
-    ) -> impl Iterator<Item = (Frontend, Option<&'a Arc<Balance>>)> {
-        let of = self.services.get(service).into_iter().flat_map(|of| &of.answers);
+    ) -> impl Iterator<Item = (Frontend, Option<&'a Arc<BackendSet>>)> {
+        let of = self.services.get(service).into_iter().flat_map(|of| &of.frontends);
         of.filter(|(frontend, _)| {
             self.claims.get(frontend).and_then(BTreeSet::first) == Some(service)
         })
-        .map(|(frontend, balance)| (*frontend, balance.as_ref()))
+        .map(|(frontend, backends)| (*frontend, backends.as_ref()))
     }
 
-    /// The frontends of a service that the gate never translates, and what each may lead to.
-    pub fn left_of_service(
+    /// The frontends of a service that are never translated.
+    pub fn untranslated_of_service(
         &self,
         service: &ObjectKey,
-    ) -> impl Iterator<Item = (Frontend, &Arc<Left>)> {
-        let of = self.services.get(service).into_iter().flat_map(|of| &of.left);
-        of.map(|(frontend, left)| (*frontend, left))
+    ) -> impl Iterator<Item = (Frontend, &Arc<Untranslated>)> {
+        let of = self.services.get(service).into_iter().flat_map(|of| &of.untranslated);
+        of.map(|(frontend, vip)| (*frontend, vip))
     }
 
-    /// How many services have frontends, usable or not.
+    /// The number of services with frontends, with or without backends.
     pub fn services(&self) -> usize {
         self.services.len()
     }
@@ -381,40 +398,45 @@ impl ServiceTable {
     }
 }
 
-/// Addresses of a service port that the gate never translates.
-fn leave<'a>(
+/// Adds the addresses of a service port that are never translated.
+fn add_untranslated<'a>(
     catalog: &Catalog,
     of: (&Service, &ServicePort),
     addresses: impl Iterator<Item = &'a IpAddr>,
-    reason: LeftReason,
-    found: &mut OfService,
+    reason: UntranslatedReason,
+    found: &mut ServiceFrontends,
 ) {
-    let mut shared: Vec<(bool, Arc<Left>)> = Vec::new();
+    let mut shared: Vec<(bool, Arc<Untranslated>)> = Vec::new();
     for address in addresses {
         let v4 = address.is_ipv4();
-        let left = match shared.iter().find(|(of, _)| *of == v4) {
-            Some((_, left)) => left.clone(),
+        let vip = match shared.iter().find(|(of, _)| *of == v4) {
+            Some((_, vip)) => vip.clone(),
             None => {
-                let new = Arc::new(left(catalog, of, v4, reason));
+                let new = Arc::new(untranslated(catalog, of, v4, reason));
                 shared.push((v4, new.clone()));
                 new
             }
         };
         let frontend = Frontend { address: *address, port: of.1.port, protocol: of.1.protocol };
-        found.left.insert(frontend, left);
+        found.untranslated.insert(frontend, vip);
     }
 }
 
-/// What a service port may lead to at addresses of one family that are left alone.
-fn left(catalog: &Catalog, of: (&Service, &ServicePort), v4: bool, reason: LeftReason) -> Left {
+/// A service port at untranslated addresses of one family.
+fn untranslated(
+    catalog: &Catalog,
+    of: (&Service, &ServicePort),
+    v4: bool,
+    reason: UntranslatedReason,
+) -> Untranslated {
     let service = of.0;
     let spread = match service.inbound {
         _ if service.other_proxy => Spread::Unknown,
         TrafficPolicy::Cluster => Spread::Cluster,
         TrafficPolicy::Local => Spread::Node,
     };
-    let guarded = reason == LeftReason::SourceRanges;
-    Left {
+    let guarded = reason == UntranslatedReason::SourceRanges;
+    Untranslated {
         service: service.key.clone(),
         reason,
         backends: reachable(catalog, of, v4, spread),

@@ -2,12 +2,14 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
-use podgate_policy::compile::{Compiled, Endpoint, EndpointId, Transport};
+use podgate_contract::api::Verdict;
+use podgate_policy::compile::Engine;
 use podgate_policy::convert;
-use podgate_policy::engine::Engine;
-use podgate_policy::explain::{Explanation, Verdict};
-use podgate_policy::index::{Change, Index};
+use podgate_policy::explain::{GateDecision, Peer};
+use podgate_policy::index::Index;
 use podgate_policy::model::{Direction, ObjectKey, Protocol};
+use podgate_policy::object::Event;
+use podgate_policy::tables::{Compiled, Endpoint, EndpointId, Transport};
 use serde_json::{Value, json};
 
 /// An address outside every cluster.
@@ -76,7 +78,7 @@ impl Cluster {
     pub(crate) fn namespace(&mut self, name: &str, labels: Value) {
         let object = json!({"metadata": {"name": name, "labels": labels}});
         let object = serde_json::from_value(object).unwrap();
-        self.index.apply(Change::NamespaceSet(convert::namespace(&object).unwrap()));
+        self.index.apply(Event::from(convert::namespace("kubernetes", &object).unwrap()));
     }
 
     /// A running pod with an interface on this node.
@@ -92,7 +94,7 @@ impl Cluster {
     /// A pod object alone: the pod of another node, or a change of one of this.
     pub(crate) fn object(&mut self, pod: &Value) {
         let object = serde_json::from_value(pod.clone()).unwrap();
-        self.index.apply(Change::PodSet(convert::pod(&object).unwrap()));
+        self.index.apply(Event::from(convert::pod(&object).unwrap()));
     }
 
     /// A pod's interface on this node. A pod has one: it replaces the last.
@@ -114,7 +116,34 @@ impl Cluster {
         });
         let object = serde_json::from_value(object).unwrap();
         let policy = convert::policy("kubernetes", &object).unwrap();
-        self.index.apply(Change::PolicySet(policy));
+        self.index.apply(Event::from(policy));
+    }
+
+    /// A ClusterNetworkPolicy of this spec, of an API server.
+    pub(crate) fn cluster_policy(&mut self, name: &str, spec: Value) {
+        self.cluster_policy_of("kubernetes", name, spec);
+    }
+
+    /// A ClusterNetworkPolicy of this spec, of the source of this name.
+    pub(crate) fn cluster_policy_of(&mut self, source: &str, name: &str, spec: Value) {
+        let object = json!({"metadata": {"name": name}, "spec": spec});
+        let object = serde_json::from_value(object).unwrap();
+        let policy = convert::cluster_policy(source, &object).unwrap();
+        self.index.apply(Event::from(policy));
+    }
+
+    /// A node with these labels and addresses.
+    pub(crate) fn node(&mut self, name: &str, labels: Value, addresses: &[&str]) {
+        let addresses: Vec<Value> = addresses
+            .iter()
+            .map(|address| json!({"type": "InternalIP", "address": address}))
+            .collect();
+        let object = json!({
+            "metadata": {"name": name, "labels": labels},
+            "status": {"addresses": addresses},
+        });
+        let object = serde_json::from_value(object).unwrap();
+        self.index.apply(Event::from(convert::node(&object).unwrap()));
     }
 
     pub(crate) fn engine(&self) -> Engine {
@@ -139,10 +168,11 @@ impl Cluster {
         direction: Direction,
         peer: &str,
         l4: &str,
-    ) -> Option<Explanation> {
+    ) -> Option<GateDecision> {
         let pod = Some(key(pod));
         let endpoint = self.endpoints.iter().find(|endpoint| endpoint.pod == pod).unwrap();
-        self.engine().explain(endpoint, direction, peer.parse().unwrap(), transport(l4))
+        let peer = Peer::At(peer.parse().unwrap());
+        self.engine().explain(endpoint, direction, peer, transport(l4))
     }
 
     /// Whether `pod` may be reached from `peer`.

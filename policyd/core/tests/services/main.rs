@@ -1,27 +1,28 @@
-//! What a frontend leads to: section 10 of semantics.md, and kube-proxy's rules.
+//! What a frontend leads to: section 10 of docs/semantics.md, and kube-proxy's rules.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
-mod left;
+mod vip_policy;
 
 use std::collections::BTreeMap;
 
 use podgate_policy::convert;
-use podgate_policy::index::{Change, Index};
+use podgate_policy::index::Index;
 use podgate_policy::model::{ObjectKey, Protocol};
+use podgate_policy::object::{Event, ObjectId};
 use podgate_policy::services::{BackendState, Frontend, ServiceTable};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const NODE: &str = "here";
 
-fn service(name: &str, spec: Value) -> Change {
+fn service(name: &str, spec: Value) -> Event {
     let object = json!({"metadata": {"namespace": "shop", "name": name}, "spec": spec});
-    Change::ServiceSet(convert::service(&serde_json::from_value(object).unwrap()).unwrap())
+    Event::from(convert::service(&serde_json::from_value(object).unwrap()).unwrap())
 }
 
 /// `endpoints` are (address, "ready" | "draining" | "serving" | "unready", node).
-fn slice(name: &str, service: &str, ports: Value, endpoints: &[(&str, &str, &str)]) -> Change {
+fn slice(name: &str, service: &str, ports: Value, endpoints: &[(&str, &str, &str)]) -> Event {
     let v4 = endpoints.first().is_none_or(|(address, ..)| !address.contains(':'));
     let endpoints: Vec<Value> = endpoints
         .iter()
@@ -39,10 +40,10 @@ fn slice(name: &str, service: &str, ports: Value, endpoints: &[(&str, &str, &str
         "metadata": {"namespace": "shop", "name": name, "labels": {"kubernetes.io/service-name": service}},
         "addressType": if v4 { "IPv4" } else { "IPv6" }, "ports": ports, "endpoints": endpoints,
     });
-    Change::SliceSet(convert::endpoint_slice(&serde_json::from_value(object).unwrap()).unwrap())
+    Event::from(convert::endpoint_slice(&serde_json::from_value(object).unwrap()).unwrap())
 }
 
-fn table(changes: Vec<Change>) -> ServiceTable {
+fn table(changes: Vec<Event>) -> ServiceTable {
     let mut index = Index::new();
     for change in changes {
         index.apply(change);
@@ -53,7 +54,7 @@ fn table(changes: Vec<Change>) -> ServiceTable {
 /// `10.96.0.1:80/TCP -> 10.0.0.1:8080 10.0.0.2:8080(serving)`, line by line.
 fn spell(table: &ServiceTable) -> Vec<String> {
     let line =
-        |(frontend, balance): (Frontend, &std::sync::Arc<podgate_policy::services::Balance>)| {
+        |(frontend, balance): (Frontend, &std::sync::Arc<podgate_policy::services::BackendSet>)| {
             let backends = balance.backends.iter().map(|(backend, state)| match state {
                 BackendState::Ready => format!(" {backend}"),
                 BackendState::Serving => format!(" {backend}(serving)"),
@@ -68,7 +69,7 @@ fn http(number: u16) -> Value {
 }
 
 #[test]
-fn ports_lead_to_the_numbers_of_each_slice_by_name_and_protocol() {
+fn s10_2_ports_lead_to_the_numbers_of_each_slice_by_name_and_protocol() {
     let table = table(vec![
         service(
             "dns",
@@ -104,7 +105,7 @@ fn ports_lead_to_the_numbers_of_each_slice_by_name_and_protocol() {
 }
 
 #[test]
-fn ready_ones_are_picked_and_draining_ones_only_in_need() {
+fn s10_3_ready_ones_are_picked_and_draining_ones_only_in_need() {
     let port = json!([{"port": 80}]);
     let with = |states: [&str; 3]| {
         table(vec![
@@ -146,7 +147,7 @@ fn one_endpoint_in_two_slices_has_the_better_word() {
 }
 
 #[test]
-fn what_has_no_virtual_address_or_no_endpoint_is_left_alone() {
+fn s10_6_what_has_no_virtual_address_or_no_endpoint_is_left_alone() {
     let endpoints = slice("s", "web", http(80), &[("10.0.0.1", "ready", "")]);
     let port = json!([{"port": 80}]);
     for spec in [
@@ -185,7 +186,7 @@ fn both_families_have_frontends_of_their_own() {
 }
 
 #[test]
-fn local_means_this_node_for_the_cluster_address_and_any_for_external_ones() {
+fn s10_4_local_means_this_node_for_the_cluster_address_and_any_for_external_ones() {
     let table = table(vec![
         service(
             "web",
@@ -240,7 +241,7 @@ fn load_balancers_count_unless_packets_must_go_through_them() {
 }
 
 #[test]
-fn affinity_has_the_api_servers_default() {
+fn s10_5_affinity_has_the_api_servers_default() {
     let seconds = |spec: Value| {
         let object = json!({"metadata": {"name": "web"}, "spec": spec});
         let service = convert::service(&serde_json::from_value(object).unwrap()).unwrap();
@@ -276,11 +277,8 @@ fn what_cannot_be_read_is_told_by_its_field() {
     ] {
         let object = json!({"metadata": {"name": "web"}, "spec": spec});
         let error = convert::service(&serde_json::from_value(object).unwrap()).unwrap_err();
-        assert_eq!(error.field.path, path);
-        assert!(
-            error.to_string().starts_with(&format!("read service web: {path}: must be ")),
-            "{error}"
-        );
+        assert_eq!(error.path, path);
+        assert!(error.cause.starts_with("must be "), "{error}");
     }
     for (fields, path) in [
         (json!({"addressType": "IPv5", "endpoints": []}), "addressType"),
@@ -304,7 +302,7 @@ fn what_cannot_be_read_is_told_by_its_field() {
         let mut object = json!({"metadata": {"name": "web-a"}});
         object.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let error = convert::endpoint_slice(&serde_json::from_value(object).unwrap()).unwrap_err();
-        assert_eq!(error.field.path, path);
+        assert_eq!(error.path, path);
     }
     // names of hosts are somebody else's
     let object = json!({"metadata": {"name": "x"}, "addressType": "FQDN", "endpoints": [{"addresses": ["a.b"]}]});
@@ -345,12 +343,8 @@ fn kube_proxys_two_selectors_are_two() {
             "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": [{"addresses": ["10.0.0.1"]}],
         });
         spell(&table(vec![
-            Change::ServiceSet(
-                convert::service(&serde_json::from_value(service).unwrap()).unwrap(),
-            ),
-            Change::SliceSet(
-                convert::endpoint_slice(&serde_json::from_value(slice).unwrap()).unwrap(),
-            ),
+            Event::from(convert::service(&serde_json::from_value(service).unwrap()).unwrap()),
+            Event::from(convert::endpoint_slice(&serde_json::from_value(slice).unwrap()).unwrap()),
         ]))
     };
     let led = ["10.96.0.1:80/TCP -> 10.0.0.1:80"];
@@ -387,7 +381,7 @@ fn the_first_by_name_has_a_disputed_frontend() {
     index.apply(slice("b-0", "b", http(3), &[("10.0.0.2", "ready", "")]));
     table.follow(index.services_mut());
     assert!(table.take_changes().is_empty(), "the loser's endpoints are nobody's business");
-    index.apply(Change::ServiceGone(ObjectKey::new("shop", "a")));
+    index.apply(Event::Gone(ObjectId::Service(ObjectKey::new("shop", "a"))));
     table.follow(index.services_mut());
     assert_eq!(table.take_changes().len(), 1);
     assert_eq!(spell(&table), ["10.96.0.1:80/TCP -> 10.0.0.2:3"]);
@@ -395,7 +389,7 @@ fn the_first_by_name_has_a_disputed_frontend() {
 }
 
 /// Objects of a small world, so that they collide: the same services, slices and addresses again and again.
-fn changes() -> impl Strategy<Value = Vec<Change>> {
+fn changes() -> impl Strategy<Value = Vec<Event>> {
     let name = prop::sample::select(vec!["a", "b", "c"]);
     let address = prop::sample::select(vec!["10.96.0.1", "10.96.0.2", "fd00:96::1", "None", ""]);
     let port =
@@ -428,8 +422,9 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
             slice(slice_name, of, ports, &endpoints)
         },
     );
-    let gone = name.prop_map(|name| Change::ServiceGone(ObjectKey::new("shop", name)));
-    let emptied = slices.prop_map(|name| Change::SliceGone(ObjectKey::new("shop", name)));
+    let gone = name.prop_map(|name| Event::Gone(ObjectId::Service(ObjectKey::new("shop", name))));
+    let emptied =
+        slices.prop_map(|name| Event::Gone(ObjectId::EndpointSlice(ObjectKey::new("shop", name))));
     prop::collection::vec(prop_oneof![4 => set, 5 => fill, 1 => gone, 1 => emptied], 0..20)
 }
 

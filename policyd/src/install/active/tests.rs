@@ -14,27 +14,28 @@ fn list(name: &str, network: &str, kind: &str) -> Candidate {
     file(name, &text)
 }
 
-/// Beside `folder` there are plugins, `no-folder` is a file; of the binaries one is missing, one old, one silent, one cannot be run.
+/// PluginDir `folder` there are plugins, `no-folder` is a file; of the binaries one is missing, one old, one silent, one cannot be run.
 fn chosen_by(files: &[Candidate], rules: &Rules) -> Choice {
-    let speaks = |versions: &[&str]| Plugin::Speaks(versions.iter().map(|v| (*v).into()).collect());
-    let around = Surroundings {
-        beside: &|name| match name {
-            "folder" => Beside::Plugins(vec!["50-tuning.conf".into()]),
-            "no-folder" => Beside::Broken("not a directory".into()),
-            _ => Beside::Nothing,
+    let supports =
+        |versions: &[&str]| Plugin::Supports(versions.iter().map(|v| (*v).into()).collect());
+    let environment = Environment {
+        plugin_dir: &|name| match name {
+            "folder" => PluginDir::Plugins(vec!["50-tuning.conf".into()]),
+            "no-folder" => PluginDir::Broken("not a directory".into()),
+            _ => PluginDir::Nothing,
         },
         plugin: &|kind| match kind {
             "missing" => Plugin::Missing,
-            "old" => speaks(&["0.3.1", "0.4.0"]),
-            "silent" => Plugin::Silent("it ends with exit status: 1".into()),
+            "old" => supports(&["0.3.1", "0.4.0"]),
+            "silent" => Plugin::NoAnswer("it ends with exit status: 1".into()),
             "foreign" => Plugin::Unknown("No such file or directory".into()),
-            _ => speaks(&["0.1.0", "0.2.0", "0.3.1", "0.4.0", "1.0.0"]),
+            _ => supports(&["0.1.0", "0.2.0", "0.3.1", "0.4.0", "1.0.0"]),
         },
     };
-    choose(files, rules, around)
+    choose(files, rules, environment)
 }
 
-fn spelt(networks: &[Active]) -> String {
+fn spelled(networks: &[Active]) -> String {
     let one = |active: &Active| match active {
         Active::List { name, .. } => name.clone(),
         Active::Single { name, list, .. } => format!("{name} -> {list}"),
@@ -46,7 +47,7 @@ fn spelt(networks: &[Active]) -> String {
 }
 
 fn chosen(files: &[Candidate]) -> String {
-    spelt(&chosen_by(files, &Rules::default()).networks)
+    spelled(&chosen_by(files, &Rules::default()).networks)
 }
 
 fn only(runtime: Runtime) -> Rules {
@@ -95,17 +96,17 @@ fn what_is_invalid_is_told_and_only_cri_o_goes_past_it() {
     assert_eq!(chosen(&files), "none");
     files.push(file("50-good.conflist", LIST));
     assert_eq!(chosen(&files), "50-good.conflist");
-    assert_eq!(spelt(&chosen_by(&files, &only(Runtime::Containerd)).networks), "none");
-    let told = chosen_by(&files, &Rules::default()).problems.join("\n");
+    assert_eq!(spelled(&chosen_by(&files, &only(Runtime::Containerd)).networks), "none");
+    let reported = chosen_by(&files, &Rules::default()).problems.join("\n");
     for part in [
         "10-half.conflist is no CNI configuration: EOF while parsing",
-        "until it is mended or removed, containerd starts no pod",
-        "CRI-O goes on to the next",
+        "until it is corrected or removed, containerd starts no pod",
+        "CRI-O skips it",
         "20-empty.conflist is no CNI configuration: its list of plugins is empty",
         "30-list.conf is no CNI configuration: it has no type (a list belongs into a .conflist)",
         "40-maybe.conflist is no CNI configuration: its disableCheck is \"maybe\"",
     ] {
-        assert!(told.contains(part), "{told}");
+        assert!(reported.contains(part), "{reported}");
     }
 }
 
@@ -121,13 +122,13 @@ fn what_only_some_libraries_take_gates_both_ways() {
 #[test]
 fn what_has_no_room_for_podgate_is_refused_by_name() {
     let old = r#"{"cniVersion":"0.2.0","name":"n","plugins":[{"type":"bridge"}]}"#;
-    let told = chosen(&[file("10-a.conflist", old), file("20-b.conflist", LIST)]);
-    assert!(told.starts_with("10-a.conflist: its cniVersion is 0.2.0"), "{told}");
+    let reported = chosen(&[file("10-a.conflist", old), file("20-b.conflist", LIST)]);
+    assert!(reported.starts_with("10-a.conflist: its cniVersion is 0.2.0"), "{reported}");
     let none = r#"{"name":"n","type":"bridge"}"#;
     assert!(chosen(&[file("10-a.conf", none)]).contains("its cniVersion is 0.1.0"));
     let unread = Candidate { name: "10-a.conflist".into(), text: Err("no such file".into()) };
-    let told = chosen(&[unread, file("20-b.conflist", LIST)]);
-    assert_eq!(told, "10-a.conflist: it cannot be read from here: no such file");
+    let reported = chosen(&[unread, file("20-b.conflist", LIST)]);
+    assert_eq!(reported, "10-a.conflist: this program cannot read it: no such file");
     let lo = r#"{"cniVersion":"1.0.0","name":"lo","type":"loopback"}"#;
     assert_eq!(chosen(&[file("99-lo.conf", lo)]), "(99-lo.conf)");
     // Go takes what this program does not
@@ -135,8 +136,8 @@ fn what_has_no_room_for_podgate_is_refused_by_name() {
         LIST.replace("\"name\"", &format!("\"x\":{}{},\"name\"", "[".repeat(500), "]".repeat(500)));
     assert!(chosen(&[file("10-a.conflist", &deep)]).contains("recursion limit"));
     let shout = LIST.replace("\"type\"", "\"Type\"");
-    let told = chosen(&[file("10-a.conflist", &shout)]);
-    assert!(told.contains("no type as podgate reads it, and runtimes take it"), "{told}");
+    let reported = chosen(&[file("10-a.conflist", &shout)]);
+    assert!(reported.contains("no type as podgate reads it, and runtimes take it"), "{reported}");
     let twice = LIST.replace("\"name\"", "\"name\":\"m\",\"name\"");
     assert!(chosen(&[file("10-a.conflist", &twice)]).contains("duplicate field"));
 }
@@ -147,18 +148,21 @@ fn plugins_beside_a_list_are_refused_by_name() {
     let inlined = r#"{"cniVersion":"1.0.0","loadOnlyInlinedPlugins":true,"name":"folder","plugins":[{"type":"bridge"}]}"#;
     let single = r#"{"cniVersion":"1.0.0","name":"folder","type":"bridge"}"#;
     for text in [only_beside, &LIST.replace("\"n\"", "\"folder\"")] {
-        let told = chosen(&[file("10-a.conflist", text), file("87-b.conflist", LIST)]);
-        assert!(told.starts_with("10-a.conflist: libcni 1.3 runs the plugins in"), "{told}");
+        let reported = chosen(&[file("10-a.conflist", text), file("87-b.conflist", LIST)]);
         assert!(
-            told.contains("50-tuning.conf") && told.contains("loadOnlyInlinedPlugins"),
-            "{told}"
+            reported.starts_with("10-a.conflist: libcni 1.3 runs the plugins in"),
+            "{reported}"
+        );
+        assert!(
+            reported.contains("50-tuning.conf") && reported.contains("loadOnlyInlinedPlugins"),
+            "{reported}"
         );
     }
     assert_eq!(chosen(&[file("10-a.conflist", inlined)]), "10-a.conflist");
     // not loaded now, but it would be once it is a list
     assert!(chosen(&[file("10-a.conf", single)]).contains("libcni 1.3 runs the plugins in"));
-    let told = chosen(&[list("10-a.conflist", "no-folder", "bridge")]);
-    assert!(told.contains("in vain (not a directory)"), "{told}");
+    let reported = chosen(&[list("10-a.conflist", "no-folder", "bridge")]);
+    assert!(reported.contains("beside it (not a directory)"), "{reported}");
     // without a folder it is nothing
     let nothing = r#"{"cniVersion":"1.0.0","name":"pods"}"#;
     assert_eq!(chosen(&[file("10-a.conflist", nothing)]), "none");
@@ -167,11 +171,11 @@ fn plugins_beside_a_list_are_refused_by_name() {
 #[test]
 fn what_cri_o_passes_over_is_told_and_what_it_takes_instead_is_gated_too() {
     let bridge = list("100-crio-bridge.conflist", "crio", "bridge");
-    for (kind, told) in [
+    for (kind, reported) in [
         ("missing", "its plugin missing is not there"),
-        ("old", "its plugin old speaks 0.3.1, 0.4.0 and not 1.0.0"),
+        ("old", "its plugin old supports 0.3.1, 0.4.0 and not 1.0.0"),
         ("silent", "its plugin silent gives no versions: it ends with exit status: 1"),
-        ("foreign", "its plugin foreign cannot be run from here"),
+        ("foreign", "its plugin foreign cannot be run by this program"),
     ] {
         // sorted before the packaged one
         let files = [list("10-a.conflist", "pods", kind), bridge.clone()];
@@ -183,25 +187,25 @@ fn what_cri_o_passes_over_is_told_and_what_it_takes_instead_is_gated_too() {
         };
         let what = match kind {
             "foreign" => "whether CRI-O takes 10-a.conflist is not known:",
-            _ => "CRI-O passes over 10-a.conflist:",
+            _ => "CRI-O skips 10-a.conflist:",
         };
-        assert!(said.contains(what) && said.contains(told), "{said}");
+        assert!(said.contains(what) && said.contains(reported), "{said}");
         let containerd = chosen_by(&files, &only(Runtime::Containerd));
-        assert_eq!(spelt(&containerd.networks), "10-a.conflist");
+        assert_eq!(spelled(&containerd.networks), "10-a.conflist");
         assert_eq!(containerd.problems, [""; 0]);
-        let crio = spelt(&chosen_by(&files, &only(Runtime::CriO)).networks);
+        let crio = spelled(&chosen_by(&files, &only(Runtime::CriO)).networks);
         let may_be_elsewhere = ["missing", "foreign"].contains(&kind);
         assert_eq!(crio == "100-crio-bridge.conflist", !may_be_elsewhere, "{kind}: {crio}");
     }
-    // what cannot be gated behind it is as bad as at the first place, unless it may well not be reached
+    // a later file that cannot be gated is as bad as the first one, unless the runtime may never get to it
     let old = list("20-b.conflist", "b", "bridge");
     let old = file("20-b.conflist", &old.text.unwrap().replace("1.0.0", "0.2.0"));
     let networks = chosen(&[list("10-a.conflist", "pods", "missing"), old.clone()]);
     assert!(networks.contains("20-b.conflist: its cniVersion is 0.2.0"), "{networks}");
     let choice = chosen_by(&[list("10-a.conflist", "pods", "foreign"), old], &Rules::default());
-    assert_eq!(spelt(&choice.networks), "10-a.conflist");
+    assert_eq!(spelled(&choice.networks), "10-a.conflist");
     assert!(choice.doubts[1].starts_with("if not, CRI-O takes 20-b.conflist"), "{choice:?}");
-    // a node whose pods have only their loopback behind it
+    // the next file only has loopback
     let lo = list("99-loopback.conflist", "lo", "loopback");
     let files = [list("10-a.conflist", "pods", "missing"), lo];
     assert_eq!(chosen(&files), "10-a.conflist, (99-loopback.conflist)");
@@ -214,7 +218,7 @@ fn the_runtimes_own_configuration_decides() {
         list("20-b.conflist", "b", "bridge"),
         list("30-c.conflist", "c", "bridge"),
     ];
-    let by = |rules: Rules| spelt(&chosen_by(&files, &rules).networks);
+    let by = |rules: Rules| spelled(&chosen_by(&files, &rules).networks);
     let max = |max_conf_num| Rules { max_conf_num, ..only(Runtime::Containerd) };
     assert_eq!(by(max(1)), "10-a.conflist");
     assert_eq!(by(max(2)), "10-a.conflist, 20-b.conflist");

@@ -78,7 +78,7 @@ fn an_entry_in_the_wrong_place_moves_to_the_end() {
         assert_eq!(moved.kinds().collect::<Vec<_>>().join(" "), after, "{before}");
         assert_eq!(moved.with(&Entry::default()), None);
     }
-    // wherever it stands otherwise, it stays
+    // in any other position it stays
     for stays in ["bridge podgate portmap", "bridge bandwidth podgate tuning"] {
         assert_eq!(with(&list(stays)), None, "{stays}");
     }

@@ -1,41 +1,37 @@
-//! How long to wait before the API server is asked again.
+//! How long to wait before the next request to an API server that failed.
 
 use std::time::Duration;
 
-/// The longest wait. Long enough that a thousand nodes do not keep a server down that is coming up, short
+use crate::backoff::Backoff;
+
+/// The largest delay. Long enough that a thousand nodes do not keep a server down that is coming up, short
 /// enough that a change is in force soon after it is back.
-const LONGEST: Duration = Duration::from_secs(30);
-/// The first wait, at most.
-const FIRST: Duration = Duration::from_millis(500);
-/// A watch that lived this long has ended for a reason of its own: what went wrong before is over.
-const STABLE: Duration = Duration::from_secs(60);
+const MAX_DELAY: Duration = Duration::from_secs(30);
+const MIN_DELAY: Duration = Duration::from_millis(500);
+/// A watch that lived this long did not end because of the earlier failures: these are over.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 
-/// Grows with every failure and is reset by stability alone, never by a single success: a server that
-/// accepts the first request of a relist and refuses the second would be asked at full speed otherwise.
+/// Grows with every failure and is reset only by a stable watch, not by a single success: otherwise a server that
+/// accepts the first request of a relist and refuses the second would get requests without any delay.
 #[derive(Debug)]
-pub(super) struct Backoff {
-    next: Duration,
-}
+pub(super) struct WatchBackoff(Backoff);
 
-impl Default for Backoff {
+impl Default for WatchBackoff {
     fn default() -> Self {
-        Self { next: FIRST }
+        Self(Backoff::new(MIN_DELAY, MAX_DELAY))
     }
 }
 
-impl Backoff {
-    /// The next wait: random between half of the present limit and the whole of it, so that nodes that lost one
-    /// server together do not come back together.
+impl WatchBackoff {
+    /// The delay before the next request, with jitter.
     pub(super) fn wait(&mut self) -> Duration {
-        let limit = self.next;
-        self.next = (limit * 2).min(LONGEST);
-        limit.mul_f64(0.5 + fastrand::f64() / 2.0)
+        self.0.next_jittered()
     }
 
     /// A watch was open for `lived`.
     pub(super) fn watched(&mut self, lived: Duration) {
-        if lived >= STABLE {
-            *self = Self::default();
+        if lived >= STABLE_AFTER {
+            self.0.reset();
         }
     }
 }
@@ -45,17 +41,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_grows_up_to_a_limit_and_is_reset_by_stability_alone() {
-        let mut backoff = Backoff::default();
-        let mut limit = FIRST;
+    fn only_a_stable_watch_resets_it() {
+        let mut backoff = WatchBackoff::default();
         for _ in 0..12 {
-            let wait = backoff.wait();
-            assert!(wait >= limit / 2 && wait <= limit, "{wait:?} of {limit:?}");
-            limit = (limit * 2).min(LONGEST);
+            backoff.wait();
             backoff.watched(Duration::from_secs(2));
         }
-        assert_eq!(limit, LONGEST);
-        backoff.watched(STABLE);
-        assert!(backoff.wait() <= FIRST);
+        assert!(backoff.wait() >= MAX_DELAY / 2);
+        backoff.watched(STABLE_AFTER);
+        assert!(backoff.wait() <= MIN_DELAY);
     }
 }

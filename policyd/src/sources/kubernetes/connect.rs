@@ -22,7 +22,7 @@ pub enum ConnectError {
     /// The file that was named.
     #[error("read kubeconfig {path}: {source}")]
     Kubeconfig {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
         /// Why not.
         source: Box<KubeconfigError>,

@@ -1,71 +1,43 @@
-//! How the watches stand, for Prometheus.
+//! The state of the watches, for Prometheus.
 
 use std::fmt;
 
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
+use podgate_policy::object::Kind;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Unit;
 
-use super::health::{Health, Link, Watch};
+use super::health::{Connection, Health, Watch};
+use crate::metrics::families::{
+    SOURCE_CONNECTED, SOURCE_ERRORS, SOURCE_LISTS, SOURCE_REFUSED, SOURCE_SILENCE,
+};
 
 /// Writes the metrics of one API server.
 pub fn encode(server: &Health, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let watches = server.watches();
-    let mut each = |name: &str,
-                    help: &str,
-                    unit: Option<&Unit>,
-                    kind: MetricType,
-                    value: &dyn Fn(&Watch) -> Option<Value>| {
-        let mut family = encoder.encode_descriptor(name, help, unit, kind)?;
-        for (of, watch) in &watches {
-            let labels = [("source", server.name()), ("kind", of.plural())];
-            match value(watch) {
-                Some(Value::Gauge(value)) => {
-                    ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
-                }
-                Some(Value::Counter(value)) => {
-                    ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
-                }
-                // nothing to say yet
-                None => {}
-            }
-        }
-        Ok(())
+    let labels = |of: &Kind| [server.name().to_owned(), of.names().plural.to_owned()];
+    // a watch without a value yet has no sample
+    let gauges = |value: fn(&Watch) -> Option<f64>| {
+        let sample =
+            move |(of, watch): (&Kind, &Watch)| Some((labels(of), ConstGauge::new(value(watch)?)));
+        watches.iter().filter_map(sample)
     };
-    each(
-        "source_connected",
-        "Whether the API server answers for this kind of object",
-        None,
-        MetricType::Gauge,
-        &|watch| Some(Value::Gauge(f64::from(watch.link == Link::Up))),
-    )?;
-    each(
-        "source_silence",
-        "Since the API server last said anything about this kind of object",
-        Some(&Unit::Seconds),
-        MetricType::Gauge,
-        &|watch| Some(Value::Gauge(watch.heard?.elapsed().as_secs_f64())),
-    )?;
-    each(
-        "source_lists",
-        "Lists that were begun: one at the start, then whenever a watch could not go on where it was",
-        None,
-        MetricType::Counter,
-        &|watch| Some(Value::Counter(watch.lists)),
-    )?;
-    each("source_errors", "Lists and watches that failed", None, MetricType::Counter, &|watch| {
-        Some(Value::Counter(watch.errors))
-    })?;
-    each("source_refused", "Objects that cannot be read", None, MetricType::Gauge, &|watch| {
-        Some(Value::Gauge(u32::try_from(watch.refused.len()).map_or(f64::MAX, f64::from)))
-    })
-}
-
-enum Value {
-    Gauge(f64),
-    Counter(u64),
+    let counters = |value: fn(&Watch) -> u64| {
+        watches.iter().map(move |(of, watch)| (labels(of), ConstCounter::new(value(watch))))
+    };
+    // of a kind that the server does not have there is nothing to be connected to
+    let is_up = |watch: &Watch| {
+        let is_up = f64::from(watch.connection == Connection::Up);
+        (watch.connection != Connection::Absent).then_some(is_up)
+    };
+    SOURCE_CONNECTED.samples(encoder, gauges(is_up))?;
+    let silence = |watch: &Watch| Some(watch.last_response?.elapsed().as_secs_f64());
+    SOURCE_SILENCE.samples(encoder, gauges(silence))?;
+    SOURCE_LISTS.samples(encoder, counters(|watch| watch.lists))?;
+    SOURCE_ERRORS.samples(encoder, counters(|watch| watch.errors))?;
+    let rejected =
+        |watch: &Watch| Some(u32::try_from(watch.rejected.len()).map_or(f64::MAX, f64::from));
+    SOURCE_REFUSED.samples(encoder, gauges(rejected))
 }
 
 #[cfg(test)]
@@ -76,7 +48,6 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
-    use crate::sources::Kind;
 
     #[derive(Debug)]
     struct Server(Arc<Health>);
@@ -88,10 +59,10 @@ mod tests {
     }
 
     #[test]
-    fn each_watch_says_how_it_stands() {
+    fn each_watch_has_its_metrics() {
         let health = Arc::new(Health::new("kubernetes".into()));
         health.listing(Kind::Pod);
-        health.heard(Kind::Pod);
+        health.responded(Kind::Pod);
         health.listing(Kind::Policy);
         health.failed(Kind::Policy, "list: refused".into());
         health.failed(Kind::Policy, "list: refused".into());

@@ -1,20 +1,25 @@
 //! The objects of a cluster, from its API server.
 //!
 //! ```text
-//!   one task per kind: list, then watch -> keep (strip) -> read (model) -> feed -> Update
+//!   one task per kind: list, then watch -> projection (strip) -> feed (convert, track) -> Update
 //!                                   \-> health: connected? since when? what cannot be read?
 //! ```
 //!
-//! With the server away nothing changes: what was read stays in force. When it is back, a watch goes on
-//! where it was; where it cannot, a new list tells what is gone.
+//! While the server is away nothing changes: what was read stays in force. Once it is back, a watch resumes at its last
+//! version; if the server no longer has that, a new list shows what is gone.
+//!
+//! Kinds that a server may not have or not permit ([`podgate_policy::object::Served`]) are asked for again, for as long as
+//! that is so.
 
 mod backoff;
 mod connect;
 mod feed;
 mod health;
-mod keep;
+mod metadata;
 pub mod metrics;
-mod read;
+mod observed;
+mod policy_uids;
+mod projection;
 mod unenforced;
 mod watch;
 
@@ -23,21 +28,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use podgate_policy::object::{Kind, KindVisitor, Resource};
 use tokio::task::JoinSet;
 
-use self::backoff::Backoff;
+use self::backoff::WatchBackoff;
 use self::feed::Feed;
-use self::keep::{NamespaceShape, PodShape, PolicyShape, ServiceShape, SliceShape};
-use self::watch::{Resource, Watcher};
-use super::{Kind, Update};
+use self::watch::{Access, Watcher};
+use super::Update;
 
 pub use connect::ConnectError;
-pub use feed::{Instead, Refused};
-pub use health::{Health, Link, UidMap, Watch};
+pub use feed::{Fallback, Rejected};
+pub use health::{Connection, Health, Watch};
+pub use observed::{ACCEPTED, Condition, Observed, ObservedMap};
+pub use podgate_policy::object::KUBERNETES_SOURCE;
+pub use policy_uids::UidMap;
 pub use unenforced::follow as follow_unenforced;
-
-/// The name of the cluster as a source, in [`podgate_policy::model::PolicyId`] and on the command line.
-pub const KUBERNETES_SOURCE: &str = "kubernetes";
 
 /// Where updates go.
 pub type Sink = Arc<dyn Fn(Update) + Send + Sync>;
@@ -64,30 +69,23 @@ pub struct KubernetesSource {
 }
 
 impl KubernetesSource {
-    /// Starts to list and watch every kind. Must be called inside a tokio runtime.
+    /// Starts to list and watch every kind that is read from API servers. Must be called inside a tokio runtime.
     pub fn start(client: Client, pacing: Pacing, health: Arc<Health>, sink: Sink) -> Self {
         let mut tasks = JoinSet::new();
         let delay = pacing.jitter.mul_f64(fastrand::f64());
         for kind in Kind::ALL.iter().copied() {
             let watcher = Watcher {
                 client: client.clone(),
-                resource: resource(kind),
+                kind,
                 page_size: pacing.page_size,
-                feed: Feed::new(kind, health.uids()),
+                feed: Feed::new(kind, health.uids(), health.observed_policies()),
                 sink: sink.clone(),
                 health: health.clone(),
-                backoff: Backoff::default(),
+                backoff: WatchBackoff::default(),
+                access: Access::Unknown,
+                version: kind.api().version,
             };
-            tasks.spawn(async move {
-                tokio::time::sleep(delay).await;
-                match kind {
-                    Kind::Pod => watcher.run::<PodShape>().await,
-                    Kind::Namespace => watcher.run::<NamespaceShape>().await,
-                    Kind::Policy => watcher.run::<PolicyShape>().await,
-                    Kind::Service => watcher.run::<ServiceShape>().await,
-                    Kind::EndpointSlice => watcher.run::<SliceShape>().await,
-                }
-            });
+            kind.visit(Spawn { watcher, delay, tasks: &mut tasks });
         }
         Self { tasks }
     }
@@ -102,17 +100,21 @@ impl KubernetesSource {
     }
 }
 
-/// The slices that kube-proxy reads. Services are read all: those that it leaves to another proxy
-/// (`service.kubernetes.io/service-proxy-name`) must not be taken for plain addresses.
-const SLICES: &str = "!service.kubernetes.io/headless";
+/// Starts a watcher as the task of its kind.
+struct Spawn<'a> {
+    watcher: Watcher,
+    delay: Duration,
+    tasks: &'a mut JoinSet<()>,
+}
 
-fn resource(kind: Kind) -> Resource {
-    let (path, labels) = match kind {
-        Kind::Pod => ("/api/v1/pods", None),
-        Kind::Namespace => ("/api/v1/namespaces", None),
-        Kind::Policy => ("/apis/networking.k8s.io/v1/networkpolicies", None),
-        Kind::Service => ("/api/v1/services", None),
-        Kind::EndpointSlice => ("/apis/discovery.k8s.io/v1/endpointslices", Some(SLICES)),
-    };
-    Resource { kind, path, labels, metadata_only: kind == Kind::Namespace }
+impl KindVisitor for Spawn<'_> {
+    type Output = ();
+
+    fn visit<R: Resource>(self) {
+        let Self { watcher, delay, tasks } = self;
+        tasks.spawn(async move {
+            tokio::time::sleep(delay).await;
+            watcher.run::<R>().await;
+        });
+    }
 }

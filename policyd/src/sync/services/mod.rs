@@ -1,8 +1,8 @@
-//! The maps of services follow what the sources say of them.
+//! Keeps the service maps in step with the services of the sources.
 //!
-//! [`ServiceSync`] is the writer's: it keeps a shadow of the maps, as [`super::Kernel`] does for policies, and takes
-//! the steps of [`plan`] one by one. A service whose entries cannot be written stays as it was, is
-//! reported, and is tried again with the next commit.
+//! [`ServiceSync`] keeps a shadow of the maps, as [`super::PolicyMaps`] does for policies, and takes the steps of [`plan`]
+//! one by one. A service whose entries cannot be written stays as it was, is reported, and is tried again with the next
+//! commit.
 
 mod plan;
 mod write;
@@ -15,17 +15,17 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use podgate_bpf::abi::BackendState;
 use podgate_bpf::services::{Frontend, ServiceEntry};
-use podgate_bpf::{Gate, Result};
+use podgate_bpf::{Datapath, Result};
 use podgate_policy::model::Protocol;
 use podgate_policy::services as policy;
-use podgate_policy::services::{Catalog, LeftSet, ServiceTable, View};
+use podgate_policy::services::{Catalog, NodeContext, ServiceTable, UntranslatedSet};
 
 pub use plan::{ServiceState, Step, Wanted};
 
-/// Steps of cleaning up that are taken without a look at new events.
-const AT_ONCE: usize = 256;
+/// Number of garbage collection steps between two checks for new events.
+const GC_BATCH: usize = 256;
 
-/// What becomes of services: `--services`.
+/// Whether podgate translates service addresses: `--services`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ServiceMode {
     /// Translated at the gate, so that the endpoint is judged.
@@ -35,45 +35,45 @@ pub enum ServiceMode {
     Leave,
 }
 
-/// What the services come to, in numbers.
+/// Numbers of services and map entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Services that have an address to translate.
     pub services: usize,
-    /// Their addresses and ports that lead to an endpoint, as the maps have them.
+    /// Frontends (address, port, protocol) in the maps.
     pub frontends: usize,
-    /// Endpoints behind those, each once for each frontend, as the maps have them.
+    /// Backends in the maps, counted once for each frontend.
     pub backends: usize,
-    /// Frontends that are not as they should be.
+    /// Frontends whose map entries could not be written.
     pub degraded: usize,
 }
 
-/// The maps of services, and what should be in them. Owned by the writer.
+/// The service maps, with a shadow of their content and what they should hold.
 #[derive(Debug)]
 pub struct ServiceSync {
-    gate: Arc<Gate>,
+    datapath: Arc<Datapath>,
     mode: ServiceMode,
     table: ServiceTable,
     shadow: ServiceState,
-    /// Frontends that the maps may not hold as the table says.
+    /// Frontends whose map entries may differ from the table.
     pending: BTreeSet<Frontend>,
-    /// Frontends that could not be written, and why.
+    /// Frontends that could not be written, with the error.
     degraded: BTreeMap<Frontend, String>,
-    /// The same before the commit under way.
+    /// The same after the previous commit.
     was_degraded: BTreeMap<Frontend, String>,
-    /// Ids that left something behind.
-    littered: BTreeSet<u32>,
-    /// Not used by anybody yet, as are those above it.
+    /// Service ids that may have entries which no program reads any more.
+    gc_pending: BTreeSet<u32>,
+    /// The lowest id that was never used.
     next_id: u32,
     /// A step was taken since the last [`ServiceSync::take_changed`].
     changed: bool,
 }
 
 impl ServiceSync {
-    /// Takes over what an earlier policyd left in the maps. Changes nothing: what is not wanted any more goes with the
-    /// first commit, when every source has spoken.
-    pub fn adopt(gate: Arc<Gate>, node: &str, mode: ServiceMode) -> Result<Self> {
-        let maps = gate.maps.services();
+    /// Reads what an earlier policyd wrote into the maps and changes nothing: what is no longer wanted is removed by the
+    /// first commit, once all sources are synced.
+    pub fn recover(datapath: Arc<Datapath>, node: &str, mode: ServiceMode) -> Result<Self> {
+        let maps = datapath.maps.services();
         let shadow = ServiceState {
             services: maps.services()?,
             slots: maps.slots()?,
@@ -81,57 +81,60 @@ impl ServiceSync {
         };
         let ids = shadow.services.values().map(|entry| entry.id);
         let ids = ids.chain(shadow.slots.keys().map(|(id, _)| *id));
-        let littered: BTreeSet<u32> =
+        let gc_pending: BTreeSet<u32> =
             ids.chain(shadow.backends.keys().map(|(id, _)| *id)).collect();
         let mut table = ServiceTable::new(node);
-        table.set_view(View { leaves_all: mode == ServiceMode::Leave, ..View::default() });
+        table.set_node_context(NodeContext {
+            translation_off: mode == ServiceMode::Leave,
+            ..NodeContext::default()
+        });
         Ok(Self {
-            gate,
+            datapath,
             mode,
             table,
             pending: shadow.services.keys().copied().collect(),
             degraded: BTreeMap::new(),
             was_degraded: BTreeMap::new(),
-            next_id: littered.last().map_or(1, |last| last.saturating_add(1)),
-            littered,
+            next_id: gc_pending.last().map_or(1, |last| last.saturating_add(1)),
+            gc_pending,
             changed: false,
             shadow,
         })
     }
 
-    /// Takes note of what changed about services. True if the maps are not as they should be.
+    /// Follows the changes of the services. True if the maps have to change.
     pub fn follow(&mut self, catalog: &mut Catalog) -> bool {
         self.table.follow(catalog);
         self.pending.extend(self.table.take_changes().into_iter().map(to_map));
         !self.pending.is_empty()
     }
 
-    /// The node's own addresses, without those that kube-proxy put there, and the addresses of all nodes.
+    /// Sets the node's own addresses, without those that kube-proxy put there, and the addresses of all nodes.
     pub fn set_addresses(&mut self, own: Arc<BTreeSet<IpAddr>>, nodes: Arc<BTreeSet<IpAddr>>) {
-        let leaves_all = self.mode == ServiceMode::Leave;
-        self.table.set_view(View { leaves_all, own, nodes });
+        let translation_off = self.mode == ServiceMode::Leave;
+        self.table.set_node_context(NodeContext { translation_off, own, nodes });
     }
 
-    /// The addresses that are left alone, if they may be other ones than the last time.
-    pub fn take_left(&mut self) -> Option<LeftSet> {
-        self.table.take_left_changed().then(|| self.table.left())
+    /// The untranslated addresses, if they may have changed since the last call.
+    pub fn take_untranslated(&mut self) -> Option<UntranslatedSet> {
+        self.table.take_untranslated_changed().then(|| self.table.untranslated())
     }
 
-    /// The first half of a commit, before policies change: endpoints that no longer count go.
-    pub fn retire(&mut self) {
+    /// The first half of a commit, before policies change: removes backends that are no longer wanted.
+    pub fn retire_backends(&mut self) {
         self.was_degraded = std::mem::take(&mut self.degraded);
-        self.retire_those(|wanted| wanted.is_some());
+        self.retire_where(|wanted| wanted.is_some());
     }
 
-    /// After the addresses that are left alone have their answers: frontends that are not translated any more go.
-    pub fn retire_whole(&mut self) {
-        self.retire_those(|wanted| wanted.is_none());
+    /// Removes frontends that are no longer translated, once the policy for untranslated addresses is written.
+    pub fn retire_frontends(&mut self) {
+        self.retire_where(|wanted| wanted.is_none());
     }
 
-    fn retire_those(&mut self, meant: impl Fn(Option<&Wanted>) -> bool) {
+    fn retire_where(&mut self, selected: impl Fn(Option<&Wanted>) -> bool) {
         for frontend in &self.pending.clone() {
             let wanted = self.wanted(frontend);
-            if !meant(wanted.as_ref()) {
+            if !selected(wanted.as_ref()) {
                 continue;
             }
             let id = self.shadow.services.get(frontend).map(|entry| entry.id);
@@ -139,12 +142,12 @@ impl ServiceSync {
             if steps.is_empty() {
                 continue;
             }
-            self.littered.extend(id);
+            self.gc_pending.extend(id);
             self.take(frontend, steps);
         }
     }
 
-    /// The second half, after policies have changed: what is new comes.
+    /// The second half, after policies have changed: adds new frontends and backends.
     pub fn extend(&mut self) {
         let pending = std::mem::take(&mut self.pending);
         for frontend in &pending {
@@ -152,7 +155,7 @@ impl ServiceSync {
                 let known = self.shadow.services.get(frontend).map(|entry| entry.id);
                 let id = known.unwrap_or_else(|| self.new_id());
                 let steps = self.shadow.extend(frontend, &wanted, id);
-                self.littered.insert(id);
+                self.gc_pending.insert(id);
                 self.take(frontend, steps);
             }
             let reason = self.degraded.get(frontend);
@@ -173,40 +176,40 @@ impl ServiceSync {
         self.pending.is_empty()
     }
 
-    /// Whether some step was taken since the last call: flows must look again.
+    /// Whether some step was taken since the last call: then flows have to be revalidated.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    /// Removes some of what no program can look at any more; for idle moments, later than a grace period after the
-    /// last commit. True if there is more.
+    /// Removes some of the entries that no program reads any more. To be called when idle, at least an RCU grace period
+    /// after the last commit. True if there is more to do.
     pub fn sweep(&mut self) -> bool {
         let entries = self.shadow.services.values();
         let alive: BTreeMap<u32, ServiceEntry> = entries.map(|entry| (entry.id, *entry)).collect();
         let mut taken = 0;
-        while taken < AT_ONCE {
-            let Some(id) = self.littered.first().copied() else { return false };
-            let mut steps = self.shadow.litter(id, alive.get(&id));
-            let whole = steps.len() <= AT_ONCE;
-            steps.truncate(AT_ONCE);
+        while taken < GC_BATCH {
+            let Some(id) = self.gc_pending.first().copied() else { return false };
+            let mut steps = self.shadow.garbage(id, alive.get(&id));
+            let whole = steps.len() <= GC_BATCH;
+            steps.truncate(GC_BATCH);
             taken += steps.len().max(1);
             for step in &steps {
-                if let Err(error) = write::one(self.gate.maps.services(), step) {
-                    // never looked at again: worth a line, not a retry
+                if let Err(error) = write::one(self.datapath.maps.services(), step) {
+                    // the entry is not used any more: logged, not retried
                     tracing::warn!(%error, "cannot clean up after a service");
                 }
                 self.shadow.apply(step);
             }
             if whole {
-                self.littered.remove(&id);
+                self.gc_pending.remove(&id);
             }
         }
-        !self.littered.is_empty()
+        !self.gc_pending.is_empty()
     }
 
     /// Whether [`ServiceSync::sweep`] has something to do.
-    pub fn is_littered(&self) -> bool {
-        !self.littered.is_empty()
+    pub fn has_garbage(&self) -> bool {
+        !self.gc_pending.is_empty()
     }
 
     /// Whether services are translated.
@@ -214,7 +217,7 @@ impl ServiceSync {
         self.mode
     }
 
-    /// What the services lead to.
+    /// The services' frontends and backends.
     pub fn table(&self) -> &ServiceTable {
         &self.table
     }
@@ -224,7 +227,7 @@ impl ServiceSync {
         self.shadow.services.get(&to_map(frontend)).copied()
     }
 
-    /// What the services come to.
+    /// Numbers of services and map entries.
     pub fn counts(&self) -> Counts {
         Counts {
             services: self.table.services(),
@@ -234,7 +237,7 @@ impl ServiceSync {
         }
     }
 
-    /// Everything that is not as it should be, for people.
+    /// All problems, for users.
     pub fn problems(&self) -> Vec<String> {
         let failed = self.degraded.iter().map(|(frontend, reason)| {
             format!(
@@ -245,7 +248,7 @@ impl ServiceSync {
         failed.chain(self.table.disputes().map(|dispute| dispute.to_string())).collect()
     }
 
-    /// Why a frontend is not as it should be.
+    /// Why a frontend's map entries could not be written.
     pub fn reason(&self, frontend: policy::Frontend) -> Option<&str> {
         self.degraded.get(&to_map(frontend)).map(String::as_str)
     }
@@ -268,8 +271,8 @@ impl ServiceSync {
 
     /// Takes steps of one frontend until one fails.
     fn take(&mut self, frontend: &Frontend, steps: Vec<Step>) {
-        let Self { gate, shadow, changed, degraded, .. } = self;
-        let taken = write::all(gate.maps.services(), &steps, |step| {
+        let Self { datapath, shadow, changed, degraded, .. } = self;
+        let taken = write::all(datapath.maps.services(), &steps, |step| {
             shadow.apply(step);
             *changed = true;
         });
@@ -278,12 +281,12 @@ impl ServiceSync {
         }
     }
 
-    /// An id that nothing in the maps carries.
+    /// An id that no entry of the maps has.
     fn new_id(&mut self) -> u32 {
         let id = self.next_id;
-        // After four thousand million services the numbers begin again; those few that are taken then are known.
+        // the numbers wrap after 2^32 services: then those in use are skipped
         let mut next = id.wrapping_add(1).max(1);
-        while self.littered.contains(&next)
+        while self.gc_pending.contains(&next)
             || next < id && self.shadow.services.values().any(|entry| entry.id == next)
         {
             next = next.wrapping_add(1).max(1);
@@ -304,7 +307,7 @@ impl ServiceSync {
     }
 }
 
-/// As the maps spell it.
+/// The key in the maps.
 fn to_map(frontend: policy::Frontend) -> Frontend {
     let policy::Frontend { address, port, protocol } = frontend;
     Frontend { address, port, protocol: protocol.number() }

@@ -1,14 +1,14 @@
-//! In which order the maps of services change.
+//! The order in which the service maps change.
 //!
-//! Programs pick `slots[random % count]` at any moment, without a lock. So at every moment each slot below a
-//! frontend's count holds a backend that is ready in the old state or in the new one, and a frontend that has
-//! one before and after has one all the time:
+//! Programs read `slots[random % count]` at any time, without a lock. So at every moment each slot below a frontend's count
+//! holds a backend that is ready in the old state or in the new one, and a frontend with a ready backend before and after
+//! the change has one at every step:
 //!
-//! - A backend is put into `backends` and into the slot behind the last one, then the count takes it in.
-//! - To remove one, the last slot's backend is copied over it, then the count leaves the last slot out. What is
-//!   in that slot stays there: a program that read the old count may still look. It goes at an idle moment.
-//! - Removals come before policy changes and additions after them, so that no flow is sent to an endpoint whose
-//!   classes are not there yet. If all of a frontend's backends go at once, one waits for its successors.
+//! - A backend is added to `backends` and to the slot after the last one, then the count is raised.
+//! - To remove one, the last slot's backend is copied into its slot, then the count is lowered. The last slot is not
+//!   cleared at once, because a program that read the old count may still read it, but later when idle.
+//! - Removals come before policy changes and additions after them, so that no flow is sent to a backend whose class is not
+//!   written yet. If all of a frontend's backends are removed at once, one stays until its successors are there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,16 +20,16 @@ use podgate_bpf::services::{Backend, Frontend, ServiceEntry};
 pub struct ServiceState {
     /// Frontends.
     pub services: BTreeMap<Frontend, ServiceEntry>,
-    /// By service id and number.
+    /// Backends by service id and slot number.
     pub slots: BTreeMap<(u32, u32), Backend>,
-    /// By service id.
+    /// States by service id and backend.
     pub backends: BTreeMap<(u32, Backend), BackendState>,
 }
 
-/// What a frontend should lead to. At least one backend is ready.
+/// A frontend's desired backends. At least one is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// For how many seconds a client keeps its endpoint; 0: not at all.
+    /// Session affinity in seconds; 0 without.
     pub affinity_seconds: u32,
     /// The backends.
     pub backends: BTreeMap<Backend, BackendState>,
@@ -44,11 +44,11 @@ pub enum Step {
     RemoveService(Frontend),
     /// A slot of a service is filled.
     SetSlot((u32, u32), Backend),
-    /// A slot is removed that no count takes in.
+    /// A slot at or above the count is removed.
     RemoveSlot((u32, u32)),
-    /// A backend of a service may be picked, or no longer.
+    /// A backend of a service is added or changes its state.
     SetBackend((u32, Backend), BackendState),
-    /// A backend of a service is gone.
+    /// A backend of a service is removed.
     RemoveBackend((u32, Backend)),
 }
 
@@ -65,16 +65,16 @@ impl ServiceState {
         }
     }
 
-    /// The first half of a change: what no longer counts goes. Nothing is left to do if `wanted` is `None`.
+    /// The first half of a change: removes what is no longer wanted. With `None` that is the whole frontend.
     pub fn retire(&self, frontend: &Frontend, wanted: Option<&Wanted>) -> Vec<Step> {
         let Some(entry) = self.services.get(frontend) else { return Vec::new() };
-        let (Some(wanted), Some(slots)) = (wanted, self.picked(entry)) else {
+        let (Some(wanted), Some(slots)) = (wanted, self.selectable(entry)) else {
             return vec![Step::RemoveService(*frontend)];
         };
         let is_ready =
             |backend: &Backend| wanted.backends.get(backend) == Some(&BackendState::Ready);
         let mut seen = BTreeSet::new();
-        // a slot that repeats another one was left by a policyd that was killed in between
+        // two slots have the same backend if policyd was killed in the middle of a removal
         let stays: Vec<bool> =
             slots.iter().map(|backend| is_ready(backend) && seen.insert(*backend)).collect();
         let mut removed: Vec<usize> = (0..slots.len()).filter(|nth| !stays[*nth]).collect();
@@ -111,24 +111,24 @@ impl ServiceState {
         steps
     }
 
-    /// The second half: what is new comes, and then what had to wait for it goes. `id` is the frontend's, or nobody's
-    /// if it is new.
+    /// The second half: adds what is new and then removes what had to stay until then. `id` is the frontend's, or an unused
+    /// one if it is new.
     pub fn extend(&self, frontend: &Frontend, wanted: &Wanted, id: u32) -> Vec<Step> {
         let known = self.services.get(frontend);
-        let whole = known.copied().filter(|entry| self.picked(entry).is_some());
+        let whole = known.copied().filter(|entry| self.selectable(entry).is_some());
         let affinity_seconds = wanted.affinity_seconds;
         let entry = whole.unwrap_or(ServiceEntry { id, count: 0, affinity_seconds });
         let mut steps = Vec::new();
         for (backend, state) in &wanted.backends {
             let is = self.backends.get(&(entry.id, *backend));
-            // one that waits to be removed is still ready; `retire` below tells it
+            // a ready backend that is to be removed keeps its state until `retire` below
             if is != Some(state) && (is.is_none() || *state == BackendState::Ready) {
                 steps.push(Step::SetBackend((entry.id, *backend), *state));
             }
         }
         let mut count = entry.count;
         let slots: BTreeSet<Backend> =
-            self.picked(&entry).unwrap_or_default().into_iter().collect();
+            self.selectable(&entry).unwrap_or_default().into_iter().collect();
         for (backend, state) in &wanted.backends {
             if *state == BackendState::Ready && !slots.contains(backend) {
                 steps.push(Step::SetSlot((entry.id, count), *backend));
@@ -147,8 +147,9 @@ impl ServiceState {
         steps
     }
 
-    /// What of a service id no program can look at any more, once a grace period has passed since its last change.
-    pub fn litter(&self, id: u32, alive: Option<&ServiceEntry>) -> Vec<Step> {
+    /// Removes the entries of a service id that no program can read, once an RCU grace period has passed since its last
+    /// change.
+    pub fn garbage(&self, id: u32, alive: Option<&ServiceEntry>) -> Vec<Step> {
         let count = alive.map_or(0, |entry| entry.count);
         let slots = self.slots.range((id, count)..=(id, u32::MAX));
         let mut steps: Vec<_> = slots.map(|(key, _)| Step::RemoveSlot(*key)).collect();
@@ -158,8 +159,8 @@ impl ServiceState {
         steps
     }
 
-    /// What may be picked, slot by slot; `None` if a slot is missing, which no order of ours leads to.
-    fn picked(&self, entry: &ServiceEntry) -> Option<Vec<Backend>> {
+    /// The backends in the slots below the count; `None` if a slot is missing, which no order of steps leads to.
+    fn selectable(&self, entry: &ServiceEntry) -> Option<Vec<Backend>> {
         (0..entry.count).map(|slot| self.slots.get(&(entry.id, slot)).copied()).collect()
     }
 
@@ -169,7 +170,7 @@ impl ServiceState {
         all.take_while(move |((of, _), _)| *of == id).map(|(key, state)| (*key, *state))
     }
 
-    /// The part of the state that is one frontend's.
+    /// The part of the state that belongs to one frontend.
     fn only(&self, frontend: &Frontend, id: u32) -> Self {
         let services = self.services.get(frontend).map(|entry| (*frontend, *entry));
         let slots = self.slots.range((id, 0)..=(id, u32::MAX));

@@ -1,4 +1,4 @@
-//! Steps, written into the maps.
+//! Writes steps into the maps.
 
 use podgate_bpf::Result;
 use podgate_bpf::services::ServiceMaps;
@@ -17,10 +17,10 @@ pub(super) fn one(maps: &ServiceMaps, step: &Step) -> Result<()> {
     }
 }
 
-/// Takes steps in their order, neighbours of one kind together, until one fails; tells `taken` of each.
+/// Takes steps in their order, adjacent ones of one kind in one batch, until one fails. Calls `taken` after each.
 ///
-/// Among neighbours of one kind the order does not matter: no program looks at a backend or a slot that is being
-/// added before the count that follows takes it in, and those that are moved are valid either way.
+/// Within a batch the order does not matter: a backend or slot that is added is not read before a later step raises the
+/// count, and a slot whose backend changes is valid before and after.
 pub(super) fn all(maps: &ServiceMaps, steps: &[Step], mut taken: impl FnMut(&Step)) -> Result<()> {
     let alike = |a: &Step, b: &Step| {
         matches!(
@@ -29,7 +29,7 @@ pub(super) fn all(maps: &ServiceMaps, steps: &[Step], mut taken: impl FnMut(&Ste
         )
     };
     for run in steps.chunk_by(alike) {
-        // a batch that fails may have written some: one by one it is known which
+        // a batch that fails may have written some of its entries: taken one by one it is known which
         if run.len() > 1 && batch(maps, run).is_ok() {
             run.iter().for_each(&mut taken);
             continue;

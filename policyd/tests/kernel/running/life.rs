@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use podgate_bpf::abi::Startup;
+use podgate_testkit::wait::eventually;
 use serde_json::Value;
 
 use super::pods::{Chain, Pods};
 use super::{API, DB, WEB, denied, policy, three};
-use crate::node::{Node, eventually, ip, on_a_node, pod};
+use crate::node::{Node, ip, on_a_node, pod};
 
 /// Waits until a pod is being adopted.
 fn begun(node: &Node, name: &str) {
@@ -15,7 +16,7 @@ fn begun(node: &Node, name: &str) {
         let found = node.registered();
         let begun = |(its, registration): &(String, _)| {
             let registration: &podgate_bpf::maps::Registration = registration;
-            its == name && registration.startup == Startup::Watch
+            its == name && registration.startup == Startup::Learn
         };
         found.iter().any(begun).then_some(())
     });
@@ -33,7 +34,7 @@ fn killed_at_any_step_it_is_taken_up_again() {
         for delay in [0, 20, 300, 990, 1010] {
             let policyd = pods.policyd(&[]);
             let watched = |registered: Vec<(String, podgate_bpf::maps::Registration)>| {
-                registered.iter().any(|(_, each)| each.startup == Startup::Watch)
+                registered.iter().any(|(_, each)| each.startup == Startup::Learn)
             };
             let enforced = |node: &Node| {
                 let all = node.registered();
@@ -53,7 +54,7 @@ fn killed_at_any_step_it_is_taken_up_again() {
         assert_eq!(denied(node), []);
         assert!(!forbidden.passes());
         for (_, registration) in node.registered() {
-            node.gate.verify(registration.ifindex).unwrap();
+            node.datapath.verify(registration.ifindex).unwrap();
         }
     });
 }

@@ -1,10 +1,13 @@
 //! Pods that ran before policyd came: they are gated, what policy allows of their open connections goes on without
 //! a lost packet, and the rest is cut.
 
+mod audit;
 mod late;
 mod life;
 mod pods;
+mod ranked;
 mod ready;
+mod rules;
 mod top;
 mod wire;
 
@@ -22,7 +25,7 @@ const WEB: &str = "shop/web";
 const API: &str = "shop/api";
 const DB: &str = "shop/db";
 
-/// `api` is isolated both ways: `web` may reach its port 80, and it may speak to nobody.
+/// `api` is isolated both ways: `web` may reach its port 80, and it may open no connection.
 fn policy() -> String {
     "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
      metadata: {namespace: shop, name: api}\n\
@@ -118,7 +121,7 @@ fn routed_without_notes_by_clsact() {
     open_connections_meet_policy(Chain::Ptp, false, false, &["--attach", "clsact"]);
 }
 
-/// With rules that look at connections the kernel tracks them, and its table tells who began.
+/// With rules that match connections the kernel tracks them, and conntrack has the direction of each.
 #[test]
 fn routed_and_tracked() {
     open_connections_meet_policy(Chain::Ptp, true, true, &[]);

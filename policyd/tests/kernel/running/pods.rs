@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
-use policyd::adopt::Places;
+use podgate_testkit::wait::eventually;
+use policyd::adopt::SearchPaths;
 use serde_json::{Value, json};
 
-use crate::node::{Node, eventually, ip, pod};
+use crate::node::{Node, ip, pod};
 
 /// How the pods are connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,15 +147,15 @@ impl<'a> Pods<'a> {
     }
 
     /// Where adoption finds them.
-    pub(crate) fn places(&self) -> Places {
-        Places { cni_cache: self.cache(), netns: vec![NETNS.into()] }
+    pub(crate) fn search_paths(&self) -> SearchPaths {
+        SearchPaths { cni_cache: self.cache(), netns: vec![NETNS.into()] }
     }
 
-    /// policyd, with the places of these pods.
+    /// policyd, with the search paths of these pods.
     pub(crate) fn policyd(&self, more: &[&str]) -> crate::node::Policyd {
         let cache = self.cache();
-        let places = ["--cni-cache", cache.to_str().unwrap(), "--netns-dirs", NETNS];
-        self.node.policyd_with(&[&places, more].concat())
+        let paths = ["--cni-cache", cache.to_str().unwrap(), "--netns-dirs", NETNS];
+        self.node.policyd_with(&[&paths, more].concat())
     }
 
     /// Waits until all of these are enforced.
@@ -188,7 +189,9 @@ impl<'a> Pods<'a> {
         at: SocketAddr,
     ) -> Line {
         self.connect_with(to, at, || {
-            self.of(from).inside(|| TcpStream::connect_timeout(&seen, SOON)).expect("connect")
+            self.of(from)
+                .inside(|| TcpStream::connect_timeout(&seen, CONNECT_TIMEOUT))
+                .expect("connect")
         })
     }
 
@@ -203,7 +206,7 @@ impl<'a> Pods<'a> {
         let client = client();
         let (server, _) = listener.accept().unwrap();
         for end in [&client, &server] {
-            end.set_read_timeout(Some(ANSWER)).unwrap();
+            end.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
             end.set_nodelay(true).unwrap();
         }
         Line { client, server, _listener: listener }
@@ -215,16 +218,16 @@ impl<'a> Pods<'a> {
         let any: IpAddr = if at.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
         let client = self.of(from).inside(|| UdpSocket::bind((any, 0))).expect("bind");
         for end in [&client, &server] {
-            end.set_read_timeout(Some(ANSWER)).unwrap();
+            end.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
         }
         Questions { client, server, to: seen }
     }
 }
 
 /// For what must happen.
-const SOON: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// For what may not.
-const ANSWER: Duration = Duration::from_secs(4);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// An open connection, whose listener is still there.
 pub(crate) struct Line {

@@ -5,12 +5,13 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use podgate_bpf::abi::Startup;
-use podgate_bpf::handshake::{EndpointRef, Request, Response};
+use podgate_contract::handshake::{EndpointRef, Request, Response};
+use podgate_testkit::wait::eventually;
 use serde_json::{Value, json};
 
 use super::pods::{Chain, Pods};
 use super::{API, DB, WEB, policy, three};
-use crate::node::{Node, eventually, ip, on_a_node, pod};
+use crate::node::{Node, ip, on_a_node, pod};
 
 /// Whether the DaemonSet's probe is content.
 fn is_ready() -> bool {
@@ -76,7 +77,7 @@ fn ready_means_that_what_was_begun_is_done() {
         node.manifest("policies.yaml", &policy());
         let watched = |node: &Node| {
             let registered = node.registered();
-            registered.iter().filter(|(_, each)| each.startup == Startup::Watch).count()
+            registered.iter().filter(|(_, each)| each.startup == Startup::Learn).count()
         };
         let policyd = pods.policyd(&[]);
         eventually("all are watched", || (watched(node) == 3).then_some(()));
@@ -127,13 +128,13 @@ fn what_is_said_of_a_pod_changes_with_its_gate() {
             let text = node.podgatectl(&["endpoints"]).unwrap();
             assert!(!text.contains("not enforced") && !text.contains("pending"), "{text}");
         };
-        // a manifest of a pod that nobody runs
+        // a manifest of a pod that does not run
         silent(node);
         let api = node.endpoint("shop/api", "10.0.0.2");
         assert_eq!(node.add(&[&api]), Response::Ok);
         silent(node);
         let endpoint = EndpointRef { ifindex: api.ifindex, owner: api.owner };
-        node.gate.take_away(endpoint).unwrap();
+        node.datapath.remove_endpoint(endpoint).unwrap();
         ip(&format!("link del {}", api.host_interface));
         let del = Request::Del { container_id: "c".into(), endpoints: vec![endpoint] };
         assert_eq!(node.ask(&del), Response::Ok);

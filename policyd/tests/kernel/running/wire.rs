@@ -1,13 +1,15 @@
-//! Datagrams, both families, the node itself, and connections that somebody translates.
+//! Datagrams, both families, the node itself, and connections with address translation.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use podgate_testkit::wait::eventually;
+
 use super::pods::{Chain, Line, Pods, Questions};
 use super::{API, DB, WEB, denied, nft, three, track};
-use crate::node::{eventually, on_a_node};
+use crate::node::on_a_node;
 
 /// Keeps talking until policyd, started meanwhile, has adopted all; then for a moment more.
 fn adopt_while_talking(pods: &Pods<'_>, lines: &mut [&mut Line], questions: &[&Questions]) {
@@ -35,7 +37,7 @@ fn adopt_while_talking(pods: &Pods<'_>, lines: &mut [&mut Line], questions: &[&Q
     });
 }
 
-/// `api` may be asked by `web` at UDP 53, and may ask nobody.
+/// `web` may reach `api` at UDP 53, and `api` may open no connection.
 const DNS: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
     metadata: {namespace: shop, name: api}\n\
     spec:\n  podSelector: {matchLabels: {app: api}}\n  policyTypes: [Ingress, Egress]\n  ingress:\n  \
@@ -122,7 +124,7 @@ fn the_node_itself() {
     }
 }
 
-/// `web` may speak to `api` at TCP 8080 and to `db` at UDP 5353, and to nobody else; nobody may speak to it.
+/// `web` may speak to `api` at TCP 8080 and to `db` at UDP 5353, and to no other pod; no pod may reach it.
 const CLIENT: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
     metadata: {namespace: shop, name: web}\n\
     spec:\n  podSelector: {matchLabels: {app: web}}\n  policyTypes: [Ingress, Egress]\n  egress:\n  \

@@ -80,7 +80,7 @@ fn check(
 fn picked(state: &ServiceState) -> BTreeMap<Frontend, BTreeSet<Backend>> {
     let entries = state.services.iter();
     let picked = |(frontend, entry): (&Frontend, &ServiceEntry)| {
-        let all = state.picked(entry).unwrap_or_default();
+        let all = state.selectable(entry).unwrap_or_default();
         (*frontend, all.into_iter().collect())
     };
     entries.map(picked).collect()
@@ -113,7 +113,7 @@ fn sweep(state: &mut ServiceState) {
         ids.into_iter().chain(state.backends.keys().map(|(id, _)| *id)).collect();
     for id in ids {
         let alive = state.services.values().find(|entry| entry.id == id).copied();
-        for step in state.litter(id, alive.as_ref()) {
+        for step in state.garbage(id, alive.as_ref()) {
             state.apply(&step);
         }
     }
