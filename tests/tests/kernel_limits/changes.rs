@@ -10,6 +10,7 @@ use podgate_tests::netlab::Lab;
 
 use crate::Test;
 use crate::limited::{bandwidth, limit, megabits, meter, unlimit};
+use crate::rates::reached;
 use crate::talk::*;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -80,6 +81,11 @@ fn kept(lab: &Lab, family: Family) {
 
 /// Both CPUs charge one bucket.
 fn two_senders(lab: &Lab, family: Family) {
+    reached(|| senders_at_once(lab, family) > 0.8);
+}
+
+/// The part of the rate that passed.
+fn senders_at_once(lab: &Lab, family: Family) -> f64 {
     const RATE: u64 = 2000;
     const TIME: Duration = Duration::from_secs(2);
     let (limited, other) = (lab.gated(&Policy::open()), lab.gated(&Policy::open()));
@@ -98,14 +104,17 @@ fn two_senders(lab: &Lab, family: Family) {
             });
         }
         eventually("packets are refused", || meter(lab, &limited).refused[way][1] > 1000);
-        let (before, start) = (meter(lab, &limited), std::time::Instant::now());
+        let start = std::time::Instant::now();
+        let before = meter(lab, &limited);
         thread::sleep(TIME);
-        let (after, took) = (meter(lab, &limited), start.elapsed());
+        let after = meter(lab, &limited);
+        let took = start.elapsed();
         stop.store(true, Ordering::Relaxed);
         let passed = after.passed[way].packets - before.passed[way].packets;
         let part = passed as f64 / (RATE as f64 * took.as_secs_f64());
         println!("{}: {part:.4} of {RATE} packets a second", family.name());
         // within 2 % on an idle machine, as in rates.rs
-        assert!(part > 0.8 && part < 1.1, "{part}");
-    });
+        assert!(part < 1.1, "{part}");
+        part
+    })
 }

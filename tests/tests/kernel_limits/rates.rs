@@ -20,6 +20,8 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const TIME: Duration = Duration::from_secs(2);
+/// How often what is usual may be missed.
+const ATTEMPTS: usize = 5;
 /// Megabits a second.
 const RATES: [u64; 3] = [10, 100, 1000];
 /// The largest packet, which passes whole on credit.
@@ -46,16 +48,29 @@ fn tcp_streams(lab: &Lab, family: Family, direction: Direction) {
     }
 }
 
-/// The lower bound leaves room for retransmission timers, and for a busy machine; what is usual is printed.
 fn streams_at(lab: &Lab, family: Family, rate: u64, streams: u16, direction: Direction) {
+    let enough = |part: f64| part > 0.6;
+    // a gigabit is more than a busy machine may have
+    let is_asked = rate <= 100;
+    reached(|| enough(streams_once(lab, family, rate, streams, direction)) || !is_asked);
+}
+
+/// A measurement on a busy machine may miss the rate; that it never exceeds it is asserted each time.
+pub(crate) fn reached(mut measure: impl FnMut() -> bool) {
+    assert!((0..ATTEMPTS).any(|_| measure()), "below the limit {ATTEMPTS} times");
+}
+
+/// The part of the rate that was on the wire.
+fn streams_once(lab: &Lab, family: Family, rate: u64, streams: u16, direction: Direction) -> f64 {
     let (limited, other) = (lab.gated(&Policy::open()), lab.gated(&Policy::open()));
     let mut limits = LimitsRecord::default();
     bandwidth(&mut limits, direction, megabits(rate));
     limit(lab, &limited, &limits);
     let ends: Vec<_> = (0..streams).map(|n| tcp(&other, &limited, family, PORT + n)).collect();
     let (stop, heard) = (AtomicBool::new(false), AtomicU64::new(0));
-    let before = meter(lab, &limited);
+    // a machine that stops this thread between two looks must not make the part larger than it is
     let start = Instant::now();
+    let before = meter(lab, &limited);
     let (wire, refused, goodput, took) = thread::scope(|scope| {
         for ends in &ends {
             let (from, to) = match direction {
@@ -66,7 +81,8 @@ fn streams_at(lab: &Lab, family: Family, rate: u64, streams: u16, direction: Dir
             scope.spawn(|| drain(to, &heard));
         }
         thread::sleep(TIME);
-        let (after, goodput) = (meter(lab, &limited), heard.load(Ordering::Relaxed));
+        let goodput = heard.load(Ordering::Relaxed);
+        let after = meter(lab, &limited);
         let took = start.elapsed();
         stop.store(true, Ordering::Relaxed);
         for end in ends.iter().flat_map(|ends| [&ends.client, &ends.server]) {
@@ -84,8 +100,8 @@ fn streams_at(lab: &Lab, family: Family, rate: u64, streams: u16, direction: Dir
     );
     println!("{what}");
     assert!(wire <= most(rate, took), "{what}");
-    assert!(rate > 100 || part(wire) > 0.6, "{what}");
     assert!(goodput <= wire, "{what}");
+    part(wire)
 }
 
 /// Bytes that passed, and packets that were refused.
@@ -111,12 +127,13 @@ fn drain(mut from: &TcpStream, heard: &AtomicU64) {
 fn datagrams_both_ways(lab: &Lab, family: Family) {
     for direction in [Egress, Ingress] {
         for rate in [10, 100] {
-            datagrams_at(lab, family, rate, direction);
+            reached(|| datagrams_at(lab, family, rate, direction) > 0.8);
         }
     }
 }
 
-fn datagrams_at(lab: &Lab, family: Family, rate: u64, direction: Direction) {
+/// The part of the rate that was on the wire.
+fn datagrams_at(lab: &Lab, family: Family, rate: u64, direction: Direction) -> f64 {
     let (limited, other) = (lab.gated(&Policy::open()), lab.gated(&Policy::open()));
     let mut limits = LimitsRecord::default();
     bandwidth(&mut limits, direction, megabits(rate));
@@ -137,9 +154,11 @@ fn datagrams_at(lab: &Lab, family: Family, rate: u64, direction: Direction) {
         podgate_testkit::wait::eventually("the limit refuses packets", || {
             meter(lab, &limited).refused[direction as usize][0] > 100
         });
-        let (before, start) = (meter(lab, &limited), Instant::now());
+        let start = Instant::now();
+        let before = meter(lab, &limited);
         thread::sleep(TIME);
-        let (after, took) = (meter(lab, &limited), start.elapsed());
+        let after = meter(lab, &limited);
+        let took = start.elapsed();
         stop.store(true, Ordering::Relaxed);
         let (wire, refused) = used(&before, &after, direction);
         let part = wire as f64 / (megabits(rate) as f64 * took.as_secs_f64());
@@ -148,7 +167,8 @@ fn datagrams_at(lab: &Lab, family: Family, rate: u64, direction: Direction) {
             family.name()
         );
         println!("{what}");
-        // within 2 % on an idle machine; a busy one stops the sender, and this thread between two looks
-        assert!(part > 0.8 && part < 1.1, "{what}");
-    });
+        // within 2 % on an idle machine; on a busy one the sender stops, and its bucket is full after that
+        assert!(part < 1.1, "{what}");
+        part
+    })
 }

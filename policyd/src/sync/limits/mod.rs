@@ -153,14 +153,12 @@ impl LimitSync {
             self.datapath.set_metered(endpoint.0, false)?;
             return shaping::remove_fq(endpoint.0);
         }
-        let shaping = match limits.each_way.ingress.bandwidth {
-            // a limit that cannot be shaped is policed, whatever the reason
-            Some(_) => Some(
-                shaping::ensure_fq(endpoint.0)
-                    .unwrap_or_else(|error| Shaping::Policed { reason: error.to_string() }),
-            ),
-            None => None,
-        };
+        // a limit that cannot be shaped is policed, whatever the reason
+        let shaping = limits.each_way.ingress.bandwidth.as_ref().map(|_| {
+            let polices =
+                |error: podgate_bpf::Error| Shaping::Policed { reason: error.to_string() };
+            shaping::ensure_fq(endpoint.0).unwrap_or_else(polices)
+        });
         let shaped = shaping == Some(Shaping::Shaped);
         let record = record::of_pod(limits, shaped, &mut self.origins);
         if before.is_none() {
