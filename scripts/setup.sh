@@ -26,7 +26,11 @@ demo ip iproute2
 demo unshare util-linux
 demo /usr/lib/cni/bridge containernetworking-plugins
 demo /usr/lib/cni/static containernetworking-plugins
+test ip iproute2
 test tc iproute2
+test unshare util-linux
+test /usr/lib/cni/bridge containernetworking-plugins
+test /usr/lib/cni/static containernetworking-plugins
 test ethtool ethtool
 test jq jq
 test protoc protobuf-compiler
