@@ -401,7 +401,8 @@ struct pg_service {
 	__u32 id; /* of this address, port and protocol; not 0 */
 	__u32 count;
 	__u32 affinity_seconds; /* session affinity: time after the client's last new flow; 0: none */
-	__u32 pad;
+	/* Its number in `affinity`, shared by all addresses of the service's port; 0, as an older policyd leaves it: `id`. */
+	__u32 affinity;
 };
 
 /* slots: the backends that may be selected, by number. */
@@ -435,7 +436,7 @@ struct pg_backend_value {
 
 /* affinity: the backend that a client had last, LRU. Written by the programs. */
 struct pg_affinity_key {
-	__u32 service;
+	__u32 service; /* affinity of struct pg_service, or its id */
 	struct pg_addr client;
 };
 

@@ -59,12 +59,19 @@ PG_GLOBAL_FN __u32 pg_nat_backend_state(__u32 slot)
 	return pg_backend_lookup(service->id, &scratch->nat.other, scratch->nat.other_port);
 }
 
-/* The backend that session affinity gives the client. Returns 0 if it has none, or that one is not ready. */
+/* The number under which the backends of a service's clients are remembered. */
+static __always_inline __u32 pg_affinity_number(const struct pg_service *service)
+{
+	return service->affinity ? service->affinity : service->id;
+}
+
+/* The backend that session affinity gives the client. Returns 0 if it has none, or one that is not ready here: another
+ * address of the service may have other backends. */
 static __always_inline int pg_affinity_backend(const struct pg_service *service,
 					       const struct pg_addr *client,
 					       struct pg_backend *backend)
 {
-	struct pg_affinity_key key = { .service = service->id, .client = *client };
+	struct pg_affinity_key key = { .service = pg_affinity_number(service), .client = *client };
 	struct pg_affinity *last = bpf_map_lookup_elem(&affinity, &key);
 
 	if (!last || pg_now() - last->seen > service->affinity_seconds ||
@@ -196,6 +203,6 @@ PG_GLOBAL_FN int pg_select_backend(__u32 attempt)
 	if (!kept && !pg_random_backend(packet, service, &backend))
 		return 0;
 	pg_xlate_to_backend(xlated, packet, &backend);
-	xlated->affinity = service->affinity_seconds ? service->id : 0;
+	xlated->affinity = service->affinity_seconds ? pg_affinity_number(service) : 0;
 	return 1;
 }

@@ -65,7 +65,7 @@ struct pg_packet {
 	__u8 by_own_node; /* allowed as the own node's (evaluation) */
 	__be16 service_port; /* not 0: `key` has the backend, and this is the service that the pod talks to */
 	struct pg_addr service;
-	__u32 affinity;	  /* the service's number, if it has session affinity */
+	__u32 affinity;	  /* the service's number in `affinity`, if it has session affinity */
 	__u8 svc_checked; /* no service applies: do not look again */
 	__u8 learning;	  /* the endpoint is PG_STARTUP_LEARN (evaluation) */
 	__u8 slot;	  /* enum pg_slot: its place in the scratch space */

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 use libbpf_rs::MapType;
 
@@ -42,8 +43,18 @@ pub struct ServiceEntry {
     pub id: u32,
     /// Slots that may be picked, from 0; not 0.
     pub count: u32,
-    /// How long a client keeps its endpoint after its last new flow, in the programs' coarse seconds; 0: not at all.
-    pub affinity_seconds: u32,
+    /// Whether a client keeps its endpoint.
+    pub affinity: Option<Affinity>,
+}
+
+/// Session affinity: a client keeps its endpoint while that one may be picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Affinity {
+    /// For how long after the client's last new flow, in the programs' coarse seconds.
+    pub seconds: NonZeroU32,
+    /// The number under which the programs remember clients' endpoints. Frontends with the same number share what is
+    /// remembered. `None`: the frontend's own id, as in the entries of an older policyd.
+    pub number: Option<NonZeroU32>,
 }
 
 impl From<Backend> for BackendRecord {
@@ -60,15 +71,19 @@ impl From<BackendRecord> for Backend {
 
 impl From<ServiceEntry> for ServiceValue {
     fn from(entry: ServiceEntry) -> Self {
-        let ServiceEntry { id, count, affinity_seconds } = entry;
-        Self { id, count, affinity_seconds, pad: 0 }
+        let ServiceEntry { id, count, affinity } = entry;
+        let affinity_seconds = affinity.map_or(0, |of| of.seconds.get());
+        let number = affinity.and_then(|of| of.number);
+        Self { id, count, affinity_seconds, affinity: number.map_or(0, NonZeroU32::get) }
     }
 }
 
 impl From<ServiceValue> for ServiceEntry {
     fn from(value: ServiceValue) -> Self {
-        let ServiceValue { id, count, affinity_seconds, pad: _ } = value;
-        Self { id, count, affinity_seconds }
+        let ServiceValue { id, count, affinity_seconds, affinity } = value;
+        let affinity = NonZeroU32::new(affinity_seconds)
+            .map(|seconds| Affinity { seconds, number: NonZeroU32::new(affinity) });
+        Self { id, count, affinity }
     }
 }
 

@@ -88,7 +88,7 @@ fn mirrors() -> Vec<Layout> {
         layout!(Expect = "pg_expect" { owner, expires, service }),
         layout!(Service4Key = "pg_service4_key" { addr, port, protocol, pad }),
         layout!(Service6Key = "pg_service6_key" { addr, port, protocol, pad }),
-        layout!(ServiceValue = "pg_service" { id, count, affinity_seconds, pad }),
+        layout!(ServiceValue = "pg_service" { id, count, affinity_seconds, affinity }),
         layout!(SlotKey = "pg_slot_key" { service, slot }),
         layout!(BackendRecord = "pg_backend" { addr, port, pad }),
         layout!(BackendKey = "pg_backend_key" { service, addr, port, pad }),

@@ -217,7 +217,7 @@ fn through_service(
             maps.set_slot(id, slot, backend).unwrap();
         }
         let frontend = Frontend { address: service, port, protocol };
-        maps.set_service(&frontend, ServiceEntry { id, count, affinity_seconds: 0 }).unwrap();
+        maps.set_service(&frontend, ServiceEntry { id, count, affinity: None }).unwrap();
     }
     let opened = run(Egress, &tcp(50000, 80).syn().between(pod, &to), 1);
     assert_eq!(
@@ -281,7 +281,7 @@ fn to_itself(
     maps.set_backend(3, backend, BackendState::Ready).unwrap();
     maps.set_slot(3, 0, backend).unwrap();
     let frontend = Frontend { address: service, port: 82, protocol: 6 };
-    maps.set_service(&frontend, ServiceEntry { id: 3, count: 1, affinity_seconds: 0 }).unwrap();
+    maps.set_service(&frontend, ServiceEntry { id: 3, count: 1, affinity: None }).unwrap();
     let to = service.to_string();
     let mut news: Vec<u64> = (1024..4024)
         .map(|port| {

@@ -51,8 +51,8 @@ mirror! {
         count: u32,
         /// 0: none.
         affinity_seconds: u32,
-        /// Zero.
-        pad: u32,
+        /// The number in the `affinity` map, shared by the addresses of a service port; 0: `id`.
+        affinity: u32,
     }
 }
 
@@ -103,7 +103,7 @@ mirror! {
 mirror! {
     /// `struct pg_affinity_key`.
     AffinityKey {
-        /// The service's number.
+        /// The `affinity` of a [`ServiceValue`], or its `id` where that is 0.
         service: u32,
         /// The pod's address; IPv4 is mapped.
         client: Addr,

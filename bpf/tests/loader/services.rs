@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 
 use podgate_bpf::abi::{BackendState, FLOW_NO_SLOT, FlowKind, FlowState};
 use podgate_bpf::clock::coarse_now;
 use podgate_bpf::seeding::{Seed, Seeded};
-use podgate_bpf::services::{Backend, Frontend, ServiceEntry};
+use podgate_bpf::services::{Affinity, Backend, Frontend, ServiceEntry};
 use podgate_contract::handshake::EndpointRef;
 
 use super::*;
@@ -21,7 +22,9 @@ pub(crate) fn services() {
     let maps = datapath.maps.services();
     let at =
         |address: &str, port| Frontend { address: address.parse().unwrap(), port, protocol: 6 };
-    let entry = |id, count| ServiceEntry { id, count, affinity_seconds: 10_800 };
+    let number = |n| NonZeroU32::new(n);
+    let affinity = |n| Some(Affinity { seconds: number(10_800)?, number: number(n) });
+    let entry = |id, count| ServiceEntry { id, count, affinity: affinity(count - 2) };
     // the same number in both families, ports whose bytes differ, an address that only looks like IPv4
     let wanted: BTreeMap<_, _> = [
         (at("10.96.0.10", 53), entry(1, 2)),

@@ -5,6 +5,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod adoption;
+mod affinity;
 mod api;
 mod cannot_enforce;
 mod capabilities;

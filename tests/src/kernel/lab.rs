@@ -352,7 +352,7 @@ impl Lab {
         let slots: Vec<_> = (0..).zip(&service.ready).map(|(n, &ready)| (id, n, ready)).collect();
         must("set slots", maps.set_slots(&slots));
         let count = slots.len() as u32;
-        let entry = ServiceEntry { id, count, affinity_seconds: service.affinity_seconds };
+        let entry = ServiceEntry { id, count, affinity: service.affinity };
         if count == 0 {
             must("remove a service", maps.remove_service(&service.frontend));
         } else {

@@ -1,12 +1,13 @@
 //! The content of the maps before a table's first packet.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 use podgate_bpf::abi::{
     Direction, POLICY_PREFIX_ANY, POLICY_PREFIX_PORT, POLICY_PREFIX_PROTOCOL, PolicyFlag,
     PolicyKey, PolicyValue, SOME_PORT, Startup, Verdict,
 };
-use podgate_bpf::services::{Backend, Frontend};
+use podgate_bpf::services::{Affinity, Backend, Frontend};
 use podgate_testkit::packet::addr;
 
 use super::{ANY, POD, POD6};
@@ -85,8 +86,8 @@ impl Entry {
 pub struct Service {
     /// Where it listens.
     pub frontend: Frontend,
-    /// Session affinity, coarse seconds; 0: none.
-    pub affinity_seconds: u32,
+    /// Session affinity.
+    pub affinity: Option<Affinity>,
     /// Endpoints that may be picked.
     pub ready: Vec<Backend>,
     /// Endpoints that keep their flows.
@@ -98,12 +99,14 @@ impl Service {
     pub fn new(address: &str, port: u16, protocol: u8, endpoints: &[(&str, u16)]) -> Self {
         let frontend = Frontend { address: addr(address), port, protocol };
         let ready = endpoints.iter().map(|(ip, port)| Backend { address: addr(ip), port: *port });
-        Self { frontend, affinity_seconds: 0, ready: ready.collect(), serving: Vec::new() }
+        Self { frontend, affinity: None, ready: ready.collect(), serving: Vec::new() }
     }
 
-    /// Clients keep their endpoint for so long.
-    pub fn affinity(self, affinity_seconds: u32) -> Self {
-        Self { affinity_seconds, ..self }
+    /// Clients keep their endpoint for so many coarse seconds, remembered under this number; 0: the service's own.
+    pub fn affinity(self, seconds: u32, number: u32) -> Self {
+        let number = NonZeroU32::new(number);
+        let affinity = NonZeroU32::new(seconds).map(|seconds| Affinity { seconds, number });
+        Self { affinity, ..self }
     }
 
     /// One more endpoint, which keeps the flows that it has.

@@ -242,9 +242,7 @@ impl Lab {
             let count = slots.len() as u32;
             match count {
                 0 => maps.remove_service(&frontend)?,
-                _ => {
-                    maps.set_service(&frontend, ServiceEntry { id, count, affinity_seconds: 0 })?
-                }
+                _ => maps.set_service(&frontend, ServiceEntry { id, count, affinity: None })?,
             }
             for ((of, backend), _) in maps.backends()? {
                 if of == id && !endpoints.contains(&backend) {

@@ -67,7 +67,7 @@ fn offer(loader: &Loader, services: &Services, first: u32) {
             maps.set_slot(id, slot, *backend).unwrap();
         }
         let count = backends.len() as u32;
-        maps.set_service(frontend, ServiceEntry { id, count, affinity_seconds: 0 }).unwrap();
+        maps.set_service(frontend, ServiceEntry { id, count, affinity: None }).unwrap();
     }
 }
 

@@ -144,7 +144,7 @@ impl Node {
         maps.set_backend(id, backend, BackendState::Ready).unwrap();
         maps.set_slot(id, 0, backend).unwrap();
         let frontend = Frontend { address: ip(address), port, protocol };
-        let entry = ServiceEntry { id, count: 1, affinity_seconds: 0 };
+        let entry = ServiceEntry { id, count: 1, affinity: None };
         maps.set_service(&frontend, entry).unwrap();
     }
 

@@ -26,6 +26,7 @@ mod policy;
 mod prelude;
 mod ranked;
 mod rejects;
+mod service_affinity;
 mod service_clashes;
 mod service_errors;
 mod service_flows;
@@ -57,6 +58,7 @@ fn main() -> std::process::ExitCode {
             events::tables(),
             services::tables(),
             service_flows::tables(),
+            service_affinity::tables(),
             service_clashes::tables(),
             direct::tables(),
             drops::tables(),

@@ -1,14 +1,12 @@
-//! Flows that would look the same to one endpoint, and clients that keep theirs.
+//! Flows that would look the same to one endpoint.
 
-use podgate_tests::kernel::{Lab, NEXT};
+use podgate_tests::kernel::NEXT;
 
 use crate::prelude::*;
 use crate::service_steps::*;
 
 pub(crate) fn tables() -> Vec<Table> {
-    let mut tables = both(clashes);
-    tables.extend(both(affinity));
-    tables
+    both(clashes)
 }
 
 fn clashes(f: Family) -> Vec<Table> {
@@ -72,75 +70,5 @@ fn clashes(f: Family) -> Vec<Table> {
         })
         .from_pod(ask(f, f.peer).0, DenyPolicy)
         .from_pod(direct(), DenyPolicy),
-    ]
-}
-
-fn affinity(f: Family) -> Vec<Table> {
-    let sticky = move |count| many(f, count).affinity(100);
-    let choice = move |lab: &Lab, port| {
-        let met =
-            lab.send(Egress, &tcp(port, 80).syn().between(f.pod, f.service).frame(), Via::Nothing);
-        assert_eq!(met.reason(), Some(AllowPolicy), "{met:?}");
-        left(f, &met.packet).2
-    };
-    let age = |lab: &Lab, seconds: u32| {
-        let map = lab.map("affinity");
-        use libbpf_rs::{MapCore as _, MapFlags};
-        for key in map.keys().collect::<Vec<_>>() {
-            let mut value = map.lookup(&key, MapFlags::ANY).unwrap().unwrap();
-            let seen = u32::from_ne_bytes(value[20..24].try_into().unwrap());
-            value[20..24].copy_from_slice(&(seen - seconds).to_ne_bytes());
-            map.update(&key, &value, MapFlags::ANY).unwrap();
-        }
-    };
-    let world = || World::open().service(sticky(99));
-    vec![
-        table(f.named("affinity: a client keeps its endpoint"), world()).then(
-            "50 flows",
-            move |lab| {
-                let first = choice(lab, 1000);
-                for port in 1001..1050 {
-                    assert_eq!(choice(lab, port), first, "port {port}");
-                    age(lab, 90); // each new flow begins the time anew
-                }
-            },
-        ),
-        table(f.named("affinity: it ends with its time"), world()).then(
-            "flows far apart",
-            move |lab| {
-                let choices: std::collections::BTreeSet<_> = (1000..1020)
-                    .map(|port| {
-                        let choice = choice(lab, port);
-                        age(lab, 103);
-                        choice
-                    })
-                    .collect();
-                assert!(choices.len() > 5, "{choices:?}");
-            },
-        ),
-        table(f.named("affinity: an endpoint that drains, or goes, is not kept"), world()).then(
-            "its endpoint drains",
-            move |lab| {
-                let first = choice(lab, 1000);
-                let mut service = sticky(99);
-                let octets = |ip: std::net::IpAddr| match ip {
-                    std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
-                    std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
-                };
-                let at = service.ready.iter().position(|b| octets(b.address) == first).unwrap();
-                let drained = service.ready.swap_remove(at);
-                service.serving.push(drained);
-                lab.serve(1, &service);
-                let second = choice(lab, 1001);
-                assert_ne!(second, first);
-                assert_eq!(choice(lab, 1002), second);
-            },
-        ),
-        table(f.named("affinity: none, and flows spread"), World::open().service(many(f, 99)))
-            .then("flows", move |lab| {
-                let choices: std::collections::BTreeSet<_> =
-                    (1000..1050).map(|port| choice(lab, port)).collect();
-                assert!(choices.len() > 20, "{}", choices.len());
-            }),
     ]
 }

@@ -9,16 +9,20 @@
 //! node ports, load balancers with source ranges, services of other proxies, services without an endpoint. A packet to
 //! one of those is allowed if policy allows every backend that it may reach. Headless services have no address.
 
+mod affinity;
 mod backends;
 mod catalog;
 mod frontend;
+mod stable_hash;
 mod synthesize;
 mod table;
 mod vip_policy;
 
+pub use affinity::AffinityNumbers;
 pub use catalog::Catalog;
 pub use frontend::{Backend, BackendSet, Dispute, Frontend};
 pub use podgate_contract::api::BackendState;
+use stable_hash::stable_hash;
 pub use synthesize::synthesize;
 pub use table::{NodeContext, ServiceTable};
 pub use vip_policy::{

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use super::stable_hash;
 use crate::model::{
     Addressing, Condition, EndpointSlice, Labels, ObjectKey, Pod, PodLife, Service, SliceEndpoint,
     SlicePort, TargetPort,
@@ -84,7 +85,7 @@ fn assign(service: &ObjectKey, members: &[&Pod], taken: &mut BTreeSet<IpAddr>) -
         let six = v6.then(|| IpAddr::V6((range6 + u128::from(offset)).into()));
         four.into_iter().chain(six).collect::<Vec<_>>()
     };
-    let first = hash(&service.to_string()) % (END_OFFSET - FIRST_OFFSET);
+    let first = stable_hash(&service.to_string()) % (END_OFFSET - FIRST_OFFSET);
     let offsets = (0..END_OFFSET - FIRST_OFFSET)
         .map(|step| FIRST_OFFSET + (first + step) % (END_OFFSET - FIRST_OFFSET));
     // sixty thousand services in one directory: the last ones then share an address, which is reported
@@ -92,12 +93,6 @@ fn assign(service: &ObjectKey, members: &[&Pod], taken: &mut BTreeSet<IpAddr>) -
     let addresses = free.unwrap_or_else(|| at(FIRST_OFFSET + first));
     taken.extend(&addresses);
     addresses
-}
-
-/// FNV-1a: the same in every build of podgate, which the standard library's hashes are not.
-fn hash(text: &str) -> u32 {
-    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    text.bytes().fold(0x811c_9dc5, step)
 }
 
 fn address(pod: &Pod, v4: bool) -> Option<IpAddr> {

@@ -383,6 +383,11 @@ impl ServiceTable {
         of.map(|(frontend, vip)| (*frontend, vip))
     }
 
+    /// Whether a service has frontends, with or without backends.
+    pub fn contains(&self, service: &ObjectKey) -> bool {
+        self.services.contains_key(service)
+    }
+
     /// The number of services with frontends, with or without backends.
     pub fn services(&self) -> usize {
         self.services.len()

@@ -14,11 +14,13 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use podgate_bpf::abi::BackendState;
-use podgate_bpf::services::{Frontend, ServiceEntry};
+use podgate_bpf::services::{Affinity, Frontend, ServiceEntry};
 use podgate_bpf::{Datapath, Result};
 use podgate_policy::model::Protocol;
 use podgate_policy::services as policy;
-use podgate_policy::services::{Catalog, NodeContext, ServiceTable, UntranslatedSet};
+use podgate_policy::services::{
+    AffinityNumbers, Catalog, NodeContext, ServiceTable, UntranslatedSet,
+};
 
 pub use plan::{ServiceState, Step, Wanted};
 
@@ -65,6 +67,8 @@ pub struct ServiceSync {
     gc_pending: BTreeSet<u32>,
     /// The lowest id that was never used.
     next_id: u32,
+    /// Under which numbers clients' endpoints are remembered.
+    affinity: AffinityNumbers,
     /// A step was taken since the last [`ServiceSync::take_changed`].
     changed: bool,
 }
@@ -95,8 +99,9 @@ impl ServiceSync {
             pending: shadow.services.keys().copied().collect(),
             degraded: BTreeMap::new(),
             was_degraded: BTreeMap::new(),
-            next_id: gc_pending.last().map_or(1, |last| last.saturating_add(1)),
+            next_id: gc_pending.last().map_or(1, |last| following(*last)),
             gc_pending,
+            affinity: AffinityNumbers::default(),
             changed: false,
             shadow,
         })
@@ -188,7 +193,7 @@ impl ServiceSync {
         let alive: BTreeMap<u32, ServiceEntry> = entries.map(|entry| (entry.id, *entry)).collect();
         let mut taken = 0;
         while taken < GC_BATCH {
-            let Some(id) = self.gc_pending.first().copied() else { return false };
+            let Some(id) = self.gc_pending.first().copied() else { break };
             let mut steps = self.shadow.garbage(id, alive.get(&id));
             let whole = steps.len() <= GC_BATCH;
             steps.truncate(GC_BATCH);
@@ -203,6 +208,9 @@ impl ServiceSync {
             if whole {
                 self.gc_pending.remove(&id);
             }
+        }
+        if self.gc_pending.is_empty() {
+            self.affinity.retain(|service| self.table.contains(service));
         }
         !self.gc_pending.is_empty()
     }
@@ -253,8 +261,9 @@ impl ServiceSync {
         self.degraded.get(&to_map(frontend)).map(String::as_str)
     }
 
-    fn wanted(&self, frontend: &Frontend) -> Option<Wanted> {
-        let balance = self.table.translated(&of_map(frontend)?)?;
+    fn wanted(&mut self, frontend: &Frontend) -> Option<Wanted> {
+        let frontend = of_map(frontend)?;
+        let balance = self.table.translated(&frontend)?;
         let backends = balance.backends.iter().map(|(backend, state)| {
             let policy::Backend { address, port } = *backend;
             let state = match state {
@@ -263,10 +272,11 @@ impl ServiceSync {
             };
             (podgate_bpf::services::Backend { address, port }, state)
         });
-        Some(Wanted {
-            affinity_seconds: balance.affinity.map_or(0, std::num::NonZeroU32::get),
-            backends: backends.collect(),
-        })
+        let affinity = balance.affinity.map(|seconds| Affinity {
+            seconds,
+            number: Some(self.affinity.of(&frontend, balance)),
+        });
+        Some(Wanted { affinity, backends: backends.collect() })
     }
 
     /// Takes steps of one frontend until one fails.
@@ -284,12 +294,12 @@ impl ServiceSync {
     /// An id that no entry of the maps has.
     fn new_id(&mut self) -> u32 {
         let id = self.next_id;
-        // the numbers wrap after 2^32 services: then those in use are skipped
-        let mut next = id.wrapping_add(1).max(1);
+        // the numbers wrap after 2^31 frontends: then those in use are skipped
+        let mut next = following(id);
         while self.gc_pending.contains(&next)
             || next < id && self.shadow.services.values().any(|entry| entry.id == next)
         {
-            next = next.wrapping_add(1).max(1);
+            next = following(next);
         }
         self.next_id = next;
         id
@@ -305,6 +315,11 @@ impl ServiceSync {
             None => format!("on {known}"),
         }
     }
+}
+
+/// The id after this one.
+fn following(id: u32) -> u32 {
+    if id < AffinityNumbers::FIRST - 1 { id + 1 } else { 1 }
 }
 
 /// The key in the maps.

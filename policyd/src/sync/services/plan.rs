@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use podgate_bpf::abi::BackendState;
-use podgate_bpf::services::{Backend, Frontend, ServiceEntry};
+use podgate_bpf::services::{Affinity, Backend, Frontend, ServiceEntry};
 
 /// What the maps hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,8 +29,8 @@ pub struct ServiceState {
 /// A frontend's desired backends. At least one is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// Session affinity in seconds; 0 without.
-    pub affinity_seconds: u32,
+    /// Session affinity.
+    pub affinity: Option<Affinity>,
     /// The backends.
     pub backends: BTreeMap<Backend, BackendState>,
 }
@@ -116,8 +116,8 @@ impl ServiceState {
     pub fn extend(&self, frontend: &Frontend, wanted: &Wanted, id: u32) -> Vec<Step> {
         let known = self.services.get(frontend);
         let whole = known.copied().filter(|entry| self.selectable(entry).is_some());
-        let affinity_seconds = wanted.affinity_seconds;
-        let entry = whole.unwrap_or(ServiceEntry { id, count: 0, affinity_seconds });
+        let affinity = wanted.affinity;
+        let entry = whole.unwrap_or(ServiceEntry { id, count: 0, affinity });
         let mut steps = Vec::new();
         for (backend, state) in &wanted.backends {
             let is = self.backends.get(&(entry.id, *backend));
@@ -135,7 +135,7 @@ impl ServiceState {
                 count += 1;
             }
         }
-        let new = ServiceEntry { count, affinity_seconds, ..entry };
+        let new = ServiceEntry { count, affinity, ..entry };
         if known != Some(&new) {
             steps.push(Step::SetService(*frontend, new));
         }

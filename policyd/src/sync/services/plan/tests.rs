@@ -1,5 +1,7 @@
 //! Every single operation of every plan, from every state that an interrupted plan leaves.
 
+use std::num::NonZeroU32;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -22,12 +24,14 @@ fn wanted() -> impl Strategy<Value = Option<Wanted>> {
         1 => Just(Some(BackendState::Serving)),
     ];
     let states = prop::collection::vec(state, usize::from(BACKENDS));
-    (states, 0u32..2).prop_map(|(states, affinity_seconds)| {
+    (states, 0u32..3).prop_map(|(states, number)| {
+        let affinity = NonZeroU32::new(number)
+            .map(|number| Affinity { seconds: NonZeroU32::MIN, number: Some(number) });
         let numbered = states.into_iter().zip(0..);
         let backends: BTreeMap<_, _> =
             numbered.filter_map(|(state, nth)| Some((backend(nth), state?))).collect();
         let usable = backends.values().any(|state| *state == BackendState::Ready);
-        usable.then_some(Wanted { affinity_seconds, backends })
+        usable.then_some(Wanted { affinity, backends })
     })
 }
 
@@ -157,7 +161,7 @@ proptest! {
         let (mut slots, mut backends) = (0, 0);
         for (frontend, wanted) in world {
             let entry = state.services[frontend];
-            prop_assert_eq!(entry.affinity_seconds, wanted.affinity_seconds);
+            prop_assert_eq!(entry.affinity, wanted.affinity);
             let ready = ready(world, frontend);
             prop_assert_eq!(&picked(&state)[frontend], &ready);
             prop_assert_eq!(entry.count as usize, ready.len());
@@ -172,10 +176,8 @@ proptest! {
 
 #[test]
 fn a_frontend_keeps_its_id_and_a_slot_that_vanished_gives_it_a_new_one() {
-    let only = |nth| Wanted {
-        affinity_seconds: 0,
-        backends: [(backend(nth), BackendState::Ready)].into(),
-    };
+    let only =
+        |nth| Wanted { affinity: None, backends: [(backend(nth), BackendState::Ready)].into() };
     let mut state = ServiceState::default();
     let mut next = 6;
     for (nth, id) in [(1, 7), (2, 7)] {
@@ -188,5 +190,5 @@ fn a_frontend_keeps_its_id_and_a_slot_that_vanished_gives_it_a_new_one() {
     let steps = commit(&state, &world, &mut next);
     assert_eq!(steps.first(), Some(&Step::RemoveService(frontend(0))));
     steps.iter().for_each(|step| state.apply(step));
-    assert_eq!(state.services[&frontend(0)], ServiceEntry { id: 8, count: 1, affinity_seconds: 0 });
+    assert_eq!(state.services[&frontend(0)], ServiceEntry { id: 8, count: 1, affinity: None });
 }
