@@ -225,6 +225,16 @@ struct {
 	__type(value, struct pg_control);
 } control SEC(".maps");
 
+/* How many steps of commits were written: one more after each write of a class or a table. Programs that look up both
+ * compare it before and after (policy.h). Writer: policyd, through shared memory. Cannot be full. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} commit_steps SEC(".maps");
+
 /* Events. Writer: programs. Reader: policyd. Full: the event is lost and counted; event.h keeps one endpoint from
  * filling it. */
 struct {

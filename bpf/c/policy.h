@@ -166,6 +166,29 @@ static __always_inline __u32 pg_peer_class(const struct pg_packet *packet)
 	return found ? found->class : PG_CLASS_ANY;
 }
 
+/* The entry of a table for a class. `key` has all but the class. */
+static __always_inline struct pg_policy_value *pg_policy_entry(void *table,
+							       struct pg_policy_key *key,
+							       __u32 class)
+{
+	struct pg_policy_value *entry = NULL;
+
+	key->class = class;
+	if (class != PG_CLASS_ANY)
+		entry = bpf_map_lookup_elem(table, key);
+	if (!entry) {
+		key->class = PG_CLASS_ANY;
+		entry = bpf_map_lookup_elem(table, key);
+	}
+	return entry;
+}
+
+/* A verdict that this build does not know denies. */
+static __always_inline int pg_passes(const struct pg_policy_value *entry)
+{
+	return entry && (entry->verdict == PG_VERDICT_ALLOW || entry->verdict == PG_VERDICT_AUDIT);
+}
+
 /* What an entry says, or that there is none. Each fragment and each packet that opens nothing has a verdict of its own,
  * but only the first packet of a flow is worth a hit and an event; of what is denied no flow is remembered, and each packet
  * is a first one. */
@@ -181,10 +204,24 @@ static __always_inline enum pg_reason pg_decide(struct pg_packet *packet,
 	}
 	packet->reject = entry->verdict == PG_VERDICT_REJECT &&
 			 !(flags & (PG_EVAL_SOME_PORT | PG_EVAL_NO_PEER));
-	/* A number that this build does not know denies. */
-	if (entry->verdict != PG_VERDICT_ALLOW && entry->verdict != PG_VERDICT_AUDIT)
+	if (!pg_passes(entry))
 		return PG_DENY_POLICY;
 	return entry->verdict == PG_VERDICT_AUDIT ? PG_ALLOW_AUDIT : PG_ALLOW_POLICY;
+}
+
+/* How often a peer's class and the endpoint's table are read at most. A commit adds what the new state allows, moves
+ * addresses to their new classes, and then removes what only the old one allowed. A CPU that is held up between the reads
+ * for as long as that takes (a virtual one that is not scheduled) has the class of before and the table of after, which
+ * may refuse what both states allow, or allow what both refuse: it reads again. What it has at the third time holds; the
+ * epoch that follows the commit has it judged again. */
+#define PG_POLICY_READS 3
+
+/* The number of steps that commits have written so far. */
+static __always_inline __u32 pg_commit_steps(void)
+{
+	__u32 zero = 0, *steps = bpf_map_lookup_elem(&commit_steps, &zero);
+
+	return steps ? *(volatile __u32 *)steps : 0;
 }
 
 /* Evaluates policy for the packet in `slot`, in `direction`. `flags`: enum pg_eval_flag. Sets the packet's rule,
@@ -196,7 +233,7 @@ PG_GLOBAL_FN enum pg_reason pg_policy_verdict(struct __sk_buff *skb, __u32 slot,
 	struct pg_policy_key key = { .prefixlen = PG_POLICY_PREFIX_PORT };
 	struct pg_policy_value *entry = NULL;
 	struct pg_endpoint *endpoint;
-	__u32 ifindex = skb->ifindex;
+	__u32 ifindex = skb->ifindex, read;
 	void *table;
 
 	if (!packet)
@@ -265,19 +302,19 @@ PG_GLOBAL_FN enum pg_reason pg_policy_verdict(struct __sk_buff *skb, __u32 slot,
 	/* After the node's own packets, whose flows are marked as such. */
 	if (packet->learning)
 		return PG_ALLOW_STARTUP;
-	table = bpf_map_lookup_elem(&policies, &ifindex);
-	if (!table)
-		return endpoint->startup == PG_STARTUP_OPEN ? PG_ALLOW_STARTUP : PG_DENY_STARTUP;
+#pragma clang loop unroll(disable)
+	for (read = 0; read < PG_POLICY_READS; read++) {
+		__u32 steps = pg_commit_steps();
 
-	if (!(flags & PG_EVAL_NO_PEER))
-		packet->class = pg_peer_class(packet);
-	if (packet->class != PG_CLASS_ANY) {
-		key.class = packet->class;
-		entry = bpf_map_lookup_elem(table, &key);
-	}
-	if (!entry) {
-		key.class = PG_CLASS_ANY;
-		entry = bpf_map_lookup_elem(table, &key);
+		table = bpf_map_lookup_elem(&policies, &ifindex);
+		if (!table)
+			return endpoint->startup == PG_STARTUP_OPEN ? PG_ALLOW_STARTUP
+								    : PG_DENY_STARTUP;
+		if (!(flags & PG_EVAL_NO_PEER))
+			packet->class = pg_peer_class(packet);
+		entry = pg_policy_entry(table, &key, packet->class);
+		if (pg_commit_steps() == steps)
+			break;
 	}
 	return pg_decide(packet, entry, flags);
 }

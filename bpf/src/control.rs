@@ -1,10 +1,12 @@
 //! The epoch and the switches, and the counters.
 
+use std::sync::atomic::Ordering;
+
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::abi::{COUNTER_COUNT, Counter, Direction, Mode, REASON_COUNT, Reason, STAT_BASE, Stat};
-use crate::sys::{ControlWord, SharedControl};
+use crate::sys::{ControlWord, SharedControl, SharedSteps};
 use crate::typed_map::{errno, wrote};
 use crate::{Error, Result};
 
@@ -54,6 +56,29 @@ impl Control {
     /// Sets the limit of events in a second that all endpoints share, beside their own tokens; 0: no events at all.
     pub fn set_event_limit(&self, limit: u32) {
         self.shared.store(ControlWord::EventsPerSecond, limit);
+    }
+}
+
+/// The `commit_steps` map's only value, shared with the programs.
+#[derive(Debug)]
+pub struct CommitSteps {
+    shared: SharedSteps,
+}
+
+impl CommitSteps {
+    pub(crate) fn new(shared: SharedSteps) -> Self {
+        Self { shared }
+    }
+
+    /// After each write of an address's class or of a policy map that packets may meet: programs that were between two
+    /// reads meanwhile read both again.
+    pub(crate) fn count(&self) {
+        self.shared.word().fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many were counted, by all processes since the map was made.
+    pub fn counted(&self) -> u32 {
+        self.shared.word().load(Ordering::SeqCst)
     }
 }
 

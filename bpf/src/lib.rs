@@ -26,6 +26,7 @@ pub mod loader;
 pub mod maps;
 pub mod open_count;
 pub mod pins;
+mod policy_map;
 mod programs;
 mod record;
 mod registration;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Arc, OnceLock};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys};
 use zerocopy::IntoBytes;
@@ -11,12 +12,13 @@ use crate::abi::{
     Addr, ClassValue, ControlRecord, Counter, EndpointRecord, Expect, ExpectKey, Frag, FragKey,
     Net4Key, Net6Key, NodeAddr, NodeKey, Peer4Key, Peer6Key, PolicyKey, PolicyValue, Startup,
 };
-pub use crate::control::{Control, Counters};
+pub use crate::control::{CommitSteps, Control, Counters};
 use crate::flow_table::FlowTable;
 use crate::limits::LimitMaps;
+pub use crate::policy_map::PolicyMap;
 pub use crate::registration::{PodRef, Registration};
 use crate::services::ServiceMaps;
-use crate::sys::SharedControl;
+use crate::sys::{SharedControl, SharedSteps};
 use crate::typed_map::{PinnedMap, TypedMap, errno, write_error, wrote};
 use crate::{Error, PinRoot, Result, sys};
 use podgate_contract::handshake::EndpointRef;
@@ -51,6 +53,8 @@ pub struct Maps {
     events: PinnedMap,
     previous: PinnedMap,
     control: Control,
+    commit_step_map: PinnedMap,
+    commit_steps: OnceLock<Arc<CommitSteps>>,
 }
 
 /// The pinned maps, by the names they have in `c/maps.h` and under the pin root.
@@ -77,6 +81,7 @@ pub(crate) const PINNED: &[&str] = &[
     "affinity",
     "counters",
     "control",
+    "commit_steps",
     "events",
     "previous",
     "limits",
@@ -111,6 +116,8 @@ impl Maps {
             events: pin("events", MapType::RingBuf, 0, 0),
             previous: pin("previous", MapType::ProgArray, WORD, WORD),
             control: Control::new(shared),
+            commit_step_map: pin("commit_steps", MapType::Array, WORD, WORD),
+            commit_steps: OnceLock::new(),
         })
     }
 
@@ -130,6 +137,7 @@ impl Maps {
         self.limits.open_all()?;
         self.counters.handle()?;
         self.events.handle()?;
+        self.commit_step_map.handle()?;
         self.previous.handle().map(drop)
     }
 
@@ -159,6 +167,20 @@ impl Maps {
     /// The epoch and the switches.
     pub fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// The count of the steps of commits. Each write of a class or a policy map counts itself.
+    pub fn commit_steps(&self) -> Result<&Arc<CommitSteps>> {
+        if let Some(steps) = self.commit_steps.get() {
+            return Ok(steps);
+        }
+        let shared = SharedSteps::map(self.commit_step_map.handle()?.as_fd())
+            .map_err(|e| Error::io("map into memory", "commit_steps", e))?;
+        Ok(self.commit_steps.get_or_init(|| Arc::new(CommitSteps::new(shared))))
+    }
+
+    fn count_step(&self) -> Result<()> {
+        self.commit_steps().map(|steps| steps.count())
     }
 
     /// Services and their endpoints.
@@ -304,7 +326,8 @@ impl Maps {
         match address {
             IpAddr::V4(ip) => self.peers4.set(&Peer4Key::new(ip), &value),
             IpAddr::V6(_) => self.peers6.set(&Peer6Key { addr: address.into() }, &value),
-        }
+        }?;
+        self.count_step()
     }
 
     /// Forgets the class of an exact address.
@@ -312,8 +335,8 @@ impl Maps {
         match address {
             IpAddr::V4(ip) => self.peers4.remove(&Peer4Key::new(ip)),
             IpAddr::V6(_) => self.peers6.remove(&Peer6Key { addr: address.into() }),
-        }
-        .map(drop)
+        }?;
+        self.count_step()
     }
 
     /// The class of one exact address, if it has any.
@@ -344,7 +367,8 @@ impl Maps {
         match net.0 {
             IpAddr::V4(ip) => self.nets4.set(&Net4Key { prefixlen, addr: ip.octets() }, &value),
             IpAddr::V6(_) => self.nets6.set(&Net6Key { prefixlen, addr: net.0.into() }, &value),
-        }
+        }?;
+        self.count_step()
     }
 
     /// Forgets a prefix.
@@ -353,8 +377,8 @@ impl Maps {
         match net.0 {
             IpAddr::V4(ip) => self.nets4.remove(&Net4Key { prefixlen, addr: ip.octets() }),
             IpAddr::V6(_) => self.nets6.remove(&Net6Key { prefixlen, addr: net.0.into() }),
-        }
-        .map(drop)
+        }?;
+        self.count_step()
     }
 
     /// All prefixes and their classes.
@@ -388,16 +412,19 @@ impl Maps {
             &opts,
         )
         .map_err(|e| Error::io("create", "policy map", errno(&e)))?;
-        let map = PolicyMap { map: TypedMap::new("policy map", handle) };
-        for (key, value) in entries {
-            map.set(key, value)?;
-        }
+        let map = PolicyMap::new(handle, self.commit_steps()?.clone());
+        map.fill(entries)?;
         Ok(map)
     }
 
     /// Puts policy maps in force, each atomically in place of its endpoint's earlier one. The batch waits
     /// for one RCU grace period (about 10 ms), however many there are; each waits for its own before kernel 5.19.
     pub fn install_policy_maps(&self, maps: &[(u32, &PolicyMap)]) -> Result<()> {
+        self.put_in_force(maps)?;
+        self.count_step()
+    }
+
+    fn put_in_force(&self, maps: &[(u32, &PolicyMap)]) -> Result<()> {
         // features::Feature::NestedBatches
         match maps {
             [] => return Ok(()),
@@ -407,7 +434,7 @@ impl Maps {
         let keys: Vec<u8> = maps.iter().flat_map(|(ifindex, _)| ifindex.to_ne_bytes()).collect();
         let mut fds: Vec<u8> = Vec::with_capacity(maps.len() * size_of::<i32>());
         for (_, map) in maps {
-            fds.extend(map.map.handle()?.as_fd().as_raw_fd().to_ne_bytes());
+            fds.extend(map.handle()?.as_fd().as_raw_fd().to_ne_bytes());
         }
         let policies = self.policies.handle()?;
         let done =
@@ -425,7 +452,7 @@ impl Maps {
     }
 
     fn install_policy_map(&self, ifindex: u32, map: &PolicyMap) -> Result<()> {
-        let fd = map.map.handle()?.as_fd().as_raw_fd();
+        let fd = map.handle()?.as_fd().as_raw_fd();
         let policies = self.policies.handle()?;
         policies
             .update(&ifindex.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
@@ -460,7 +487,7 @@ impl Maps {
     pub fn policy_map(&self, ifindex: u32) -> Result<Option<PolicyMap>> {
         let Some(id) = self.policy_map_id(ifindex)? else { return Ok(None) };
         match MapHandle::from_map_id(id).map_err(|e| errno(&e)) {
-            Ok(handle) => Ok(Some(PolicyMap { map: TypedMap::new("policy map", handle) })),
+            Ok(handle) => Ok(Some(PolicyMap::new(handle, self.commit_steps()?.clone()))),
             // It was replaced or removed since.
             Err(cause) if cause.raw_os_error() == Some(nix::libc::ENOENT) => Ok(None),
             Err(cause) => {
@@ -483,36 +510,4 @@ impl Maps {
 /// Keys of the v6 maps are v6, also where the bytes look like a mapped IPv4 address.
 fn v6_of(addr: Addr) -> IpAddr {
     IpAddr::V6(addr.bytes.into())
-}
-
-/// One endpoint's table.
-#[derive(Debug)]
-pub struct PolicyMap {
-    map: TypedMap<PolicyKey, PolicyValue>,
-}
-
-impl PolicyMap {
-    pub(crate) fn handle(&self) -> Result<&MapHandle> {
-        self.map.handle()
-    }
-
-    /// Adds or changes an entry, in place: about a microsecond, at once in force.
-    pub fn set(&self, key: &PolicyKey, value: &PolicyValue) -> Result<()> {
-        self.map.set(key, value)
-    }
-
-    /// Removes an entry; a missing one is fine.
-    pub fn remove(&self, key: &PolicyKey) -> Result<()> {
-        self.map.remove(key).map(drop)
-    }
-
-    /// What the programs would find: the longest entry that is a prefix of `key`.
-    pub fn get(&self, key: &PolicyKey) -> Result<Option<PolicyValue>> {
-        self.map.get(key)
-    }
-
-    /// All entries, with their hit counters.
-    pub fn entries(&self) -> Result<Vec<(PolicyKey, PolicyValue)>> {
-        self.map.entries()
-    }
 }

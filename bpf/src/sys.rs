@@ -445,6 +445,23 @@ impl SharedControl {
     }
 }
 
+/// The only value of the `commit_steps` map.
+#[derive(Debug)]
+pub(crate) struct SharedSteps {
+    page: SharedPage,
+}
+
+impl SharedSteps {
+    pub(crate) fn map(map: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self { page: SharedPage::map(map)? })
+    }
+
+    pub(crate) fn word(&self) -> &AtomicU32 {
+        // SAFETY: the first word of a page that lives as long as self; programs read it, processes change it atomically.
+        unsafe { AtomicU32::from_ptr(self.page.at.cast::<u32>().as_ptr()) }
+    }
+}
+
 /// The two values of the `flow_use` map.
 #[derive(Debug)]
 pub(crate) struct SharedUse {

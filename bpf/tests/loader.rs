@@ -6,6 +6,8 @@
 mod metered;
 #[path = "loader/services.rs"]
 mod services;
+#[path = "loader/steps.rs"]
+mod steps;
 #[path = "loader/trust.rs"]
 mod trust;
 #[path = "loader/verified.rs"]
@@ -40,7 +42,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     sandbox::run(|| {
-        let tests: [(&str, fn()); 30] = [
+        let tests: [(&str, fn()); 31] = [
             ("load: nothing is there before, everything after", loads),
             ("load: eight threads at once load once", threads_load_once),
             ("load: eight processes at once load once", processes_load_once),
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
             ),
             ("load: not on a BPF file system", not_on_bpffs),
             ("load: verified instructions are counted", verified::printed_and_kept),
+            ("steps: each write of a class or a table is counted", steps::each_write_is_counted),
             ("trust: pins of another kind are named", trust::other_kinds),
             ("trust: another's map of the same sizes is named", trust::others_maps),
             ("trust: foreign pins are named and left alone", trust::foreign_names),
@@ -111,7 +114,7 @@ fn loads() {
     assert_eq!(programs(&first), programs(&opened));
     let mode = fs::metadata(root.dir()).unwrap();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o700);
-    assert_eq!(pins(&root).len(), 31, "{:?}", pins(&root));
+    assert_eq!(pins(&root).len(), 32, "{:?}", pins(&root));
 }
 
 fn threads_load_once() {

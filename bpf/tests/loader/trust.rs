@@ -183,5 +183,5 @@ pub(super) fn prepared_by_others() {
     chown(&bpf_root, Some(0), Some(0)).unwrap();
     fs::set_permissions(&bpf_root, Permissions::from_mode(0o755)).unwrap();
     drop(Datapath::open_or_load(&root, &small()).unwrap());
-    assert_eq!(pins(&root).len(), 31);
+    assert_eq!(pins(&root).len(), 32);
 }
