@@ -10,6 +10,7 @@ pub mod certs;
 pub mod conformance;
 pub mod control;
 pub mod crd;
+pub mod dial;
 pub mod kubectl;
 pub mod matrix;
 pub mod network;
@@ -17,6 +18,7 @@ pub mod podgate;
 pub mod pods;
 pub mod probe;
 pub mod programs;
+pub mod service_worlds;
 pub mod shared;
 pub mod worker;
 

@@ -62,6 +62,9 @@ pub struct Probe {
     pub allowed: bool,
 }
 
+/// What a server says: to a client of this address, at this port of its own.
+type Answer = Arc<dyn Fn(SocketAddr, u16) -> String + Send + Sync>;
+
 /// A pod that answers with its name on some ports, both protocols, both families. Dropped, it stops.
 #[derive(Debug)]
 pub struct Server {
@@ -72,9 +75,20 @@ pub struct Server {
 impl Server {
     /// Listens in a network namespace.
     pub fn listen(netns: &Path, name: &str, ports: &[u16]) -> Result<Self> {
+        let name = name.to_owned();
+        Self::listen_as(netns, ports, move |_, _| name.clone())
+    }
+
+    /// Listens in a network namespace, and answers with what `says` makes of the client's address and its own port.
+    pub fn listen_as(
+        netns: &Path,
+        ports: &[u16],
+        says: impl Fn(SocketAddr, u16) -> String + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let says: Answer = Arc::new(says);
         let stop = Arc::new(Notify::new());
         let (stopped, path) = (stop.clone(), netns.to_owned());
-        let (name, ports) = (name.to_owned(), ports.to_owned());
+        let ports = ports.to_owned();
         let (told, ready) = mpsc::channel();
         let thread = thread::spawn(move || {
             let done = in_namespace(&path, || {
@@ -83,8 +97,8 @@ impl Server {
                     for port in ports {
                         // both families: an IPv6 socket takes IPv4 too
                         let any = (Ipv6Addr::UNSPECIFIED, port);
-                        tokio::spawn(accept(TcpListener::bind(any).await?, name.clone()));
-                        tokio::spawn(answer(UdpSocket::bind(any).await?, name.clone()));
+                        tokio::spawn(accept(TcpListener::bind(any).await?, port, says.clone()));
+                        tokio::spawn(answer(UdpSocket::bind(any).await?, port, says.clone()));
                     }
                     let _ = told.send(Ok(()));
                     stopped.notified().await;
@@ -109,12 +123,12 @@ impl Drop for Server {
     }
 }
 
-async fn accept(listener: TcpListener, name: String) {
+async fn accept(listener: TcpListener, port: u16, says: Answer) {
     loop {
-        if let Ok((mut stream, _)) = listener.accept().await {
-            let name = name.clone();
+        if let Ok((mut stream, client)) = listener.accept().await {
+            let text = says(client, port);
             tokio::spawn(async move {
-                let _ = stream.write_all(name.as_bytes()).await;
+                let _ = stream.write_all(text.as_bytes()).await;
                 let _ = stream.shutdown().await;
                 // until the client is done: a reset would take the answer away from it
                 let _ = timeout(ALLOWED_TIMEOUT, stream.read(&mut [0; 1])).await;
@@ -123,11 +137,11 @@ async fn accept(listener: TcpListener, name: String) {
     }
 }
 
-async fn answer(socket: UdpSocket, name: String) {
+async fn answer(socket: UdpSocket, port: u16, says: Answer) {
     let mut data = [0; 16];
     loop {
         if let Ok((_, from)) = socket.recv_from(&mut data).await {
-            let _ = socket.send_to(name.as_bytes(), from).await;
+            let _ = socket.send_to(says(from, port).as_bytes(), from).await;
         }
     }
 }
@@ -200,6 +214,6 @@ async fn ask_by_datagram(to: SocketAddr) -> Option<String> {
     None
 }
 
-fn runtime() -> Result<Runtime> {
+pub(super) fn runtime() -> Result<Runtime> {
     Builder::new_current_thread().enable_all().build().context("make a runtime for probes")
 }
