@@ -31,7 +31,7 @@ pub use ranked::{
 };
 pub use service::{
     Addressing, Condition, EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort,
-    TargetPort, TrafficPolicy,
+    TargetPort, TopologyHints, TrafficPolicy,
 };
 
 /// Namespace and name of a namespaced object. Prints as `namespace/name`.

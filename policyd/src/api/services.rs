@@ -1,12 +1,13 @@
 //! `GET /v1/services`.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use podgate_contract::api::{ServiceEndpoint, ServiceFrontend, ServiceState};
 use podgate_policy::index::Index;
-use podgate_policy::model::{EndpointSlice, Service};
+use podgate_policy::model::Service;
 use podgate_policy::services::{Backend, BackendSet, BackendState, Frontend, UntranslatedReason};
 
 use super::{Api, Refusal};
@@ -21,7 +22,7 @@ fn every(answers: &QueryContext<'_>) -> Vec<ServiceFrontend> {
     let catalog = answers.index.services();
     let mut all = Vec::new();
     for service in catalog.services() {
-        let notes = unheeded(service, catalog.slices_of(&service.key).map(|slice| &**slice));
+        let notes = notes(service);
         for (frontend, balance) in table.of_service(&service.key) {
             let (state, reason) = state(answers, frontend, balance.map(|balance| &**balance));
             let endpoints = balance.into_iter().flat_map(|balance| &balance.backends);
@@ -72,22 +73,14 @@ fn item(answers: &QueryContext<'_>, service: &Service, frontend: Frontend) -> Se
     }
 }
 
-/// Fields of a service or of its slices that are not supported.
-fn unheeded<'a>(
-    service: &Service,
-    mut slices: impl Iterator<Item = &'a EndpointSlice>,
-) -> Vec<String> {
-    if let Some(distribution) = &service.distribution {
-        return vec![format!(
-            "trafficDistribution {distribution} is not heeded: endpoints of all nodes and zones are picked alike"
-        )];
-    }
-    if slices.any(|slice| slice.hints) {
-        let note =
-            "topology hints are not heeded: endpoints of all nodes and zones are picked alike";
-        return vec![note.to_owned()];
-    }
-    Vec::new()
+/// What a service says that does not decide here.
+fn notes(service: &Service) -> Vec<String> {
+    let note = |distribution: &Arc<str>| {
+        format!(
+            "trafficDistribution {distribution}: the hints in the slices decide, which are made from it"
+        )
+    };
+    service.distribution.iter().map(note).collect()
 }
 
 fn state(

@@ -27,7 +27,6 @@ use std::sync::Arc;
 use podgate_bpf::{Datapath, Result};
 use podgate_policy::compile::{Engine, EngineDelta, TableDelta};
 use podgate_policy::index::{Changes, Index};
-use podgate_policy::services::Catalog;
 use podgate_policy::tables::{Endpoint, EndpointId};
 
 use super::limits::LimitSync;
@@ -126,8 +125,8 @@ impl MapSync {
     }
 
     /// Takes in the changes of the services. The next commit writes them.
-    pub fn follow_services(&mut self, catalog: &mut Catalog) {
-        self.services.follow(catalog);
+    pub fn follow_services(&mut self, index: &mut Index) {
+        self.services.follow(index);
     }
 
     /// What pods may use; the next commit writes what has changed.

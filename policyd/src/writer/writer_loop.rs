@@ -324,7 +324,7 @@ impl WriterLoop {
         let changes = {
             let mut index = self.shared.index_mut();
             self.nodes.update(index.host_addresses(), &mut self.maps);
-            self.maps.follow_services(index.services_mut());
+            self.maps.follow_services(&mut index);
             index.take_changes()
         };
         let index = self.shared.index();

@@ -49,38 +49,38 @@ fn explained(node: &Node, from: &str, to: &str, port: &str) -> String {
 }
 
 #[test]
-fn what_is_not_heeded_is_noted() {
+fn s10_16_hints_for_another_zone_leave_an_endpoint_out_until_the_node_is_there() {
     on_a_node(|node| {
-        let spec = |address: &str| {
-            format!("clusterIP: {address}, ports: [{{port: 80, targetPort: 8080}}]")
-        };
-        let asks = service("", &format!("{}, trafficDistribution: PreferClose", spec("10.96.0.1")));
-        let plain = service("", &spec("10.96.0.2")).replace("name: api}", "name: plain}");
         let hinted = "apiVersion: v1\nkind: Service\nmetadata: {namespace: shop, name: hinted}\n\
-            spec: {clusterIP: 10.96.0.3, ports: [{port: 80}]}\n---\n\
+            spec: {clusterIP: 10.96.0.3, ports: [{port: 80}], trafficDistribution: PreferClose}\n---\n\
             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
             metadata: {namespace: shop, name: hinted-a, labels: {kubernetes.io/service-name: hinted}}\n\
-            ports: [{port: 80}]\nendpoints: [{addresses: [10.0.0.9], hints: {forZones: [{name: z1}]}}]\n";
-        node.manifest("api.yaml", &[asks, plain, hinted.to_owned()].concat());
+            ports: [{port: 80}]\nendpoints:\n\
+            - {addresses: [10.0.0.8], hints: {forZones: [{name: z1}]}}\n\
+            - {addresses: [10.0.0.9], hints: {forZones: [{name: z2}]}}\n";
+        let labelled = |zone: &str| {
+            format!(
+                "apiVersion: v1\nkind: Node\nmetadata: {{name: n1, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n"
+            )
+        };
+        node.manifest("api.yaml", hinted);
+        node.manifest("node.yaml", &labelled("z1"));
         pods(node);
         let _policyd = node.policyd();
         node.ready();
-        let services = node.get("/v1/services");
-        let notes: Vec<(&str, &str)> = services
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|of| (of["name"].as_str().unwrap(), of["notes"][0].as_str().unwrap_or_default()))
-            .collect();
-        let alike = "not heeded: endpoints of all nodes and zones are picked alike";
-        assert_eq!(
-            notes,
-            [
-                ("api", &*format!("trafficDistribution PreferClose is {alike}")),
-                ("hinted", &*format!("topology hints are {alike}")),
-                ("plain", ""),
-            ]
-        );
+        let picked = || {
+            let services = node.get("/v1/services");
+            let endpoints = services[0]["endpoints"].as_array().unwrap().clone();
+            let states = endpoints.iter().map(|of| of["state"].as_str().unwrap().to_owned());
+            states.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(picked(), "ready serving");
+        let note = "trafficDistribution PreferClose: the hints in the slices decide, which are made from it";
+        assert_eq!(node.get("/v1/services")[0]["notes"][0], note);
+        node.manifest("node.yaml", &labelled("z2"));
+        eventually("the other zone's endpoint is picked", || picked() == "serving ready");
+        node.manifest("node.yaml", &labelled("z3"));
+        eventually("both endpoints are picked", || picked() == "ready ready");
     });
 }
 

@@ -31,7 +31,7 @@ pub struct ServiceFrontend {
     pub affinity_seconds: u32,
     /// Where it leads.
     pub endpoints: Vec<ServiceEndpoint>,
-    /// What of the service is not heeded.
+    /// What the service says that does not decide here, such as `trafficDistribution`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }

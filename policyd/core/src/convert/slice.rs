@@ -1,13 +1,13 @@
 //! EndpointSlices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1 as api;
 
 use super::policy::{port_number, protocol};
 use super::{FieldError, key, parse_address};
-use crate::model::{Condition, EndpointSlice, SliceEndpoint, SlicePort};
+use crate::model::{Condition, EndpointSlice, SliceEndpoint, SlicePort, TopologyHints};
 
 /// The label that names a slice's service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -37,6 +37,7 @@ pub fn endpoint_slice(object: &api::EndpointSlice) -> Result<EndpointSlice, Fiel
     let mut endpoints = Vec::new();
     // few nodes, many endpoints
     let mut nodes: BTreeMap<&str, Arc<str>> = BTreeMap::new();
+    let mut hints: BTreeSet<Arc<TopologyHints>> = BTreeSet::new();
     for (index, endpoint) in object.endpoints.iter().enumerate() {
         let Some(v4) = v4 else { break };
         let Some(text) = endpoint.addresses.first() else { continue };
@@ -52,6 +53,7 @@ pub fn endpoint_slice(object: &api::EndpointSlice) -> Result<EndpointSlice, Fiel
             address,
             condition: condition(endpoint.conditions.as_ref()),
             node: node.map(|node| nodes.entry(node).or_insert_with(|| node.into()).clone()),
+            hints: shared(&mut hints, topology_hints(endpoint.hints.as_ref())),
         });
     }
     Ok(EndpointSlice {
@@ -59,8 +61,25 @@ pub fn endpoint_slice(object: &api::EndpointSlice) -> Result<EndpointSlice, Fiel
         service: service.filter(|name| !name.is_empty()).map(|name| name.as_str().into()),
         ports,
         endpoints,
-        hints: object.endpoints.iter().any(|endpoint| endpoint.hints.is_some()),
     })
+}
+
+fn topology_hints(hints: Option<&api::EndpointHints>) -> TopologyHints {
+    let nodes = hints.into_iter().flat_map(|hints| hints.for_nodes.iter().flatten());
+    let zones = hints.into_iter().flat_map(|hints| hints.for_zones.iter().flatten());
+    let nodes: BTreeSet<Arc<str>> = nodes.map(|node| node.name.as_str().into()).collect();
+    let zones: BTreeSet<Arc<str>> = zones.map(|zone| zone.name.as_str().into()).collect();
+    TopologyHints { nodes: nodes.into_iter().collect(), zones: zones.into_iter().collect() }
+}
+
+/// Many endpoints of a slice have the same few hints.
+fn shared(known: &mut BTreeSet<Arc<TopologyHints>>, hints: TopologyHints) -> Arc<TopologyHints> {
+    if let Some(known) = known.get(&hints) {
+        return known.clone();
+    }
+    let hints = Arc::new(hints);
+    known.insert(hints.clone());
+    hints
 }
 
 /// A port with a number; one without means "any", which no packet can be translated to, nor can it to 0, which the API

@@ -109,8 +109,6 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// The endpoints. None for a family that podgate does not know (FQDN).
     pub endpoints: Vec<SliceEndpoint>,
-    /// Whether an endpoint has topology hints.
-    pub hints: bool,
 }
 
 impl EndpointSlice {
@@ -141,6 +139,18 @@ pub struct SliceEndpoint {
     pub condition: Condition,
     /// The node it is on.
     pub node: Option<Arc<str>>,
+    /// For whom it is, if all nodes are not meant to use it alike. Endpoints of a slice share equal ones.
+    pub hints: Arc<TopologyHints>,
+}
+
+/// The consumers that the writer of a slice intends an endpoint for, each list sorted and without duplicates. Empty: it
+/// has no hint of that kind, which is the same as an empty list in the slice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TopologyHints {
+    /// `forNodes`: the names of nodes.
+    pub nodes: Vec<Arc<str>>,
+    /// `forZones`: values of the nodes' label `topology.kubernetes.io/zone`.
+    pub zones: Vec<Arc<str>>,
 }
 
 /// Whether an endpoint takes connections. The better one is the greater one.

@@ -106,6 +106,7 @@ mod tests {
             port: port.into(),
             affinity: None,
             backends: BTreeMap::new(),
+            left_out: Vec::new(),
         };
         numbers.of(&Frontend { address, port: 80, protocol }, &backends)
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::locality::{Hinted, Place};
 use super::{Backend, BackendSet, BackendState, Catalog};
 use crate::model::{Condition, Service, ServicePort, SliceEndpoint, TrafficPolicy};
 
@@ -12,7 +13,7 @@ type Conditions = BTreeMap<Backend, Condition>;
 /// How kube-proxy, or another proxy, may spread the packets of an untranslated address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Spread {
-    /// Over the endpoints of all nodes alike, as kube-proxy does.
+    /// Over the ready endpoints of all nodes, as kube-proxy does: each node may take a part of them only, by topology hints.
     Cluster,
     /// Over the endpoints of one node only: any node's, because it is not known here which node translates the packet.
     Node,
@@ -23,20 +24,29 @@ pub(super) enum Spread {
 /// The backends of a service port at addresses of one family; `None`: there is no usable one.
 pub(super) fn backend_set(
     catalog: &Catalog,
-    node: &Arc<str>,
+    place: &Place,
     (service, port): (&Service, &ServicePort),
     (v4, policy): (bool, TrafficPolicy),
 ) -> Option<BackendSet> {
     let mut conditions = Conditions::new();
-    each(catalog, service, port, v4, |backend, endpoint| {
-        if policy == TrafficPolicy::Cluster || endpoint.node.as_ref() == Some(node) {
+    let mut hinted = Hinted::new(place);
+    each(catalog, service, port, v4, |backend, endpoint| match policy {
+        TrafficPolicy::Cluster => {
+            note(&mut conditions, backend, endpoint.condition);
+            hinted.note(backend, endpoint);
+        }
+        TrafficPolicy::Local if endpoint.node.as_ref() == Some(&place.node) => {
             note(&mut conditions, backend, endpoint.condition);
         }
+        TrafficPolicy::Local => {}
     });
     let usable = usable(&conditions)?;
-    let state = |condition: Condition| match condition {
+    let left_out = hinted.left_out();
+    let state = |backend: &Backend, condition: Condition| match condition {
         Condition::Unready => None,
-        condition if condition >= usable => Some(BackendState::Ready),
+        condition if condition >= usable && left_out.binary_search(backend).is_err() => {
+            Some(BackendState::Ready)
+        }
         _ => Some(BackendState::Serving),
     };
     let backends = conditions.into_iter();
@@ -44,7 +54,10 @@ pub(super) fn backend_set(
         service: service.key.clone(),
         port: port.name.clone(),
         affinity: service.affinity,
-        backends: backends.filter_map(|(backend, of)| Some((backend, state(of)?))).collect(),
+        backends: backends
+            .filter_map(|(backend, of)| Some((backend, state(&backend, of)?)))
+            .collect(),
+        left_out,
     })
 }
 

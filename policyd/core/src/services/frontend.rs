@@ -53,6 +53,9 @@ pub struct BackendSet {
     pub affinity: Option<NonZeroU32>,
     /// At least one of them is [`BackendState::Ready`].
     pub backends: BTreeMap<Backend, BackendState>,
+    /// Those that take new flows, but not this node's: topology hints intend them for others. Sorted; in `backends` they are
+    /// [`BackendState::Serving`].
+    pub left_out: Vec<Backend>,
 }
 
 impl BackendSet {
@@ -60,6 +63,12 @@ impl BackendSet {
     pub fn ready(&self) -> impl Iterator<Item = Backend> + '_ {
         let ready = self.backends.iter().filter(|(_, state)| **state == BackendState::Ready);
         ready.map(|(backend, _)| *backend)
+    }
+
+    /// The backends that a proxy may select for new flows: it need not know the hints that hold here, as one of an older
+    /// version does not, and one that has not yet seen a change.
+    pub fn ready_anywhere(&self) -> impl Iterator<Item = Backend> + '_ {
+        self.ready().chain(self.left_out.iter().copied())
     }
 }
 

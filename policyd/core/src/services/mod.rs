@@ -13,6 +13,7 @@ mod affinity;
 mod backends;
 mod catalog;
 mod frontend;
+mod locality;
 mod stable_hash;
 mod synthesize;
 mod table;

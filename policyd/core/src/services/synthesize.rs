@@ -115,19 +115,14 @@ fn slices_for(
                 PodLife::Terminating => Condition::Draining,
                 PodLife::Finished => continue,
             };
-            let endpoint = SliceEndpoint { address, condition, node: pod.node.clone() };
+            let hints = Arc::default();
+            let endpoint = SliceEndpoint { address, condition, node: pod.node.clone(), hints };
             groups.entry((v4, ports.clone())).or_default().push(endpoint);
         }
     }
     let slice = |((_, ports), endpoints)| {
         let key = free_name(&service.key, names);
-        EndpointSlice {
-            key,
-            service: Some(service.key.name.clone()),
-            ports,
-            endpoints,
-            hints: false,
-        }
+        EndpointSlice { key, service: Some(service.key.name.clone()), ports, endpoints }
     };
     groups.into_iter().map(slice).collect()
 }

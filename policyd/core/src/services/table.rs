@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::backends::{Spread, backend_set, reachable};
+use super::locality::Place;
 use super::{
     BackendSet, Catalog, Claims, Dispute, Frontend, Untranslated, UntranslatedReason,
     UntranslatedSet,
@@ -15,7 +16,7 @@ use crate::model::{ObjectKey, Protocol, Service, ServicePort, TrafficPolicy};
 /// slices recomputes that service and nothing else.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceTable {
-    node: Arc<str>,
+    place: Place,
     context: NodeContext,
     /// The frontends that each service claims, whether or not it is the one that has them.
     services: BTreeMap<ObjectKey, ServiceFrontends>,
@@ -67,7 +68,7 @@ impl ServiceFrontends {
 impl ServiceTable {
     /// An empty table of the node of this name (as slices name it).
     pub fn new(node: impl Into<Arc<str>>) -> Self {
-        Self { node: node.into(), ..Self::default() }
+        Self { place: Place { node: node.into(), zone: None }, ..Self::default() }
     }
 
     /// A table of everything that a catalog holds.
@@ -77,6 +78,11 @@ impl ServiceTable {
             table.update(catalog, &service.key);
         }
         table
+    }
+
+    /// The node's name, as slices give it.
+    pub fn node(&self) -> &str {
+        &self.place.node
     }
 
     /// Recomputes the services that changed in the catalog since the last call.
@@ -99,6 +105,23 @@ impl ServiceTable {
             self.changed.extend(frontends);
         }
         self.untranslated_changed = true;
+    }
+
+    /// Sets the node's zone, as hints name it; `None`: it has none. Recomputes the services with zone hints if it changed.
+    pub fn set_zone(&mut self, catalog: &Catalog, zone: Option<Arc<str>>) {
+        if self.place.zone == zone {
+            return;
+        }
+        self.place.zone = zone;
+        let hinted = |service: &ObjectKey| {
+            let mut endpoints = catalog.slices_of(service).flat_map(|slice| &slice.endpoints);
+            endpoints.any(|endpoint| !endpoint.hints.zones.is_empty())
+        };
+        let hinted: Vec<ObjectKey> =
+            self.services.keys().filter(|service| hinted(service)).cloned().collect();
+        for service in &hinted {
+            self.update(catalog, service);
+        }
     }
 
     /// The claimed frontends of an address.
@@ -231,7 +254,7 @@ impl ServiceTable {
             let backends = match shared.iter().find(|(of, _)| *of == group) {
                 Some((_, backends)) => backends.clone(),
                 None => {
-                    let backends = backend_set(catalog, &self.node, of, group).map(Arc::new);
+                    let backends = backend_set(catalog, &self.place, of, group).map(Arc::new);
                     shared.push((group, backends.clone()));
                     backends
                 }
@@ -351,7 +374,8 @@ impl ServiceTable {
                 Some(_) if self.context.translation_off => UntranslatedReason::AllAre,
                 Some(_) => UntranslatedReason::Disputed,
             };
-            let backends = backends.into_iter().flat_map(|backends| backends.ready()).collect();
+            let backends =
+                backends.into_iter().flat_map(|backends| backends.ready_anywhere()).collect();
             Some(Arc::new(Untranslated { service: key.clone(), reason, backends, sources: None }))
         };
         claims.filter_map(vip).collect()

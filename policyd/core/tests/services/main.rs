@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
+mod locality;
 mod vip_policy;
 
 use std::collections::BTreeMap;
@@ -21,19 +22,35 @@ fn service(name: &str, spec: Value) -> Event {
     Event::from(convert::service(&serde_json::from_value(object).unwrap()).unwrap())
 }
 
+/// (address, state, node), then (node, zone).
+type HintedEndpoint<'a> = ((&'a str, &'a str, &'a str), (&'a str, &'a str));
+
 /// `endpoints` are (address, "ready" | "draining" | "serving" | "unready", node).
 fn slice(name: &str, service: &str, ports: Value, endpoints: &[(&str, &str, &str)]) -> Event {
-    let v4 = endpoints.first().is_none_or(|(address, ..)| !address.contains(':'));
+    let endpoints: Vec<_> = endpoints.iter().map(|of| (*of, ("", ""))).collect();
+    hinted_slice(name, service, ports, &endpoints)
+}
+
+/// The same with the node and the zone that each endpoint is hinted for; "": no such hint.
+fn hinted_slice(
+    name: &str,
+    service: &str,
+    ports: Value,
+    endpoints: &[HintedEndpoint<'_>],
+) -> Event {
+    let hint = |name: &str| if name.is_empty() { json!([]) } else { json!([{"name": name}]) };
+    let v4 = endpoints.first().is_none_or(|((address, ..), _)| !address.contains(':'));
     let endpoints: Vec<Value> = endpoints
         .iter()
-        .map(|(address, state, node)| {
+        .map(|((address, state, node), (for_node, for_zone))| {
             let conditions = match *state {
                 "ready" => json!({}),
                 "draining" => json!({"ready": false, "serving": true, "terminating": true}),
                 "serving" => json!({"ready": false, "serving": true}),
                 _ => json!({"ready": false, "serving": false, "terminating": true}),
             };
-            json!({"addresses": [address], "conditions": conditions, "nodeName": node})
+            let hints = json!({"forNodes": hint(for_node), "forZones": hint(for_zone)});
+            json!({"addresses": [address], "conditions": conditions, "nodeName": node, "hints": hints})
         })
         .collect();
     let object = json!({
@@ -388,8 +405,11 @@ fn the_first_by_name_has_a_disputed_frontend() {
     assert_eq!(table.disputes().count(), 0);
 }
 
-/// Objects of a small world, so that they collide: the same services, slices and addresses again and again.
-fn changes() -> impl Strategy<Value = Vec<Event>> {
+/// The own node's zone.
+type Zone = Option<&'static str>;
+
+/// Objects of a small world, and where the node is after each, so that they collide: the same services, slices and addresses again and again.
+fn changes() -> impl Strategy<Value = Vec<(Event, Zone)>> {
     let name = prop::sample::select(vec!["a", "b", "c"]);
     let address = prop::sample::select(vec!["10.96.0.1", "10.96.0.2", "fd00:96::1", "None", ""]);
     let port =
@@ -411,7 +431,12 @@ fn changes() -> impl Strategy<Value = Vec<Event>> {
     let state = prop::sample::select(vec!["ready", "draining", "serving", "unready"]);
     let at = prop::sample::select(vec!["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
     let endpoint = (at, state, prop::sample::select(vec![NODE, "there"]));
-    let endpoints = prop::collection::vec(endpoint, 0..4);
+    // hints on few endpoints are as good as none
+    let hints = (
+        prop::sample::select(vec!["", NODE, "there", "there"]),
+        prop::sample::select(vec!["", "z1", "z1", "z2", "z2"]),
+    );
+    let endpoints = prop::collection::vec((endpoint, hints), 0..4);
     let slices = prop::sample::select(vec!["s", "t", "u"]);
     let fill = (slices.clone(), name.clone(), endpoints, 1u16..3, any::<bool>()).prop_map(
         |(slice_name, of, endpoints, number, named)| {
@@ -419,18 +444,24 @@ fn changes() -> impl Strategy<Value = Vec<Event>> {
                 {"name": if named { "x" } else { "" }, "protocol": "TCP", "port": number},
                 {"name": "", "protocol": "UDP", "port": number},
             ]);
-            slice(slice_name, of, ports, &endpoints)
+            hinted_slice(slice_name, of, ports, &endpoints)
         },
     );
     let gone = name.prop_map(|name| Event::Gone(ObjectId::Service(ObjectKey::new("shop", name))));
     let emptied =
         slices.prop_map(|name| Event::Gone(ObjectId::EndpointSlice(ObjectKey::new("shop", name))));
-    prop::collection::vec(prop_oneof![4 => set, 5 => fill, 1 => gone, 1 => emptied], 0..20)
+    let change = prop_oneof![4 => set, 5 => fill, 1 => gone, 1 => emptied];
+    let zone = prop::sample::select(vec![None, Some("z1"), Some("z1"), Some("z2")]);
+    prop::collection::vec((change, zone), 0..20)
 }
 
 /// The same, as naively as can be: for each address, port and protocol anybody could ask for.
-fn naive(index: &Index, frontend: Frontend) -> Option<BTreeMap<(std::net::IpAddr, u16), bool>> {
-    use podgate_policy::model::{Condition, TrafficPolicy};
+fn naive(
+    index: &Index,
+    zone: Zone,
+    frontend: Frontend,
+) -> Option<BTreeMap<(std::net::IpAddr, u16), bool>> {
+    use podgate_policy::model::{Condition, TopologyHints, TrafficPolicy};
     let catalog = index.services();
     let claims = |service: &&std::sync::Arc<podgate_policy::model::Service>| {
         let cluster = service.addressing.cluster();
@@ -450,7 +481,8 @@ fn naive(index: &Index, frontend: Frontend) -> Option<BTreeMap<(std::net::IpAddr
         .find(|p| (p.port, p.protocol) == (frontend.port, frontend.protocol))?;
     let local = service.addressing.cluster().contains(&frontend.address)
         && service.internal == TrafficPolicy::Local;
-    let mut found: BTreeMap<(std::net::IpAddr, u16), Vec<Condition>> = BTreeMap::new();
+    let mut found: BTreeMap<(std::net::IpAddr, u16), Vec<(Condition, &TopologyHints)>> =
+        BTreeMap::new();
     for slice in catalog.slices().filter(|slice| slice.service_key().as_ref() == Some(&service.key))
     {
         for of in
@@ -462,23 +494,48 @@ fn naive(index: &Index, frontend: Frontend) -> Option<BTreeMap<(std::net::IpAddr
                     found
                         .entry((endpoint.address, of.number))
                         .or_default()
-                        .push(endpoint.condition);
+                        .push((endpoint.condition, &*endpoint.hints));
                 }
             }
         }
     }
-    let any = |of: Condition| found.values().any(|seen| seen.contains(&of));
-    let picked: &[Condition] = match (any(Condition::Ready), any(Condition::Draining)) {
-        (true, _) => &[Condition::Ready],
-        (false, true) => &[Condition::Draining],
+    let any = |of: Condition| found.values().flatten().any(|(condition, _)| *condition == of);
+    let picked = match (any(Condition::Ready), any(Condition::Draining)) {
+        (true, _) => Condition::Ready,
+        (false, true) => Condition::Draining,
         _ => return None,
     };
-    let kept = [Condition::Ready, Condition::Draining, Condition::Serving];
-    let state = |seen: &Vec<Condition>| {
-        let ready = seen.iter().any(|of| picked.contains(of));
-        (ready || seen.iter().any(|of| kept.contains(of))).then_some(ready)
+    // whom the ready entries of each backend are for
+    type Names = std::collections::BTreeSet<String>;
+    let names = |of: fn(&TopologyHints) -> &Vec<std::sync::Arc<str>>| -> BTreeMap<_, Names> {
+        let ready = |seen: &Vec<(Condition, &TopologyHints)>| {
+            let ready = seen.iter().filter(|(condition, _)| *condition == Condition::Ready);
+            ready.flat_map(|(_, hints)| of(hints)).map(ToString::to_string).collect::<Names>()
+        };
+        let is_ready = |seen: &Vec<(Condition, &TopologyHints)>| {
+            seen.iter().any(|(condition, _)| *condition == Condition::Ready)
+        };
+        let backends = found.iter().filter(|(_, seen)| is_ready(seen));
+        backends.map(|(backend, seen)| (*backend, ready(seen))).collect()
     };
-    Some(found.iter().filter_map(|(backend, seen)| Some((*backend, state(seen)?))).collect())
+    let kinds = [(names(|hints| &hints.nodes), Some(NODE)), (names(|hints| &hints.zones), zone)];
+    let in_force = kinds.iter().find(|(names, here)| {
+        let all = names.values().all(|names| !names.is_empty());
+        let one = here.is_some_and(|here| names.values().any(|names| names.contains(here)));
+        !local && all && one
+    });
+    let is_here = |backend: &(std::net::IpAddr, u16)| match in_force {
+        Some((names, Some(here))) => names.get(backend).is_some_and(|names| names.contains(*here)),
+        _ => true,
+    };
+    let mut all = BTreeMap::new();
+    for (backend, seen) in &found {
+        let is = |of: Condition| seen.iter().any(|(condition, _)| *condition == of);
+        if is(Condition::Ready) || is(Condition::Draining) || is(Condition::Serving) {
+            all.insert(*backend, is(picked) && is_here(backend));
+        }
+    }
+    Some(all)
 }
 
 fn every_frontend() -> impl Iterator<Item = Frontend> {
@@ -502,8 +559,9 @@ proptest! {
         let mut index = Index::new();
         let mut table = ServiceTable::new(NODE);
         let mut mirror = BTreeMap::new();
-        for change in changes {
+        for (change, zone) in changes {
             index.apply(change);
+            table.set_zone(index.services(), zone.map(Into::into));
             table.follow(index.services_mut());
             for frontend in table.take_changes() {
                 match table.get(&frontend) {
@@ -511,7 +569,8 @@ proptest! {
                     None => mirror.remove(&frontend),
                 };
             }
-            let fresh = ServiceTable::of(index.services(), NODE);
+            let mut fresh = ServiceTable::of(index.services(), NODE);
+            fresh.set_zone(index.services(), zone.map(Into::into));
             prop_assert_eq!(spell(&table), spell(&fresh));
             let now: BTreeMap<_, _> = table.iter().map(|(frontend, of)| (frontend, of.clone())).collect();
             prop_assert_eq!(&mirror, &now);
@@ -521,7 +580,7 @@ proptest! {
                         .map(|(b, state)| ((b.address, b.port), *state == BackendState::Ready))
                         .collect::<BTreeMap<_, _>>()
                 });
-                prop_assert_eq!(found, naive(&index, frontend), "{}", frontend);
+                prop_assert_eq!(found, naive(&index, zone, frontend), "{}", frontend);
             }
         }
     }

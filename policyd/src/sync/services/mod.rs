@@ -16,11 +16,11 @@ use clap::ValueEnum;
 use podgate_bpf::abi::BackendState;
 use podgate_bpf::services::{Affinity, Frontend, ServiceEntry};
 use podgate_bpf::{Datapath, Result};
+use podgate_policy::index::Index;
 use podgate_policy::model::Protocol;
+use podgate_policy::scopes::ZONE_LABEL;
 use podgate_policy::services as policy;
-use podgate_policy::services::{
-    AffinityNumbers, Catalog, NodeContext, ServiceTable, UntranslatedSet,
-};
+use podgate_policy::services::{AffinityNumbers, NodeContext, ServiceTable, UntranslatedSet};
 
 pub use plan::{ServiceState, Step, Wanted};
 
@@ -107,9 +107,11 @@ impl ServiceSync {
         })
     }
 
-    /// Follows the changes of the services. True if the maps have to change.
-    pub fn follow(&mut self, catalog: &mut Catalog) -> bool {
-        self.table.follow(catalog);
+    /// Follows the changes of the services and of the own node's zone. True if the maps have to change.
+    pub fn follow(&mut self, index: &mut Index) -> bool {
+        let zone = index.node(self.table.node()).and_then(|node| node.labels.get(ZONE_LABEL));
+        self.table.set_zone(index.services(), zone.filter(|zone| !zone.is_empty()).cloned());
+        self.table.follow(index.services_mut());
         self.pending.extend(self.table.take_changes().into_iter().map(to_map));
         !self.pending.is_empty()
     }
