@@ -98,6 +98,12 @@ test-cluster: setup-test ## a real Kubernetes on this machine: policies by kubec
 	@$(MAKE) build
 	@scripts/test.sh cluster
 
+.PHONY: test-differences
+test-differences: setup-test ## random services beside the real kube-proxy, in both of its modes (root)
+	@scripts/preflight.sh runtime
+	@$(MAKE) build
+	@scripts/test.sh differences
+
 .PHONY: conformance
 conformance: setup-test ## the conformance suite of ClusterNetworkPolicy with its own waiting times; writes its report to docs (root)
 	@scripts/preflight.sh runtime

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Runs test tiers: scripts/test.sh [unit] [kernel] [runtime] [cluster]
+# Runs test tiers: scripts/test.sh [unit] [kernel] [runtime] [cluster] [differences]
+#
+# `differences`, the random services beside the real kube-proxy, runs when it is asked for: make test-differences.
 #
 # Every test target of the workspace belongs to exactly one tier, by its kind, crate and name, so no test is
 # forgotten because somebody named a file freely. The root tiers run each test binary through
@@ -22,6 +24,7 @@ all=$(scripts/cargo.sh metadata --no-deps --format-version 1 | jq -r '
     | (if $kind == "lib" or $kind == "bin" then "unit"
        elif $kind != "test" then empty
        elif $name | startswith("runtime_") then "runtime"
+       elif $name == "cluster_differences" then "differences"
        elif $name | startswith("cluster_") then "cluster"
        elif $package == "podgate-policy" then "unit"
        elif $name | test("^(ctl|golden|goldens|unit)(_|$)") then "unit"
@@ -32,13 +35,13 @@ all=$(scripts/cargo.sh metadata --no-deps --format-version 1 | jq -r '
 run_tier() {
     local tier=$1 config=()
     if ! grep -q "^$tier " <<<"$all"; then
-        echo "test: no test target belongs to the tier '$tier' (tiers: unit, kernel, runtime, cluster)" >&2
+        echo "test: no test target belongs to the tier '$tier' (tiers: unit, kernel, runtime, cluster, differences)" >&2
         return 2
     fi
     case $tier in
     kernel) scripts/preflight.sh || return ;;
     runtime) scripts/preflight.sh runtime || return ;;
-    cluster)
+    cluster | differences)
         scripts/preflight.sh runtime || return
         PODGATE_CLUSTER_BIN=$(scripts/cluster-programs.sh) || return
         # the name that the rendered objects ask for

@@ -42,7 +42,8 @@ fn limits_hold_when_add_is_answered_and_follow_every_change() {
         let _policyd = node.policyd();
         node.ready();
         let endpoint = node.endpoint("shop/web", "10.0.0.1");
-        assert_eq!(node.add(&[&endpoint]), Response::Ok);
+        // the first limited pod of a node waits for programs to be verified: on a busy machine for longer than an ADD waits
+        eventually("ADD is answered", || node.add(&[&endpoint]) == Response::Ok);
         let limited = limits(node, &endpoint).expect("the annotation's limit");
         assert_eq!(bandwidth(&limited, Direction::Ingress), Rate::per_second(1_000_000, 131_072));
         assert_eq!(bandwidth(&limited, Direction::Egress), Rate::NONE);
