@@ -155,18 +155,24 @@ impl ServiceTable {
             || old.untranslated != new.untranslated
             || old.node_ports != new.node_ports
             || old.cluster != new.cluster;
-        let frontends: Vec<Frontend> =
-            old.frontends.keys().chain(new.frontends.keys()).copied().collect();
+        let frontends: BTreeMap<Frontend, bool> = (old
+            .frontends
+            .keys()
+            .chain(new.frontends.keys()))
+        .map(|frontend| (*frontend, old.frontends.get(frontend) != new.frontends.get(frontend)))
+        .collect();
         if new != ServiceFrontends::default() {
             self.services.insert(key.clone(), new);
         }
-        for frontend in frontends {
+        for (frontend, differs) in frontends {
             let leads = !self.claims.contains_key(&frontend) || self.get(&frontend).is_some();
             let other = match leads {
                 true => self.without_backend.remove(&frontend),
                 false => self.without_backend.insert(frontend),
             };
-            self.untranslated_changed |= other || self.context.own.contains(&frontend.address);
+            // where the service that has it leads nowhere, a proxy may go by any of the others
+            self.untranslated_changed |=
+                other || differs && !leads || self.context.own.contains(&frontend.address);
         }
     }
 

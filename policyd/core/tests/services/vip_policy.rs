@@ -331,3 +331,37 @@ fn s15_15_a_pod_that_is_its_own_endpoint_behind_a_node_port_is_judged() {
     assert!(is_allowed(answers(json!([{}]), all(vec![]), &[], to)));
     assert!(!is_allowed(answers(json!([{}]), all(vec![denied]), &[], to)));
 }
+
+/// The service that has the address leads nowhere: for a proxy any of the others may have it, and what they lead to counts.
+#[test]
+fn the_endpoints_of_a_service_that_lost_an_address_count_while_the_winner_has_none() {
+    let claimed = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+    let endpoint = |address| slice("b-0", "b", http(2), &[(address, "ready", "")]);
+    let mut index = index(vec![
+        service("a", claimed.clone()),
+        service("b", claimed),
+        service("c", json!({"clusterIP": "10.96.0.3", "ports": [{"port": 80}]})),
+        slice("c-0", "c", http(3), &[("10.0.0.3", "ready", "")]),
+        endpoint("10.0.0.1"),
+    ]);
+    let mut table = ServiceTable::new(NODE);
+    let mut follow = |index: &mut Index| {
+        table.follow(index.services_mut());
+        (table.take_untranslated_changed(), spell(&table.untranslated()))
+    };
+    let lines = |second: &str| {
+        ["10.96.0.1 80/TCP NoEndpoint ->", &format!("10.96.0.1 80/TCP Disputed -> {second}")]
+            .map(str::to_owned)
+    };
+    assert_eq!(follow(&mut index), (true, lines("10.0.0.1:2").to_vec()));
+    index.apply(endpoint("10.0.0.9"));
+    assert_eq!(follow(&mut index), (true, lines("10.0.0.9:2").to_vec()));
+    // of a service that has its address nothing is left alone
+    index.apply(slice("c-0", "c", http(3), &[("10.0.0.4", "ready", "")]));
+    assert_eq!(follow(&mut index), (false, lines("10.0.0.9:2").to_vec()));
+    // nor where the winner leads somewhere
+    index.apply(slice("a-0", "a", http(1), &[("10.0.0.5", "ready", "")]));
+    assert_eq!(follow(&mut index), (true, Vec::new()));
+    index.apply(endpoint("10.0.0.1"));
+    assert_eq!(follow(&mut index), (false, Vec::new()));
+}

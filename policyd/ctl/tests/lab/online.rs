@@ -76,7 +76,10 @@ fn services_are_listed_explained_and_seen() {
     assert!(listed.contains("infra/dns") && listed.contains("10.96.0.10:53/UDP"), "{listed}");
     assert!(listed.contains("infra/dns-2 (10.9.0.12:5353)"), "{listed}");
     let noted = listed.lines().find(|line| line.contains("shop/api")).unwrap();
-    assert!(noted.contains("trafficDistribution PreferClose: the hints in the slices decide"), "{listed}");
+    assert!(
+        noted.contains("trafficDistribution PreferClose: the hints in the slices decide"),
+        "{listed}"
+    );
     let listed = lab.says(&["services", "--namespace", "shop", "-o", "json"]);
     let listed = serde_json::from_str::<Value>(&listed).unwrap();
     assert!(
